@@ -1,0 +1,64 @@
+"""Figures of a study, drawn from its cells."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from ablations.arms import BASELINE
+from ablations.record import Result, Row
+
+_GREY, _BLUE = "#777777", "#0072B2"  # Okabe and Ito: distinct to colour-blind readers and in grey print
+
+Curves = list[tuple[list[float], list[float]]]  # x and validation accuracy in percent of every seed
+AXES = {"epoch": "epoch", "seconds": "training seconds"}
+
+
+def accuracy(cells: Sequence[tuple[Result, list[Row]]], x: str, path: Path) -> None:
+    """Validation accuracy by "epoch" or "seconds": a panel an arm, the baseline in grey in each."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    curves = _curves(cells, x)
+    baseline = curves.pop(BASELINE, None)
+    panels = curves or {BASELINE: baseline or []}
+    columns = min(len(panels), 4)
+    lines = -(-len(panels) // columns)
+    size = (max(3.2 * columns, 4.5), 2.6 * lines + 0.3)
+    figure, axes = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for axis, (arm, seeds) in zip(axes.flat, panels.items(), strict=False):
+        if baseline and arm != BASELINE:
+            _draw(axis, baseline, _GREY, "--", BASELINE)
+        _draw(axis, seeds, _BLUE, "-", arm)
+        axis.set_title(arm, fontsize=10)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, loc="lower right")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    figure.supxlabel(AXES[x], fontsize=10)
+    figure.supylabel("validation accuracy, %", fontsize=10)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def _curves(cells: Sequence[tuple[Result, list[Row]]], x: str) -> dict[str, Curves]:
+    by_arm = groupby(sorted(cells, key=lambda cell: cell[0]["arm"]), key=lambda cell: cell[0]["arm"])
+    return {
+        arm: [([row[x] for row in rows], [100 * row["val/accuracy"] for row in rows]) for _, rows in group]
+        for arm, group in by_arm
+    }
+
+
+def _draw(axis, seeds: Curves, colour: str, style: str, label: str) -> None:  # type: ignore[no-untyped-def]
+    """Each seed thin, their mean thick (at the mean of their x)."""
+    if len(seeds) > 1:
+        for x, y in seeds:
+            axis.plot(x, y, style, color=colour, linewidth=0.7, alpha=0.5)
+        label += f", mean of {len(seeds)} seeds"
+    x_mean, y_mean = np.mean(np.array(seeds), axis=0)
+    axis.plot(x_mean, y_mean, style, color=colour, linewidth=1.8, marker="." if len(x_mean) < 3 else None, label=label)

@@ -1,0 +1,164 @@
+"""Recipes: everything a result depends on besides its arm and seed. Each value is an option of run.py."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ablations.arms import BASELINE
+from core import engine
+from core.augment import preparation
+from core.data import Data
+from core.errors import InputError, choose
+from core.step import DIFFERENTIATORS, AdamW, Prepare
+from core.vit import VitConfig
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A preset's values."""
+
+    data: str = "digits"
+    """digits, cifar10, cifar100, cifar100-coarse, folder:PATH or folder:PATH@coarse."""
+    image: int | None = None
+    """Side in pixels that images are resized to; None: as they are."""
+
+    patch: int = 4
+    """Patch side in pixels."""
+    width: int = 64
+    """Embedding width D."""
+    depth: int = 4
+    """Blocks."""
+    heads: int = 4
+    """Attention heads."""
+    mlp: int = 256
+    """Hidden width of the MLP."""
+    dropout: float = 0.0
+    """Dropout probability."""
+    patch_norm: bool = False
+    """LayerNorm after the patch embedding."""
+    head: str = "linear"
+    """linear, or mlp: Linear(D, D/2), GELU, dropout, Linear."""
+    baseline_width: int | None = None
+    """Width of the arm `baseline` alone; None: as the others."""
+    baseline_heads: int | None = None
+    """Heads of the arm `baseline` alone; None: as the others."""
+
+    epochs: int = 10
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Images a step."""
+    learning_rate: float = 1e-3
+    """AdamW's learning rate (peak)."""
+    weight_decay: float = 0.05
+    """AdamW's decoupled weight decay."""
+    decay_all: bool = False
+    """Decay every parameter, not matrices only."""
+    schedule: str = "cosine"
+    """constant or cosine (to zero)."""
+    warmup: float = 0.1
+    """Share of the steps with a linear warm-up, 0 to below 1."""
+
+    flip: bool | None = None
+    """Mirror half of the images; None: if the data allows it (digits do not)."""
+    shift: int = 2
+    """Shift by up to this many pixels."""
+    rotate: float = 15.0
+    """Rotate by up to this many degrees."""
+
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    engine: str = "auto"
+    """auto, eager, compiled or graphed."""
+    precision: str = "auto"
+    """fp32, bf16, or auto: bf16 on cuda, else fp32."""
+    differentiator: str = "autograd"
+    """autograd or func (torch.func)."""
+    set: tuple[str, ...] = ()
+    """Parameters of optimizations, added to the preset's: NAME.PARAMETER=VALUE, such as decatt.weight=10."""
+
+    def resolve_machine(self) -> "Recipe":
+        """With device, engine and precision decided; InputError for one that is unknown or not to be had."""
+        choose("device", self.device, DEVICES)
+        choose("precision", self.precision, ("auto", *PRECISIONS))
+        choose("differentiator", self.differentiator, DIFFERENTIATORS)
+        available = torch.cuda.is_available()
+        if self.device == "cuda" and not available:
+            raise InputError("device 'cuda' is not available here: pass --device cpu, or install a CUDA build of torch")
+        device = ("cuda" if available else "cpu") if self.device == "auto" else self.device
+        precision = ("bf16" if device == "cuda" else "fp32") if self.precision == "auto" else self.precision
+        return replace(self, device=device, precision=precision, engine=engine.resolve(self.engine, device))
+
+    def resolve_data(self, data: Data) -> "Recipe":
+        """With image side and mirroring decided; InputError for sizes that do not fit the data."""
+        count = len(data.train.labels)
+        if self.epochs < 1:
+            raise InputError(f"epochs {self.epochs} is too small: at least 1")
+        if not 1 <= self.batch_size <= count:
+            raise InputError(f"batch size {self.batch_size} does not fit the {count} training images: 1 to {count}")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warm-up {self.warmup} is outside 0 to below 1: it is a share of the steps")
+        return replace(self, image=data.image, flip=data.mirrors if self.flip is None else self.flip)
+
+    def model(self, arm: str, data: Data) -> VitConfig:
+        """The model of an arm."""
+        alone = arm == BASELINE
+        return VitConfig(
+            image=data.image,
+            patch=self.patch,
+            width=self.baseline_width or self.width if alone else self.width,
+            depth=self.depth,
+            heads=self.baseline_heads or self.heads if alone else self.heads,
+            mlp=self.mlp,
+            classes=len(data.classes),
+            channels=data.train.images.shape[1],
+            dropout=self.dropout,
+            patch_norm=self.patch_norm,
+            head=self.head,
+        )
+
+    def optimizer(self, steps_per_epoch: int) -> AdamW:
+        """AdamW over the whole run."""
+        steps = self.epochs * steps_per_epoch
+        return AdamW(
+            self.learning_rate,
+            self.weight_decay,
+            decay_all=self.decay_all,
+            schedule=self.schedule,
+            warmup=int(self.warmup * steps),
+            steps=steps,
+        )
+
+    def prepare(self, data: Data) -> Prepare:
+        """Augmentation and normalisation."""
+        return preparation(data.mean, data.std, bool(self.flip), self.shift, self.rotate)
+
+
+_QUICK = Recipe()
+_MATCHED = Recipe(
+    data="cifar10",
+    width=192,
+    depth=12,
+    heads=3,
+    mlp=512,
+    dropout=0.1,
+    patch_norm=True,
+    head="mlp",
+    epochs=50,
+    batch_size=256,
+    weight_decay=1e-3,
+    decay_all=True,
+    flip=True,
+    shift=0,
+    set=("decatt.weight=150", "decatt.norm=frobenius"),
+)
+_PUBLISHED = replace(_MATCHED, baseline_width=384, baseline_heads=6, schedule="constant", warmup=0.0)
+
+PRESETS: dict[str, Recipe] = {"quick": _QUICK, "matched": _MATCHED, "published": _PUBLISHED}
+ABOUT: dict[str, str] = {
+    "quick": "0.2 M parameters on digits, minutes on a CPU; the default without an accelerator",
+    "matched": "the published study with one model for all arms, cosine schedule; the default on a GPU",
+    "published": "the published study as it was: a baseline of 12.0 M parameters against arms of 4.2 M",
+}

@@ -1,0 +1,164 @@
+"""What a study writes: a folder a cell, TensorBoard events, and JSON files that appear whole or not at all."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.errors import InputError
+
+Result = dict[str, Any]
+Row = dict[str, float]
+
+LAYOUT = {
+    "Arms side by side": {
+        "Validation accuracy": ["Multiline", [r"^val/accuracy$"]],
+        "Validation loss": ["Multiline", [r"^val/loss$"]],
+        "Training loss": ["Multiline", [r"^train/loss$"]],
+        "Images per second": ["Multiline", [r"^speed/images_per_second$"]],
+        "Step time (ms)": ["Multiline", [r"^speed/step_ms$"]],
+        "Peak memory of a step (MiB)": ["Multiline", [r"^memory/peak_mib$"]],
+    }
+}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content atomically."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def environment(device: str) -> dict[str, str]:
+    """Versions, hardware and source revision."""
+    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    try:
+        here = Path(__file__).parent
+        git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        revision = "unknown"
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device_name": name,
+        "threads": str(torch.get_num_threads()),
+        "revision": revision,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def open_study(out: Path, preset: str, recipe: dict[str, Any], versions: dict[str, str]) -> None:
+    """Create a study's folder, or continue it if its cells were made by the same recipe (else InputError)."""
+    path = out / "study.json"
+    configuration = json.loads(json.dumps({"preset": preset, **recipe}))
+    if path.is_file():
+        before = json.loads(path.read_text())["configuration"]
+        keys = [k for k in {**before, **configuration} if before.get(k) != configuration.get(k)]
+        if keys:
+            changes = ", ".join(f"{k} {before.get(k)!r} -> {configuration.get(k)!r}" for k in keys)
+            raise InputError(f"'{out}' holds a study with other settings ({changes}); pass another --out, or the same")
+        return
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"'{out}' is not empty and holds no study; pass another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"configuration": configuration, "environment": versions})
+
+
+def cell_folder(out: Path, arm: str, seed: int) -> Path:
+    """Where a cell is kept."""
+    return out / arm / f"seed{seed}"
+
+
+def finished(folder: Path) -> bool:
+    """Whether the cell has a result."""
+    return (folder / "result.json").is_file()
+
+
+def results(out: Path) -> list[Result]:
+    """The results of all finished cells, sorted by arm and seed."""
+    return [json.loads(path.read_text()) for path in sorted(out.glob("*/seed*/result.json"))]
+
+
+def failures(out: Path) -> list[Result]:
+    """What is recorded of the cells that failed last time."""
+    return [json.loads(path.read_text()) for path in sorted(out.glob("*/seed*/failed.json"))]
+
+
+def history(out: Path, result: Result) -> list[Row]:
+    """A cell's metrics by epoch."""
+    path = cell_folder(out, result["arm"], result["seed"]) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Recorder:
+    """A cell's files while it trains. result.json comes last: without it the cell does not count."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self._writer = SummaryWriter(str(folder))
+        self._writer.add_custom_scalars(LAYOUT)
+        self._metrics = (folder / "metrics.jsonl").open("w")
+
+    def epoch(self, row: Row) -> None:
+        """Add one epoch's metrics to metrics.jsonl and TensorBoard (tags are the keys with a /)."""
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+        for tag, value in row.items():
+            if "/" in tag:
+                self._writer.add_scalar(tag, value, int(row["epoch"]))
+
+    def finish(self, result: Result, settings: dict[str, Any]) -> None:
+        """Close the cell: HParams in the cell's own event file, then the result."""
+        from torch.utils.tensorboard.summary import hparams
+
+        measured = {f"result/{k}": result[k] for k in ("best_val_accuracy", "images_per_second", "step_ms_median")}
+        measured["result/peak_mib"] = result["peak_bytes"] / 2**20
+        shown = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
+        for summary in hparams(shown, measured):
+            self._writer._get_file_writer().add_summary(summary)
+        for tag, value in measured.items():
+            self._writer.add_scalar(tag, value, result["epochs"])
+        self._close()
+        write_json(self.folder / "result.json", result)
+
+    def fail(self, arm: str, seed: int, error: BaseException, trace: str) -> None:
+        """Close the cell as failed: failed.json tells why."""
+        self._close()
+        write_json(
+            self.folder / "failed.json",
+            {"arm": arm, "seed": seed, "error": f"{type(error).__name__}: {error}", "traceback": trace},
+        )
+
+    def _close(self) -> None:
+        self._writer.close()
+        self._metrics.close()
+
+
+def cells(out: Path) -> Iterator[tuple[Result, list[Row]]]:
+    """Every finished cell with its history."""
+    for result in results(out):
+        yield result, history(out, result)

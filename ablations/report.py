@@ -1,0 +1,185 @@
+"""What a study concludes: table, results.csv, report.md and figures, all rebuilt from its cells.
+
+python ablations/report.py runs/NAME
+"""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from ablations import figures
+from ablations.arms import BASELINE
+from ablations.presets import PRESETS
+from ablations.record import Result, cells, failures, results, write_text
+from core.errors import InputError
+from core.transforms import REGISTRY
+
+DECATT_NOTE = (
+    "The published DeCAtt arm computed something else: its A was the residual stream after block 3, cut into "
+    'runs of 21 2/3 tokens as "heads", and its penalty sat on its floor. Its model had 3 heads against the '
+    "6 of its baseline, so its published speed-up is not the loss's."
+)
+UNEQUAL_NOTE = (
+    "As published, `baseline` is a larger model than the other arms; differences from it mix size and "
+    "technique. The preset `matched` gives all arms one model."
+)
+COLUMNS: list[tuple[str, Callable[[Result], float], str]] = [
+    ("parameters", lambda r: r["parameters"], ",.0f"),
+    ("best val acc, %", lambda r: 100 * r["best_val_accuracy"], ".2f"),
+    ("final val acc, %", lambda r: 100 * r["final_val_accuracy"], ".2f"),
+    ("train loss", lambda r: r["final_train_loss"], ".4f"),
+    ("train time, s", lambda r: r["train_seconds"], ".1f"),
+    ("images/s", lambda r: r["images_per_second"], ",.0f"),
+    ("step, ms", lambda r: r["step_ms_median"], ".1f"),
+    ("peak, MiB", lambda r: r["peak_bytes"] / 2**20, ",.0f"),
+]
+RATIOS: list[tuple[str, str]] = [("time / baseline", "step_ms_median"), ("peak / baseline", "peak_bytes")]
+
+
+def by_arm(finished: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results by arm: the baseline, then by number of optimizations and name."""
+    names = sorted({r["arm"] for r in finished}, key=lambda name: (name != BASELINE, name.count("+"), name))
+    return {name: [r for r in finished if r["arm"] == name] for name in names}
+
+
+def table(finished: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Header and one row an arm: means over its seeds, with the standard deviation where there are several."""
+    arms = by_arm(finished)
+    header = ["arm", "seeds", *(title for title, _, _ in COLUMNS)]
+    if BASELINE in arms:
+        header += [title for title, _ in RATIOS]
+    rows = []
+    for name, group in arms.items():
+        row = [name, str(len(group)), *(_cell([value(r) for r in group], form) for _, value, form in COLUMNS)]
+        if BASELINE in arms:
+            row += [f"{mean(r[k] for r in group) / mean(r[k] for r in arms[BASELINE]):.2f}" for _, k in RATIOS]
+        rows.append(row)
+    return header, rows
+
+
+def _cell(values: list[float], form: str) -> str:
+    centre = format(mean(values), form)
+    return centre if len(set(values)) < 2 else f"{centre} ± {format(stdev(values), form)}"
+
+
+def write(out: Path) -> list[Path]:
+    """Write results.csv, report.md and the figures of a study; returns their paths.
+
+    Raises InputError if the folder holds no study, or none of its cells has finished.
+    """
+    if not (out / "study.json").is_file():
+        raise InputError(f"'{out}' holds no study (no study.json); pass a folder that ablations/run.py wrote")
+    finished = results(out)
+    if not finished:
+        raise InputError(f"'{out}' has no finished cell yet; run ablations/run.py --out {out} again")
+    drawn = [out / "figures" / f"accuracy_by_{name}.png" for name in ("epoch", "second")]
+    everything = list(cells(out))
+    for path, x in zip(drawn, ("epoch", "seconds"), strict=True):
+        figures.accuracy(everything, x, path)
+    write_text(out / "results.csv", _csv(finished))
+    write_text(out / "report.md", _markdown(out, finished, drawn))
+    return [out / "report.md", out / "results.csv", *drawn]
+
+
+def _csv(finished: Sequence[Result]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for r in finished for key in r)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(finished)
+    return text.getvalue()
+
+
+def _markdown(out: Path, finished: Sequence[Result], drawn: Sequence[Path]) -> str:
+    study = json.loads((out / "study.json").read_text())
+    configuration, environment = study["configuration"], study["environment"]
+    header, rows = table(finished)
+    lines = [
+        f"# {configuration['preset']} on {configuration['data']}",
+        "",
+        _terms(configuration, environment),
+        "",
+        "| " + " | ".join(header) + " |",
+        "|" + " --- |" * len(header),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+        *_reading(finished),
+        *(line for path in drawn for line in ("", f"![{path.stem}]({path.relative_to(out).as_posix()})")),
+        "",
+        "## Arms",
+        "",
+        *(f"* `{name}`: {t.about}. Contract: {t.contract}." for name, t in REGISTRY.items() if _uses(finished, name)),
+        *_notes(configuration, finished),
+        *_failed(out),
+        "",
+        "## Settings and environment",
+        "",
+        "```json",
+        json.dumps(study, indent=2),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _terms(configuration: dict[str, Any], environment: dict[str, str]) -> str:
+    preset = json.loads(json.dumps(asdict(PRESETS[configuration["preset"]])))
+    undecided = ("auto", None)
+    changed = [
+        f"{k} {preset[k]} -> {v}" for k, v in configuration.items() if k in preset and preset[k] not in (v, *undecided)
+    ]
+    overrides = f" Changed from the preset: {', '.join(changed)}." if changed else ""
+    return (
+        f"{configuration['epochs']} epochs, batch {configuration['batch_size']}, {configuration['precision']}, engine "
+        f"{configuration['engine']}, on {environment['device_name']} ({configuration['device']}), torch "
+        f"{environment['torch']}.{overrides}"
+    )
+
+
+def _reading(finished: Sequence[Result]) -> list[str]:
+    seeds = len({r["seed"] for r in finished})
+    many = f"Means over {seeds} seeds ± standard deviation." if seeds > 1 else "One seed: differences carry no error bar."
+    return [
+        f"{many} Train time counts training steps only: no evaluation, logging, warm-up or compilation. Step is the "
+        "median. Peak is that of one training step: parameters, optimizer state, batch, and all tensors alive at once.",
+    ]
+
+
+def _uses(finished: Sequence[Result], transform: str) -> bool:
+    return any(part.split("@")[0] == transform for r in finished for part in r["arm"].split("+"))
+
+
+def _notes(configuration: dict[str, Any], finished: Sequence[Result]) -> list[str]:
+    if configuration["preset"] != "published":
+        return []
+    notes = [UNEQUAL_NOTE] if BASELINE in {r["arm"] for r in finished} else []
+    notes += [DECATT_NOTE] if _uses(finished, "decatt") else []
+    return ["", "## Terms that differ from the published study", "", *(f"* {note}" for note in notes)]
+
+
+def _failed(out: Path) -> list[str]:
+    failed = failures(out)
+    if not failed:
+        return []
+    return ["", "## Failed cells", "", *(f"* {f['arm']}, seed {f['seed']}: {f['error']}" for f in failed)]
+
+
+def main() -> None:
+    """The command: rebuild the reports of the folders named."""
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit("usage: python ablations/report.py runs/NAME [runs/NAME …]")
+    for name in sys.argv[1:]:
+        try:
+            paths = write(Path(name))
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        print("\n".join(map(str, paths)))
+
+
+if __name__ == "__main__":
+    main()

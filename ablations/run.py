@@ -1,0 +1,140 @@
+"""The command: trains every arm on the same data and compares them.
+
+python ablations/run.py --arms all
+"""
+
+import os
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the memory pass would print a banner
+
+import torch
+import tyro
+from rich.console import Console
+
+from ablations import arms as arm_names
+from ablations import presets, record, report, study
+from ablations.presets import ABOUT, PRESETS, Recipe
+from ablations.progress import Terminal, show
+from core import data as data_sets
+from core.engine import ENGINES
+from core.errors import InputError, choose
+from core.transforms import REGISTRY
+
+
+@dataclass(frozen=True)
+class Command:
+    """Which training optimizations pay for a Vision Transformer, alone and together?
+
+    Trains the model under every arm, all else equal, and compares accuracy, speed and memory. The same command
+    again continues where it stopped.
+    """
+
+    arms: str = "all"
+    """all, published, or names joined by commas; an arm is baseline or optimizations joined by + (see --list)."""
+    preset: str = ""
+    """quick, matched or published; without one: matched on a GPU, else quick. Its values are the defaults below."""
+    seeds: int = 1
+    """Seeds an arm: 0, 1, …"""
+    data_root: Path = Path("data")
+    """Where downloads and the cache of decoded images are kept."""
+    out: Path | None = None
+    """The study's folder; runs/PRESET-DATA unless given."""
+    list: bool = False
+    """Print arms, presets, data sets and engines, and stop."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+
+def read(arguments: list[str], console: Console) -> Command:
+    """The command line, defaults taken from its preset. `--set` adds to the preset's own settings."""
+    preset = _preset(arguments)
+    if preset is None:
+        preset = "matched" if torch.cuda.is_available() and "cpu" not in arguments else "quick"
+        why = "an accelerator is here" if preset == "matched" else "no accelerator in use"
+        console.print(f"preset {preset} ({why}): {ABOUT[preset]}; --preset chooses another", highlight=False)
+    base = PRESETS[choose("preset", preset, PRESETS)]
+    default = Command(preset=preset, recipe=base)
+    command = tyro.cli(Command, args=arguments, default=default, config=(tyro.conf.FlagConversionOff,))
+    if command.recipe.set != base.set:
+        command = replace(command, recipe=replace(command.recipe, set=base.set + command.recipe.set))
+    if command.seeds < 1:
+        raise InputError(f"seeds {command.seeds} is too small: at least 1")
+    return command
+
+
+def _preset(arguments: list[str]) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument == "--preset" and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith("--preset="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def execute(command: Command, console: Console) -> int:
+    """Run or continue the study of a command; returns the number of failed cells."""
+    recipe = command.recipe.resolve_machine()
+    chosen = arm_names.select(command.arms, arm_names.read_settings(recipe.set))
+    data = data_sets.load(recipe.data, command.data_root, recipe.image)
+    recipe = recipe.resolve_data(data)
+    study.check(chosen, recipe, data)
+    out = command.out or Path("runs") / f"{command.preset}-{_file_name(data.name)}"
+    record.open_study(out, command.preset, asdict(recipe), record.environment(recipe.device))
+    left = sum(
+        not record.finished(record.cell_folder(out, arm.name, seed)) for arm in chosen for seed in range(command.seeds)
+    )
+    total = len(chosen) * command.seeds
+    console.print(
+        f"{out}: {total - left} of {total} cells finished before, {left} to run; device {recipe.device}, engine "
+        f"{recipe.engine}, {recipe.precision}, {torch.get_num_threads()} threads, data {data.name} "
+        f"({len(data.train.labels):,} + {len(data.val.labels):,} images)",
+        highlight=False,
+    )
+    with Terminal(console, left) as progress:
+        failed = study.run(chosen, command.seeds, command.preset, recipe, data, out, progress)
+    finished = record.results(out)
+    if finished:
+        written = report.write(out)
+        show(console, finished)
+        console.print(f"{written[0]}   tensorboard --logdir {out}", highlight=False)
+    return failed
+
+
+def _file_name(data: str) -> str:
+    """A data set's name as part of a folder's name: `folder:a/b@coarse` -> `b-coarse`."""
+    path, at, kind = data.removeprefix("folder:").partition("@coarse")
+    return f"{Path(path).resolve().name if data.startswith('folder:') else path}{'-coarse' if at else kind}"
+
+
+def describe(console: Console) -> None:
+    """What can be asked for."""
+    lines = ["arms (--arms all):", *(f"  {name}" for name in arm_names.lattice()), "", "optimizations:"]
+    lines += [f"  {name:<10} {t.about} ({t.contract})" for name, t in REGISTRY.items()]
+    lines += ["", "presets:", *(f"  {name:<10} {text}" for name, text in ABOUT.items())]
+    lines += ["", f"data:       {', '.join(data_sets.NAMES)}", f"engines:    {', '.join(ENGINES)}"]
+    lines += [f"devices:    {', '.join(presets.DEVICES)}", f"precisions: auto, {', '.join(presets.PRECISIONS)}"]
+    console.print("\n".join(lines), markup=False, highlight=False)
+
+
+def main() -> None:
+    """Exit status: 0; 1 if a cell failed; 2 for bad input; 130 if interrupted."""
+    console = Console()
+    try:
+        if "--list" in sys.argv[1:]:
+            describe(console)
+            return
+        failed = execute(read(sys.argv[1:], console), console)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues with the cells that are left", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""Errors a user can mend: each names the value, what is legal, and what to type instead."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """A value from outside that cannot be used; the commands print its message without a traceback."""
+
+
+def choose(what: str, value: str, legal: Iterable[str]) -> str:
+    """Return `value` if it is one of `legal`, else raise InputError naming the closest spelling."""
+    names = list(legal)
+    if value in names:
+        return value
+    close = get_close_matches(value, names, n=1, cutoff=0.4)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    raise InputError(f"unknown {what} '{value}'; legal: {', '.join(names)}{hint}")

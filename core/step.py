@@ -1,0 +1,206 @@
+"""The training step as a pure function: step(state, batch) -> (state, metrics).
+
+Loss and gradient through either of two differentiators, then AdamW. Nothing is mutated; randomness comes
+from the key in the state and the step count. Only core.engine decides how the step is run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core import rng
+from core.errors import InputError, choose
+from core.ops import Ops, Params
+from core.vit import VitConfig, forward
+
+DIFFERENTIATORS = ("autograd", "func")
+SCHEDULES = ("constant", "cosine")
+
+Batch = tuple[Tensor, Tensor]  # images [B,C,H,W] as stored, labels [B]
+
+
+class State(NamedTuple):
+    """Parameters, AdamW's first and second moments, steps taken (0-d int64), key [2]."""
+
+    params: Params
+    mean: Params
+    square: Params
+    count: Tensor
+    key: Tensor
+
+
+class Metrics(NamedTuple):
+    """0-d tensors: loss = cross_entropy + penalty (means over the batch), correct predictions, learning rate."""
+
+    loss: Tensor
+    cross_entropy: Tensor
+    penalty: Tensor
+    correct: Tensor
+    learning_rate: Tensor
+
+
+class Aux(NamedTuple):
+    """What the objective reports beside its value. Not detached in there: where the penalty is zero a compiler
+    makes the value and the cross entropy one tensor, and a detached one would take the gradient from both."""
+
+    cross_entropy: Tensor
+    penalty: Tensor
+    correct: Tensor
+
+
+Prepare = Callable[[Tensor, Tensor | None], Tensor]  # (stored images, key) -> normalised float images
+Objective = Callable[[Params, Batch, Tensor], tuple[Tensor, Aux]]
+Step = Callable[[State, Batch], tuple[State, Metrics]]
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW (Loshchilov and Hutter, ICLR 2019, algorithm 2), torch.optim.AdamW's update and defaults.
+
+    schedule: "constant", or "cosine" to zero at `steps`; both after a linear warm-up over `warmup` steps.
+    decay_all: decay every parameter, as torch does by default; else matrices only (no biases, norms,
+        class token and positions).
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    decay_all: bool = True
+    schedule: str = "constant"
+    warmup: int = 0
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        choose("schedule", self.schedule, SCHEDULES)
+        if self.learning_rate <= 0:
+            raise InputError(f"learning rate {self.learning_rate} must be above 0")
+        if self.weight_decay < 0:
+            raise InputError(f"weight decay {self.weight_decay} must be 0 or above")
+        if self.schedule == "cosine" and not 0 <= self.warmup < self.steps:
+            raise InputError(f"warm-up of {self.warmup} steps must be shorter than the {self.steps} of the run")
+
+    def rate(self, count: Tensor) -> Tensor:
+        """Learning rate of the step that follows `count` finished ones, 0-d float64."""
+        done = count.double()
+        scale = ((done + 1) / max(self.warmup, 1)).clamp(max=1)
+        if self.schedule == "cosine":
+            progress = ((done - self.warmup) / (self.steps - self.warmup)).clamp(0, 1)
+            scale = scale * (1 + torch.cos(torch.pi * progress)) / 2
+        return self.learning_rate * scale
+
+    def decays(self, name: str) -> bool:
+        """Whether weight decay acts on the parameter of this name."""
+        return self.decay_all or (name.endswith("weight") and "norm" not in name)
+
+
+def start(params: Params, key: Tensor) -> State:
+    """The state before the first step; takes the parameters detached."""
+    params = {name: p.detach() for name, p in params.items()}
+    device = next(iter(params.values())).device
+    mean = {name: torch.zeros_like(p) for name, p in params.items()}
+    square = {name: torch.zeros_like(p) for name, p in params.items()}
+    return State(params, mean, square, torch.zeros((), dtype=torch.int64, device=device), key.to(device))
+
+
+def cast(params: Params, dtype: torch.dtype) -> Params:
+    """Parameters in `dtype`, LayerNorm's in their own: norms stay in the precision of the master weights."""
+    return {name: p if "norm" in name else p.to(dtype) for name, p in params.items()}
+
+
+def objective(config: VitConfig, ops: Ops, prepare: Prepare, dtype: torch.dtype = torch.float32) -> Objective:
+    """(params, batch, key) -> (cross entropy + penalty, Aux); the forward pass in `dtype`, the loss in float32.
+
+    Augmentation and model draw from separate keys, so that all arms of a seed see the same images.
+    """
+
+    def loss(params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, Aux]:
+        images, labels = batch
+        data_key, model_key = rng.split(key, 2)
+        pixels = prepare(images, data_key).to(dtype)
+        output = forward(cast(params, dtype), pixels, config, ops, model_key)
+        logits = output.logits.to(torch.promote_types(dtype, torch.float32))
+        cross_entropy, penalty = F.cross_entropy(logits, labels), ops.penalty(output.heads)
+        correct = (logits.detach().argmax(-1) == labels).sum()
+        return cross_entropy + penalty, Aux(cross_entropy, penalty, correct)
+
+    return loss
+
+
+def value_and_grad(fn: Callable[..., tuple[Tensor, Aux]], differentiator: str = "autograd") -> Callable[..., Any]:
+    """fn(params, *args) -> (value, Aux)  becomes  (params, *args) -> (value, Aux, gradients by name)."""
+    if choose("differentiator", differentiator, DIFFERENTIATORS) == "func":
+        transformed = torch.func.grad_and_value(fn, has_aux=True)
+
+        def by_func(params: Params, *args: Any) -> tuple[Tensor, Aux, Params]:
+            gradients, (value, aux) = transformed(params, *args)
+            return value, aux, gradients
+
+        return by_func
+
+    def by_autograd(params: Params, *args: Any) -> tuple[Tensor, Aux, Params]:
+        leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+        with torch.enable_grad():
+            value, aux = fn(leaves, *args)
+        gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+        return value.detach(), Aux(*(a.detach() for a in aux)), dict(zip(leaves, gradients, strict=True))
+
+    return by_autograd
+
+
+def adamw(state: State, gradients: Params, optimizer: AdamW) -> tuple[State, Tensor]:
+    """One AdamW update of every parameter; returns the next state and the learning rate used (0-d)."""
+    names = list(state.params)
+    params, grads = [state.params[n] for n in names], [gradients[n] for n in names]
+    rate, count = optimizer.rate(state.count), state.count + 1
+    correction1, correction2 = 1 - optimizer.beta1 ** count.double(), 1 - optimizer.beta2 ** count.double()
+
+    mean = torch._foreach_lerp([state.mean[n] for n in names], grads, 1 - optimizer.beta1)
+    square = torch._foreach_mul([state.square[n] for n in names], optimizer.beta2)
+    torch._foreach_addcmul_(square, grads, grads, 1 - optimizer.beta2)
+
+    scale = torch._foreach_sqrt(square)
+    torch._foreach_div_(scale, correction2.sqrt())
+    torch._foreach_add_(scale, optimizer.eps)
+    update = torch._foreach_div(mean, scale)
+    torch._foreach_mul_(update, rate / correction1)
+
+    kept = 1 - rate * optimizer.weight_decay
+    decayed = [p * kept.to(p.dtype) if optimizer.decays(n) else p for n, p in zip(names, params, strict=True)]
+    moved = torch._foreach_sub(decayed, update)
+
+    def named(tensors: tuple[Tensor, ...] | list[Tensor]) -> Params:
+        return dict(zip(names, tensors, strict=True))
+
+    return State(named(moved), named(mean), named(square), count, state.key), rate
+
+
+def make_step(
+    loss: Objective,
+    optimizer: AdamW,
+    differentiator: str = "autograd",
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda fn: fn,
+) -> Step:
+    """The pure step. `wrap` (a compiler) takes the whole step under "func", and under "autograd" the loss and
+    the update each: there the compiler splits the loss into a forward and a backward graph."""
+
+    def differentiate(params: Params, batch: Batch, key: Tensor, count: Tensor) -> tuple[Tensor, Aux]:
+        return loss(params, batch, rng.fold_in(key, count))
+
+    def update(state: State, gradients: Params) -> tuple[State, Tensor]:
+        return adamw(state, gradients, optimizer)
+
+    inner = wrap if differentiator == "autograd" else lambda fn: fn
+    gradient, apply = value_and_grad(inner(differentiate), differentiator), inner(update)
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        value, aux, gradients = gradient(state.params, batch, state.key, state.count)
+        state, rate = apply(state, gradients)
+        return state, Metrics(value, *aux, rate)
+
+    return step if differentiator == "autograd" else wrap(step)

@@ -1,0 +1,71 @@
+"""DeCAtt: a penalty on the correlation of attention heads (Bhattacharyya et al., CVPRW 2023).
+
+Contract: changes the objective. A is the heads' output (weights times values, before the projection),
+flattened to [B, h, N·d]; C1_b = A_b A_b^T / |A_b|^2, C2 = mean over b of C1_b squared elementwise,
+L = sum of C2 off the diagonal. The N x N matrices are not needed, so it works with fused attention.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from core.errors import InputError, choose
+from core.ops import Ops, Rewrite
+
+NORMS = ("per_head", "frobenius")
+
+
+def decatt(weight: float = 0.1, norm: str = "per_head", layers: str | Sequence[int] = "all") -> Rewrite:
+    """Add weight · (mean of `decorrelation` over the layers) to `penalty`.
+
+    layers: "all", or block indices (negative from the end). Raises InputError for a weight below 0 or not
+    finite, an unknown norm, no layers, and, when called, an index that the model does not have.
+    """
+    if not 0 <= weight < float("inf"):
+        raise InputError(f"decatt weight {weight} must be finite and 0 or above")
+    choose("decatt norm", norm, NORMS)
+    if not layers or (isinstance(layers, str) and layers != "all"):
+        raise InputError(f"decatt layers {layers!r}; legal: 'all' or block indices such as (0, -1)")
+
+    def rewrite(ops: Ops) -> Ops:
+        if weight == 0:
+            return ops
+
+        def penalty(heads: list[Tensor]) -> Tensor:
+            losses = torch.stack([decorrelation(A, norm) for A in _chosen(heads, layers)])
+            return ops.penalty(heads) + weight * losses.mean()
+
+        return replace(ops, penalty=penalty)
+
+    return rewrite
+
+
+def _chosen(heads: list[Tensor], layers: str | Sequence[int]) -> list[Tensor]:
+    if isinstance(layers, str):
+        return heads
+    depth = len(heads)
+    wrong = [i for i in layers if not -depth <= i < depth]
+    if wrong:
+        raise InputError(f"decatt layer {wrong[0]} does not exist; legal: {-depth} to {depth - 1}")
+    return [heads[i] for i in layers]
+
+
+def decorrelation(heads: Tensor, norm: str = "per_head", eps: float = 1e-12) -> Tensor:
+    """L of head outputs [B,h,N,d], a scalar in at least float32.
+
+    norm: "per_head" divides by the heads' own lengths (cosines: 0 <= L <= h(h-1)); "frobenius" by |A_b|^2, the
+        definition read literally (heads of equal length: cosine / h, so 0 <= L <= (h-1)/h).
+    eps: lengths below it count as eps, as in torch.nn.functional.normalize.
+    """
+    choose("decatt norm", norm, NORMS)
+    A = heads.flatten(2).to(torch.promote_types(heads.dtype, torch.float32))
+    gram = A @ A.mT
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    if norm == "frobenius":
+        squares = squares.sum(-1, keepdim=True)
+    inverse = squares.clamp_min(eps**2).rsqrt()
+    correlation = gram * inverse[..., :, None] * inverse[..., None, :]
+    off_diagonal = 1 - torch.eye(A.shape[1], dtype=A.dtype, device=A.device)
+    return (correlation.square().mean(0) * off_diagonal).sum()
