@@ -46,11 +46,11 @@ class Recipe:
     baseline_heads: int | None = None
     """Heads of the arm `baseline` alone; None: as the others."""
 
-    epochs: int = 10
+    epochs: int = 8
     """Passes over the training images."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Images a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """AdamW's learning rate (peak)."""
     weight_decay: float = 0.05
     """AdamW's decoupled weight decay."""
@@ -63,9 +63,9 @@ class Recipe:
 
     flip: bool | None = None
     """Mirror half of the images; None: if the data allows it (digits do not)."""
-    shift: int = 2
+    shift: int = 1
     """Shift by up to this many pixels."""
-    rotate: float = 15.0
+    rotate: float = 10.0
     """Rotate by up to this many degrees."""
 
     device: str = "auto"
@@ -148,10 +148,12 @@ _MATCHED = Recipe(
     head="mlp",
     epochs=50,
     batch_size=256,
+    learning_rate=1e-3,
     weight_decay=1e-3,
     decay_all=True,
     flip=True,
     shift=0,
+    rotate=15.0,
     set=("decatt.weight=150", "decatt.norm=frobenius"),
 )
 _PUBLISHED = replace(_MATCHED, baseline_width=384, baseline_heads=6, schedule="constant", warmup=0.0)

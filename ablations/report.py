@@ -142,7 +142,9 @@ def _terms(configuration: dict[str, Any], environment: dict[str, str]) -> str:
 
 def _reading(finished: Sequence[Result]) -> list[str]:
     seeds = len({r["seed"] for r in finished})
-    many = f"Means over {seeds} seeds ± standard deviation." if seeds > 1 else "One seed: differences carry no error bar."
+    many = (
+        f"Means over {seeds} seeds ± standard deviation." if seeds > 1 else "One seed: differences carry no error bar."
+    )
     return [
         f"{many} Train time counts training steps only: no evaluation, logging, warm-up or compilation. Step is the "
         "median. Peak is that of one training step: parameters, optimizer state, batch, and all tensors alive at once.",

@@ -54,9 +54,7 @@ def check(arms: Sequence[Arm], recipe: Recipe, data: Data) -> None:
             raise InputError(f"arm '{arm.name}': {error}") from error
 
 
-def run(
-    arms: Sequence[Arm], seeds: int, preset: str, recipe: Recipe, data: Data, out: Path, progress: Progress
-) -> int:
+def run(arms: Sequence[Arm], seeds: int, preset: str, recipe: Recipe, data: Data, out: Path, progress: Progress) -> int:
     """Train every cell that has no result yet, seed by seed so that arms are met alike; returns how many failed."""
     data = data.to(torch.device(recipe.device))
     failed = 0

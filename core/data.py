@@ -168,11 +168,11 @@ def _folder(name: str, root: Path, image: int | None) -> Data:
     if coarse:
         names, index = _coarse(path, classes)
     images = _cached(path, [file for file, _ in train], [file for file, _ in val], root, image)
-    splits = [
+    parts = [
         Split(pixels, torch.tensor([index[label] for _, label in samples]))
         for pixels, samples in zip(images, (train, val), strict=True)
     ]
-    return _build(name, *splits, names)
+    return _build(name, parts[0], parts[1], names)
 
 
 def _listing(path: Path) -> tuple[list[str], list[tuple[str, int]]]:
@@ -187,7 +187,8 @@ def _listing(path: Path) -> tuple[list[str], list[tuple[str, int]]]:
     missing = [c for c in classes if labels[c] not in used]
     if missing:
         raise InputError(
-            f"'{path}': no images in class {', '.join(missing[:5])}; files must end in {', '.join(folder.IMG_EXTENSIONS)}"
+            f"'{path}': no images in class {', '.join(missing[:5])}; "
+            f"file names must end in {', '.join(folder.IMG_EXTENSIONS)}"
         )
     return classes, samples
 

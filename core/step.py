@@ -24,12 +24,12 @@ Batch = tuple[Tensor, Tensor]  # images [B,C,H,W] as stored, labels [B]
 
 
 class State(NamedTuple):
-    """Parameters, AdamW's first and second moments, steps taken (0-d int64), key [2]."""
+    """Parameters, AdamW's first and second moments, steps done (0-d int64), key [2]."""
 
     params: Params
     mean: Params
     square: Params
-    count: Tensor
+    step: Tensor
     key: Tensor
 
 
@@ -155,29 +155,18 @@ def value_and_grad(fn: Callable[..., tuple[Tensor, Aux]], differentiator: str = 
 
 def adamw(state: State, gradients: Params, optimizer: AdamW) -> tuple[State, Tensor]:
     """One AdamW update of every parameter; returns the next state and the learning rate used (0-d)."""
-    names = list(state.params)
-    params, grads = [state.params[n] for n in names], [gradients[n] for n in names]
-    rate, count = optimizer.rate(state.count), state.count + 1
-    correction1, correction2 = 1 - optimizer.beta1 ** count.double(), 1 - optimizer.beta2 ** count.double()
-
-    mean = torch._foreach_lerp([state.mean[n] for n in names], grads, 1 - optimizer.beta1)
-    square = torch._foreach_mul([state.square[n] for n in names], optimizer.beta2)
-    torch._foreach_addcmul_(square, grads, grads, 1 - optimizer.beta2)
-
-    scale = torch._foreach_sqrt(square)
-    torch._foreach_div_(scale, correction2.sqrt())
-    torch._foreach_add_(scale, optimizer.eps)
-    update = torch._foreach_div(mean, scale)
-    torch._foreach_mul_(update, rate / correction1)
-
+    rate, step = optimizer.rate(state.step), state.step + 1
+    correction1, correction2 = 1 - optimizer.beta1 ** step.double(), 1 - optimizer.beta2 ** step.double()
+    root, scale = correction2.sqrt(), rate / correction1
     kept = 1 - rate * optimizer.weight_decay
-    decayed = [p * kept.to(p.dtype) if optimizer.decays(n) else p for n, p in zip(names, params, strict=True)]
-    moved = torch._foreach_sub(decayed, update)
-
-    def named(tensors: tuple[Tensor, ...] | list[Tensor]) -> Params:
-        return dict(zip(names, tensors, strict=True))
-
-    return State(named(moved), named(mean), named(square), count, state.key), rate
+    params, mean, square = {}, {}, {}
+    for name, p in state.params.items():
+        gradient = gradients[name]
+        mean[name] = m = state.mean[name].lerp(gradient, 1 - optimizer.beta1)
+        square[name] = v = (state.square[name] * optimizer.beta2).addcmul(gradient, gradient, value=1 - optimizer.beta2)
+        update = m / (v.sqrt() / root + optimizer.eps) * scale
+        params[name] = (p * kept if optimizer.decays(name) else p) - update
+    return State(params, mean, square, step, state.key), rate
 
 
 def make_step(
@@ -199,8 +188,8 @@ def make_step(
     gradient, apply = value_and_grad(inner(differentiate), differentiator), inner(update)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        value, aux, gradients = gradient(state.params, batch, state.key, state.count)
+        value, aux, gradients = gradient(state.params, batch, state.key, state.step)
         state, rate = apply(state, gradients)
-        return state, Metrics(value, *aux, rate)
+        return state, Metrics(value, aux.cross_entropy, aux.penalty, aux.correct, rate)
 
     return step if differentiator == "autograd" else wrap(step)

@@ -56,13 +56,9 @@ class VitConfig:
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout {self.dropout} is outside [0, 1)")
         if self.image % self.patch:
-            raise InputError(
-                f"patch {self.patch} does not divide image {self.image}; legal: {_divisors(self.image)}"
-            )
+            raise InputError(f"patch {self.patch} does not divide image {self.image}; legal: {_divisors(self.image)}")
         if self.width % self.heads:
-            raise InputError(
-                f"heads {self.heads} do not divide width {self.width}; legal: {_divisors(self.width)}"
-            )
+            raise InputError(f"heads {self.heads} do not divide width {self.width}; legal: {_divisors(self.width)}")
 
     @property
     def tokens(self) -> int:
@@ -114,10 +110,12 @@ def parameters(config: VitConfig) -> int:
 
 
 def init(config: VitConfig, seed: int) -> Params:
-    """Initial parameters, float32 on the CPU, by timm's rule; each tensor depends on the seed and its name only.
+    """Initial parameters, float32 on the CPU; each tensor depends on the seed and its name only.
 
-    Matrices and positions: normal, deviation 0.02; class token: deviation 1e-6; patch embedding: uniform in
-    +-1/sqrt(fan in), torch's Conv2d default; biases 0; LayerNorm 1 and 0.
+    The rule of the first ViT (arXiv 2010.11929, its published code): matrices uniform by Glorot, biases 0, positions
+    normal with deviation 0.02, class token with 1e-6, LayerNorm 1 and 0; the patch embedding uniform in
+    +-1/sqrt(fan in). (timm's flat deviation of 0.02 starves narrow models: 0.2 M parameters reached 33 % where
+    this rule reaches 96 % on digits in 350 steps.)
     """
     key = rng.key(seed)
     return {name: _initial(name, shape, key, config) for name, shape in shapes(config).items()}
@@ -131,13 +129,13 @@ def _initial(name: str, shape: tuple[int, ...], key: Tensor, config: VitConfig) 
         return (2 * draws - 1) * (config.channels * config.patch**2) ** -0.5
     if name.endswith("bias"):
         return torch.zeros(shape)
+    if name.endswith("weight"):
+        return (2 * draws - 1) * (6 / sum(shape)) ** 0.5
     deviation = 1e-6 if name == "cls_token" else 0.02
     return (deviation * torch.special.ndtri(draws.double() + 2**-25)).float()
 
 
-def forward(
-    params: Params, images: Tensor, config: VitConfig, ops: Ops = EXACT, key: Tensor | None = None
-) -> Output:
+def forward(params: Params, images: Tensor, config: VitConfig, ops: Ops = EXACT, key: Tensor | None = None) -> Output:
     """Normalised images [B,C,H,W] -> Output. Without a key nothing is random: evaluation."""
     keys = None if key is None else rng.split(key, 8 * config.depth + 1)
     x = ops.tokenize(params, images, config)

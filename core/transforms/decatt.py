@@ -17,7 +17,7 @@ from core.ops import Ops, Rewrite
 NORMS = ("per_head", "frobenius")
 
 
-def decatt(weight: float = 0.1, norm: str = "per_head", layers: str | Sequence[int] = "all") -> Rewrite:
+def decatt(weight: float = 1.0, norm: str = "per_head", layers: str | Sequence[int] = "all") -> Rewrite:
     """Add weight · (mean of `decorrelation` over the layers) to `penalty`.
 
     layers: "all", or block indices (negative from the end). Raises InputError for a weight below 0 or not

@@ -99,8 +99,9 @@ class _Tiled(torch.autograd.Function):
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
-        return (*_backward_tiles(*ctx.saved_tensors, grad_output, ctx.block), None)
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, output, lse = ctx.saved_tensors
+        return (*_backward_tiles(q, k, v, output, lse, grad_output, ctx.block), None)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -1,0 +1,40 @@
+"""Shared fixtures: a tiny model, a batch, and small folders of images written for the test."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core import rng, vit
+from core.step import Batch
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def config() -> vit.VitConfig:
+    return vit.VitConfig(image=16, patch=4, width=16, depth=2, heads=2, mlp=32, classes=5)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    images = rng.uniform(rng.key(11), (6, 3, 16, 16)) * 2 - 1
+    return images, torch.arange(6) % 5
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Two easily told classes (dark and bright), 8x8 PNGs: 24 + 8 images."""
+    noise = np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 4)):
+        for name, base in (("bright", 200), ("dark", 30)):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = (base + noise.integers(-20, 20, (8, 8, 3))).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / part / name / f"{i}.png")
+    return tmp_path / "images"

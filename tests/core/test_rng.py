@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from core import rng
+
+ONES = 0xFFFFFFFF
+# Known answers of Random123 (Salmon et al., kat_vectors, philox4x32 10 rounds): counter, key, result.
+KNOWN = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((ONES,) * 4, (ONES,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_known_answers(counter, key, expected):
+    words = rng.philox(torch.tensor(key), tuple(torch.tensor(c) for c in counter))
+    assert tuple(int(w) for w in words) == expected
+
+
+def test_words_against_python_integers():
+    """The int64 tensor arithmetic against unbounded integers, on many counters."""
+
+    def reference(key, counter):
+        c, (k0, k1) = list(counter), key
+        for _ in range(10):
+            p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+            c = [(p1 >> 32) ^ c[1] ^ k0, p1 & ONES, (p0 >> 32) ^ c[3] ^ k1, p0 & ONES]
+            k0, k1 = (k0 + 0x9E3779B9) & ONES, (k1 + 0xBB67AE85) & ONES
+        return c
+
+    key = (0xDEADBEEF, 0x12345678)
+    drawn = rng.words(torch.tensor(key), 40).reshape(4, 10).T.tolist()
+    assert drawn == [reference(key, (i, 0, 0, 0)) for i in range(10)]
+
+
+def test_slabs_do_not_change_the_draws(monkeypatch):
+    whole = rng.words(rng.key(3), 4000)
+    monkeypatch.setattr(rng, "_SLAB", 7)
+    # Slabs cut the counters; every word keeps its place.
+    assert torch.equal(rng.words(rng.key(3), 4000), whole)
+
+
+def test_uniform_is_uniform():
+    draws = rng.uniform(rng.key(0), (200, 500))
+    assert draws.dtype == torch.float32
+    assert draws.shape == (200, 500)
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    assert stats.kstest(draws.flatten().numpy(), "uniform").pvalue > 1e-3
+
+
+def test_keys_give_unrelated_draws():
+    root = rng.key(5)
+    keys = [root, rng.fold_in(root, 0), rng.fold_in(root, 1), rng.fold_in(root, 1 << 40), *rng.split(root, 3)]
+    draws = np.stack([rng.uniform(key, (20000,)).numpy() for key in keys])
+    correlation = np.corrcoef(draws) - np.eye(len(keys))
+    assert np.abs(correlation).max() < 5 / np.sqrt(20000)
+
+
+def test_seeds_beyond_32_bits_are_told_apart():
+    assert rng.key(1).tolist() == [1, 0]
+    assert rng.key((7 << 32) + 1).tolist() == [1, 7]
+
+
+def test_fold_in_takes_a_tensor_or_an_integer():
+    assert torch.equal(rng.fold_in(rng.key(2), 9), rng.fold_in(rng.key(2), torch.tensor(9)))
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 0.9, 1.0])
+def test_bernoulli_rate(probability):
+    drawn = rng.bernoulli(rng.key(1), (100, 999), probability)
+    assert drawn.shape == (100, 999)
+    spread = 4 * (probability * (1 - probability) / drawn.numel()) ** 0.5
+    assert abs(drawn.double().mean().item() - probability) <= spread + 1 / 65536
+
+
+@pytest.mark.parametrize("n", [1, 2, 1437])
+def test_permutation_is_one(n):
+    order = rng.permutation(rng.key(4), n)
+    assert sorted(order.tolist()) == list(range(n))
+
+
+def test_permutations_are_all_reached():
+    orders = {tuple(rng.permutation(key, 3).tolist()) for key in rng.split(rng.key(0), 60)}
+    assert len(orders) == 6
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2)])
+def test_empty_and_scalar_shapes(shape):
+    assert rng.uniform(rng.key(0), shape).shape == shape
+
+
+def test_compiled_equals_eager():
+    compiled = torch.compile(lambda key: rng.uniform(key, (33,)), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(rng.key(8)), rng.uniform(rng.key(8), (33,)))
+
+
+@pytest.mark.gpu
+def test_cuda_equals_cpu():
+    assert torch.equal(rng.uniform(rng.key(8), (10001,), device="cuda").cpu(), rng.uniform(rng.key(8), (10001,)))
