@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from ablations.record import Result, Row
-from ablations.report import table
+from ablations.report import BRIEF, table
 
 
 class Terminal:
@@ -77,7 +77,7 @@ class Terminal:
 
 def show(console: Console, finished: Sequence[Result]) -> None:
     """The table of the report."""
-    header, rows = table(finished)
+    header, rows = table(finished, BRIEF)
     grid = Table()
     for i, title in enumerate(header):
         grid.add_column(title, justify="left" if i == 0 else "right", no_wrap=i == 0)

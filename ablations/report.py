@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -29,17 +29,18 @@ UNEQUAL_NOTE = (
     "As published, `baseline` is a larger model than the other arms; differences from it mix size and "
     "technique. The preset `matched` gives all arms one model."
 )
-COLUMNS: list[tuple[str, Callable[[Result], float], str]] = [
-    ("parameters", lambda r: r["parameters"], ",.0f"),
-    ("best val acc, %", lambda r: 100 * r["best_val_accuracy"], ".2f"),
-    ("final val acc, %", lambda r: 100 * r["final_val_accuracy"], ".2f"),
-    ("train loss", lambda r: r["final_train_loss"], ".4f"),
-    ("train time, s", lambda r: r["train_seconds"], ".1f"),
-    ("images/s", lambda r: r["images_per_second"], ",.0f"),
-    ("step, ms", lambda r: r["step_ms_median"], ".1f"),
-    ("peak, MiB", lambda r: r["peak_bytes"] / 2**20, ",.0f"),
-]
-RATIOS: list[tuple[str, str]] = [("time / baseline", "step_ms_median"), ("peak / baseline", "peak_bytes")]
+COLUMNS: dict[str, tuple[Callable[[Result], float], str]] = {
+    "params": (lambda r: r["parameters"], ",.0f"),
+    "best %": (lambda r: 100 * r["best_val_accuracy"], ".2f"),
+    "final %": (lambda r: 100 * r["final_val_accuracy"], ".2f"),
+    "loss": (lambda r: r["final_train_loss"], ".3f"),
+    "train s": (lambda r: r["train_seconds"], ".1f"),
+    "img/s": (lambda r: r["images_per_second"], ",.0f"),
+    "step ms": (lambda r: r["step_ms_median"], ".1f"),
+    "peak MiB": (lambda r: r["peak_bytes"] / 2**20, ",.0f"),
+}
+RATIOS = {"time ×": "step_ms_median", "peak ×": "peak_bytes"}
+BRIEF = ("best %", "train s", "img/s", "step ms", "peak MiB")
 
 
 def by_arm(finished: Sequence[Result]) -> dict[str, list[Result]]:
@@ -48,19 +49,21 @@ def by_arm(finished: Sequence[Result]) -> dict[str, list[Result]]:
     return {name: [r for r in finished if r["arm"] == name] for name in names}
 
 
-def table(finished: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+def table(finished: Sequence[Result], columns: Iterable[str] = tuple(COLUMNS)) -> tuple[list[str], list[list[str]]]:
     """Header and one row an arm: means over its seeds, with the standard deviation where there are several."""
-    arms = by_arm(finished)
-    header = ["arm", "seeds", *(title for title, _, _ in COLUMNS)]
-    if BASELINE in arms:
-        header += [title for title, _ in RATIOS]
+    arms, shown = by_arm(finished), {title: COLUMNS[title] for title in columns}
+    header = ["arm", "seeds", *shown, *(RATIOS if BASELINE in arms else ())]
     rows = []
     for name, group in arms.items():
-        row = [name, str(len(group)), *(_cell([value(r) for r in group], form) for _, value, form in COLUMNS)]
+        row = [name, str(len(group)), *(_cell([value(r) for r in group], form) for value, form in shown.values())]
         if BASELINE in arms:
-            row += [f"{mean(r[k] for r in group) / mean(r[k] for r in arms[BASELINE]):.2f}" for _, k in RATIOS]
+            row += [f"{_mean(group, key) / _mean(arms[BASELINE], key):.2f}" for key in RATIOS.values()]
         rows.append(row)
     return header, rows
+
+
+def _mean(group: Sequence[Result], key: str) -> float:
+    return mean(r[key] for r in group)
 
 
 def _cell(values: list[float], form: str) -> str:
@@ -108,7 +111,7 @@ def _markdown(out: Path, finished: Sequence[Result], drawn: Sequence[Path]) -> s
         "|" + " --- |" * len(header),
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
-        *_reading(finished),
+        _reading(finished),
         *(line for path in drawn for line in ("", f"![{path.stem}]({path.relative_to(out).as_posix()})")),
         "",
         "## Arms",
@@ -140,15 +143,15 @@ def _terms(configuration: dict[str, Any], environment: dict[str, str]) -> str:
     )
 
 
-def _reading(finished: Sequence[Result]) -> list[str]:
+def _reading(finished: Sequence[Result]) -> str:
     seeds = len({r["seed"] for r in finished})
-    many = (
-        f"Means over {seeds} seeds ± standard deviation." if seeds > 1 else "One seed: differences carry no error bar."
+    return (
+        f"{f'Means over {seeds} seeds ± standard deviation' if seeds > 1 else 'One seed: differences have no error bar'}. "
+        "best % and final %: validation accuracy, best epoch and last. loss: mean training loss of the last epoch, "
+        "penalty included. train s: training steps only, without evaluation, logging, warm-up and compilation. "
+        "step ms: median. peak MiB: parameters, optimizer state, batch and everything else alive at once in one "
+        "training step. time × and peak ×: step and peak relative to the baseline."
     )
-    return [
-        f"{many} Train time counts training steps only: no evaluation, logging, warm-up or compilation. Step is the "
-        "median. Peak is that of one training step: parameters, optimizer state, batch, and all tensors alive at once.",
-    ]
 
 
 def _uses(finished: Sequence[Result], transform: str) -> bool:

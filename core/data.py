@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -119,11 +120,11 @@ def _torchvision_datasets() -> Any:
         import torchvision.datasets
     except RuntimeError as error:
         installed = importlib.metadata.version("torchvision")
-        wanted = [r for r in importlib.metadata.requires("torchvision") or [] if r.startswith("torch==")]
-        fitting = wanted[0] if wanted else "the torch it was built for"
+        needs = importlib.metadata.requires("torchvision") or []
+        fitting = next((re.sub(r"[ ()]", "", need) for need in needs if re.match(r"torch\b", need)), "torch")
         raise InputError(
             f"torch {torch.__version__} and torchvision {installed} are not built for each other ({error}); install "
-            f"both from one index: pip install --force-reinstall {fitting} torchvision=={installed.split('+')[0]}"
+            f"both from one index: pip install --force-reinstall '{fitting}' torchvision=={installed.split('+')[0]}"
         ) from error
     return torchvision.datasets
 

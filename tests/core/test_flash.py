@@ -31,9 +31,9 @@ def gradients(fn, qkv):
     return torch.autograd.grad((output * weight).sum(), qkv)
 
 
-@pytest.mark.parametrize("block", [1, 4, 9, 64])
+@pytest.mark.parametrize("block", [1, 2, 5, 64])
 def test_tiled_gradcheck(block):
-    assert torch.autograd.gradcheck(lambda *qkv: tiled_attention(*qkv, block=block), inputs())
+    assert torch.autograd.gradcheck(lambda *qkv: tiled_attention(*qkv, block=block), inputs(5, d=3))
 
 
 @settings(max_examples=40, deadline=None)
@@ -91,7 +91,9 @@ def test_no_tensor_with_n_squared_elements_a_head(backend):
 
         graph = make_fx(torch.func.grad(loss, argnums=(0, 1, 2)))(*(torch.randn(B, h, N, d) for _ in range(3)))
         values = [node.meta["val"] for node in graph.graph.nodes if "val" in node.meta]
-        tensors = [t for v in values for t in (v if isinstance(v, tuple | list) else [v]) if isinstance(t, torch.Tensor)]
+        tensors = [
+            t for v in values for t in (v if isinstance(v, tuple | list) else [v]) if isinstance(t, torch.Tensor)
+        ]
         return max(t.numel() for t in tensors)
 
     assert largest(EXACT) >= B * h * N * N

@@ -22,9 +22,7 @@ def double(params):
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_adamw_equals_torch(decay):
     generator = torch.Generator().manual_seed(0)
-    params = {
-        f"w{i}.weight": torch.randn(5, i + 1, dtype=torch.float64, generator=generator) for i in range(4)
-    }
+    params = {f"w{i}.weight": torch.randn(5, i + 1, dtype=torch.float64, generator=generator) for i in range(4)}
     theirs = [torch.nn.Parameter(p.clone()) for p in params.values()]
     reference = torch.optim.AdamW(theirs, lr=1e-2, weight_decay=decay)
     state, optimizer = start(params, rng.key(0)), AdamW(1e-2, decay)

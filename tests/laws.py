@@ -1,0 +1,206 @@
+"""The laws that every registered optimization obeys. Registering one puts it through all of them:
+
+pytest tests/laws.py -k NAME
+"""
+
+import inspect
+import itertools
+from functools import reduce
+
+import pytest
+import torch
+
+from core import rng, vit
+from core.errors import InputError
+from core.ops import EXACT
+from core.step import Aux, cast, objective, value_and_grad
+from core.transforms import REGISTRY
+
+CONFIG = vit.VitConfig(image=16, patch=4, width=16, depth=2, heads=2, mlp=32, classes=5)
+DRAWS = 400  # for the mean of an unbiased gradient
+
+
+def variants():
+    """Every registered transform with its defaults, or at each of its levels."""
+    for name, transform in REGISTRY.items():
+        first = next(iter(inspect.signature(transform.build).parameters))
+        for level in transform.levels or (None,):
+            arguments = {} if level is None else {first: level}
+            yield pytest.param(name, transform.build(**arguments), id=name if level is None else f"{name}@{level}")
+
+
+VARIANTS = list(variants())
+each = pytest.mark.parametrize(("name", "rewrite"), VARIANTS)
+
+
+def inputs(dtype=torch.float64):
+    params = {n: p.to(dtype) for n, p in vit.init(CONFIG, 0).items()}
+    images = (rng.uniform(rng.key(1), (6, 3, CONFIG.image, CONFIG.image)) * 2 - 1).to(dtype)
+    return params, (images, torch.arange(6) % CONFIG.classes)
+
+
+def loss_of(ops, dtype=torch.float64):
+    return objective(CONFIG, ops, lambda images, key: images, dtype)
+
+
+def run(ops, dtype=torch.float64, key=7, differentiator="autograd"):
+    """(loss, gradients) of the training objective."""
+    value, _, gradients = value_and_grad(loss_of(ops, dtype), differentiator)(*inputs(dtype), rng.key(key))
+    return value, gradients
+
+
+def equal(a, b):
+    return torch.equal(a[0], b[0]) and all(torch.equal(a[1][n], b[1][n]) for n in a[1])
+
+
+def distance(a, b):
+    """Largest difference of the gradients relative to the largest gradient of each parameter."""
+    return max(((a[n] - b[n]).abs().max() / b[n].abs().max().clamp_min(1e-6)).item() for n in b)
+
+
+@pytest.mark.parametrize("name", [n for n, t in REGISTRY.items() if t.identity is not None])
+def test_identity(name):
+    """At its neutral parameters a transform changes nothing, bit for bit."""
+    transform = REGISTRY[name]
+    ops = transform.build(**transform.identity)(EXACT)
+    assert equal(run(ops), run(EXACT))
+    assert equal(run(ops, torch.float32), run(EXACT, torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), list(itertools.combinations([p.values for p in VARIANTS], 2)), ids=lambda part: part[0]
+)
+def test_commutation_or_a_named_refusal(first, second):
+    """Two transforms give the same arm in either order, or both orders are refused with a reason."""
+    if first[0] == second[0]:
+        pytest.skip("two levels of one transform are never in one arm")
+    outcomes = []
+    for order in ((first[1], second[1]), (second[1], first[1])):
+        try:
+            outcomes.append(run(reduce(lambda ops, rewrite: rewrite(ops), order, EXACT)))
+        except InputError as error:
+            assert first[0] in str(error) or second[0] in str(error)
+            outcomes.append(None)
+    assert (outcomes[0] is None) == (outcomes[1] is None)
+    assert outcomes[0] is None or equal(*outcomes)
+
+
+@each
+def test_only_the_declared_field_changes(name, rewrite):
+    ops = rewrite(EXACT)
+    changed = [f for f in EXACT.__dataclass_fields__ if getattr(ops, f) is not getattr(EXACT, f)]
+    assert changed == [REGISTRY[name].field]
+
+
+@each
+def test_purity(name, rewrite):
+    """The same key gives the same bits on every call; no argument is written to."""
+    ops, (params, batch) = rewrite(EXACT), inputs()
+    copies = {n: p.clone() for n, p in params.items()}
+    key, images = rng.key(3), batch[0].clone()
+    gradient = value_and_grad(loss_of(ops))
+    first, again = ((v, g) for v, _, g in (gradient(params, batch, key) for _ in range(2)))
+    assert equal(first, again)
+    assert all(torch.equal(params[n], copies[n]) for n in params)
+    assert torch.equal(batch[0], images)
+    assert torch.equal(key, rng.key(3))
+
+
+@each
+def test_evaluation_draws_nothing(name, rewrite):
+    """Without a key the result is the same on every call."""
+    params, (images, _) = inputs()
+    logits = [vit.forward(params, images, CONFIG, rewrite(EXACT)).logits for _ in range(2)]
+    assert torch.equal(*logits)
+
+
+@each
+def test_contract(name, rewrite):
+    """What the transform declares, in float64."""
+    contract, ops = REGISTRY[name].contract, rewrite(EXACT)
+    (exact_loss, exact), (loss, gradient) = run(EXACT), run(ops)
+    if contract == "exact":
+        assert loss.item() == pytest.approx(exact_loss.item(), rel=1e-12)
+        assert distance(gradient, exact) < 1e-9
+    elif contract == "unbiased gradient":
+        assert loss.item() == pytest.approx(exact_loss.item(), rel=1e-12)
+        draws = [run(ops, key=k)[1] for k in range(DRAWS)]
+        for n in exact:
+            samples = torch.stack([g[n] for g in draws])
+            error = (samples.mean(0) - exact[n]).norm()
+            expected = samples.var(0).sum().div(DRAWS).sqrt()
+            assert error <= 4 * expected + 1e-9, n
+        assert any(distance(g, exact) > 1e-9 for g in draws), "declared unbiased, but nothing is estimated"
+    else:
+        assert abs(loss.item() - exact_loss.item()) > 1e-6, "declared to change the objective, but does not"
+        check_by_finite_differences(ops, gradient)
+
+
+def check_by_finite_differences(ops, gradient):
+    """The gradient belongs to the changed objective: central differences along random directions."""
+    params, batch = inputs()
+    loss, key, step = loss_of(ops), rng.key(7), 1e-6
+    for seed in range(3):
+        keys = rng.split(rng.key(100 + seed), len(params))
+        direction = {n: rng.uniform(k, p.shape).double() - 0.5 for (n, p), k in zip(params.items(), keys, strict=True)}
+        ahead, behind = (
+            loss({n: p + sign * step * direction[n] for n, p in params.items()}, batch, key)[0] for sign in (1, -1)
+        )
+        along = sum((gradient[n] * direction[n]).sum() for n in params)
+        assert ((ahead - behind) / (2 * step)).item() == pytest.approx(along.item(), rel=1e-5)
+
+
+@each
+def test_both_differentiators_agree(name, rewrite):
+    ops = rewrite(EXACT)
+    (value, gradient), (value_func, gradient_func) = run(ops), run(ops, differentiator="func")
+    assert value.item() == pytest.approx(value_func.item(), rel=1e-12)
+    assert distance(gradient, gradient_func) < 1e-9
+
+
+@each
+def test_float32_is_near_float64(name, rewrite):
+    ops = rewrite(EXACT)
+    (exact_loss, exact), (loss, gradient) = run(ops), run(ops, torch.float32)
+    assert loss.item() == pytest.approx(exact_loss.item(), rel=1e-5)
+    assert distance({n: g.double() for n, g in gradient.items()}, exact) < 1e-3
+
+
+@each
+def test_bfloat16(name, rewrite):
+    """The step in bf16: float32 master weights, loss and gradients; near the exact loss."""
+    ops, (params, batch) = rewrite(EXACT), inputs(torch.float32)
+    value, _, gradients = value_and_grad(loss_of(ops, torch.bfloat16))(params, batch, rng.key(7))
+    assert value.item() == pytest.approx(run(ops)[0].item(), rel=3e-2)
+    assert {g.dtype for g in gradients.values()} == {torch.float32}
+    assert all(g.isfinite().all() for g in gradients.values())
+    low = cast(params, torch.bfloat16)
+    assert vit.forward(low, batch[0].bfloat16(), CONFIG, ops).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("differentiator", ["autograd", "func"])
+@each
+def test_one_graph(name, rewrite, differentiator):
+    """Loss and gradient compile without a break (fullgraph), and give the eager numbers."""
+    params, batch = inputs(torch.float32)
+    loss = loss_of(rewrite(EXACT), torch.float32)
+    graphs = []
+
+    def compiled(fn):
+        def backend(graph, example):
+            graphs.append(graph)
+            return torch._dynamo.lookup_backend("aot_eager")(graph, example)
+
+        return torch.compile(fn, fullgraph=True, backend=backend)
+
+    if differentiator == "func":
+        gradient = compiled(value_and_grad(loss, "func"))
+    else:
+        gradient = value_and_grad(compiled(loss), "autograd")
+    expected = value_and_grad(loss, differentiator)(params, batch, rng.key(7))
+    for _ in range(2):
+        value, aux, gradients = gradient(params, batch, rng.key(7))
+    assert len(graphs) == 1
+    assert isinstance(aux, Aux)
+    assert value.item() == pytest.approx(expected[0].item(), rel=1e-6)
+    assert distance(gradients, expected[2]) < 1e-4
