@@ -66,12 +66,14 @@ def read(arguments: list[str], console: Console) -> Command:
 
 
 def _preset(arguments: list[str]) -> str | None:
-    for i, argument in enumerate(arguments):
-        if argument == "--preset" and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith("--preset="):
-            return argument.split("=", 1)[1]
-    return None
+    """The last --preset of a command line: its values are the defaults of the other options."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    given = [
+        value if option == "--preset" else option.removeprefix("--preset=")
+        for option, value in pairs
+        if option == "--preset" or option.startswith("--preset=")
+    ]
+    return given[-1] if given else None
 
 
 def execute(command: Command, console: Console) -> int:

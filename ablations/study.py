@@ -42,8 +42,9 @@ class Progress(Protocol):
 
 
 def check(arms: Sequence[Arm], recipe: Recipe, data: Data) -> None:
-    """Refuse what cannot run before anything is written: one training step of each arm on two images."""
+    """Refuse what cannot run before anything is written: the loss of each arm on two images."""
     device = torch.device(recipe.device)
+    recipe.optimizer(len(data.train.labels) // recipe.batch_size)
     for arm in arms:
         config = recipe.model(arm.name, data)
         loss = objective(config, arm.ops, recipe.prepare(data), PRECISIONS[recipe.precision])
@@ -217,8 +218,8 @@ def _finite(value: float) -> bool:
 
 
 def _settings(arm: Arm, seed: int, preset: str, recipe: Recipe) -> dict[str, str | int | float | bool]:
-    """What HParams shows: the arm, which optimizations it has, and the recipe."""
-    parts = arm.name.split("+")
-    present = {name: any(part.split("@")[0] == name for part in parts) for name in REGISTRY}
+    """What HParams shows: the arm, each optimization (off, on or its value in the arm's name), and the recipe."""
+    parts = {base: value or "on" for base, _, value in (part.partition("@") for part in arm.name.split("+"))}
+    present = {name: parts.get(name, "off") for name in REGISTRY}
     shown = {k: v for k, v in dataclasses.asdict(recipe).items() if isinstance(v, bool | int | float | str)}
     return {"arm": arm.name, **present, "seed": seed, "preset": preset, **shown}

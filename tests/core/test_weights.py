@@ -68,7 +68,7 @@ def test_hugging_face_names_of_version_4(config):
 def test_what_does_not_fit_is_named(config):
     params = vit.init(config, 0)
     lacking = {n: p for n, p in params.items() if n != "norm.bias"}
-    with pytest.raises(InputError, match="lack norm.bias"):
+    with pytest.raises(InputError, match=r"lack norm\.bias"):
         weights.convert(lacking, config)
     with pytest.raises(InputError, match="have the unknown extra"):
         weights.convert(params | {"extra": torch.zeros(1)}, config)

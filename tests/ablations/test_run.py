@@ -1,0 +1,224 @@
+"""The command, end to end on a tiny model: what it writes, how it continues, what it refuses."""
+
+import json
+import shutil
+
+import pytest
+
+from ablations import record, report, run, study
+
+TINY = [
+    "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
+    "--mlp", "32", "--epochs", "2", "--batch-size", "128",
+]  # fmt: skip
+FIELDS = {
+    "arm", "seed", "preset", "data", "parameters", "epochs", "best_val_accuracy", "final_val_accuracy",
+    "final_train_loss", "train_seconds", "images_per_second", "step_ms_median", "peak_bytes", "engine", "device",
+    "precision", "torch",
+}  # fmt: skip
+TIMES = {"train_seconds", "images_per_second", "step_ms_median", "warmup_seconds"}
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """command(*options) -> exit status; the study is at command.out."""
+
+    def call(*options):
+        monkeypatch.setattr("sys.argv", ["run.py", "--out", str(tmp_path / "study"), *TINY, *options])
+        monkeypatch.chdir(tmp_path)
+        try:
+            run.main()
+        except SystemExit as stop:
+            return stop.code or 0
+        return 0
+
+    call.out = tmp_path / "study"
+    return call
+
+
+def refused(command, capsys, *options):
+    """The message of a refused command, which must have written nothing."""
+    capsys.readouterr()
+    assert command(*options) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert len(error.splitlines()) <= 2
+    return error
+
+
+def test_a_study_leaves_what_it_promises(command, capsys):
+    assert command("--arms", "all", "--seeds", "2") == 0
+    out = command.out
+    results = record.results(out)
+    assert {(r["arm"], r["seed"]) for r in results} == {
+        (a, s) for a in ("baseline", "decatt", "flash", "decatt+flash") for s in (0, 1)
+    }
+    assert all(set(r) >= FIELDS for r in results)
+    for name in ("study.json", "results.csv", "report.md", "figures/accuracy_by_epoch.png"):
+        assert (out / name).stat().st_size > 0
+    cell = out / "decatt+flash" / "seed1"
+    assert len((cell / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (cell / "best.safetensors").exists()
+    assert len((out / "results.csv").read_text().splitlines()) == 9
+    text = (out / "report.md").read_text()
+    assert "| decatt+flash | 2 |" in text
+    assert "Means over 2 seeds" in text
+    assert "decatt+flash" in capsys.readouterr().out
+
+
+def test_arms_differ_by_their_transforms_only(command):
+    """flash is exact: same initial weights, order and augmentation give the baseline's training to rounding."""
+    assert command("--arms", "baseline,flash,decatt") == 0
+    rows = {r["arm"]: record.history(command.out, r) for r in record.results(command.out)}
+    for ours, theirs in zip(rows["flash"], rows["baseline"], strict=True):
+        assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
+    assert rows["decatt"][-1]["train/penalty"] > 0
+    assert rows["baseline"][-1]["train/penalty"] == 0
+
+
+def test_the_same_seed_gives_the_same_result(command):
+    results = []
+    for _ in range(2):
+        assert command("--arms", "decatt+flash", "--dropout", "0.1") == 0
+        results += record.results(command.out)
+        shutil.rmtree(command.out)
+    first, again = ({k: v for k, v in r.items() if k not in TIMES} for r in results)
+    assert first == again
+
+
+def test_the_best_weights_give_their_accuracy_again(command):
+    from ablations.presets import Recipe
+    from core import data, vit, weights
+    from core.ops import EXACT
+
+    assert command("--arms", "baseline") == 0
+    (result,) = record.results(command.out)
+    params, about = weights.load(command.out / "baseline" / "seed0" / "best.safetensors")
+    digits = data.load("digits", "data", 8)
+    config = vit.VitConfig(**about["config"])
+    accuracy, _ = study.evaluate(params, digits.val, config, EXACT, Recipe().prepare(digits))
+    assert accuracy == result["best_val_accuracy"]
+
+
+def test_finished_cells_are_skipped_and_others_added(command, monkeypatch):
+    assert command("--arms", "baseline") == 0
+    before = (command.out / "baseline" / "seed0" / "result.json").stat().st_mtime_ns
+    trained = []
+    train = study.train
+    monkeypatch.setattr(study, "train", lambda arm, *rest: trained.append(arm.name) or train(arm, *rest))
+    assert command("--arms", "baseline,flash") == 0
+    assert trained == ["flash"]
+    assert (command.out / "baseline" / "seed0" / "result.json").stat().st_mtime_ns == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(command, capsys):
+    assert command("--arms", "baseline") == 0
+    error = refused(command, capsys, "--arms", "flash", "--learning-rate", "0.1", "--mlp", "48")
+    assert "mlp 32 -> 48, learning_rate 0.002 -> 0.1" in error
+    assert not (command.out / "flash").exists()
+
+
+def test_a_killed_cell_is_trained_again_from_scratch(command, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "evaluate", killed)
+    assert command("--arms", "baseline") == 130
+    folder = command.out / "baseline" / "seed0"
+    assert not (folder / "result.json").exists()
+    monkeypatch.undo()
+    assert record.results(command.out) == []
+
+
+def test_a_failed_cell_is_recorded_and_the_others_go_on(command, monkeypatch, capsys):
+    train = study.train
+
+    def failing(arm, *rest):
+        if arm.name == "flash":
+            raise FloatingPointError("loss is nan after epoch 1")
+        return train(arm, *rest)
+
+    monkeypatch.setattr(study, "train", failing)
+    assert command("--arms", "flash,baseline") == 1
+    failure = json.loads((command.out / "flash" / "seed0" / "failed.json").read_text())
+    assert failure["error"] == "FloatingPointError: loss is nan after epoch 1"
+    assert "Traceback" in failure["traceback"]
+    assert "flash, seed 0: FloatingPointError" in (command.out / "report.md").read_text()
+    assert "failed: FloatingPointError" in capsys.readouterr().out
+    monkeypatch.setattr(study, "train", train)
+    assert command("--arms", "flash,baseline") == 0
+    assert not (command.out / "flash" / "seed0" / "failed.json").exists()
+
+
+def test_a_loss_that_is_not_finite_fails_the_cell(command):
+    assert command("--arms", "baseline", "--learning-rate", "1e30") == 1
+    failure = json.loads((command.out / "baseline" / "seed0" / "failed.json").read_text())
+    assert "FloatingPointError: loss is" in failure["error"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--arms", "falsh"], "unknown optimization 'falsh'; legal: flash, decatt, baseline; did you mean 'flash'?"),
+        (["--preset", "quik"], "unknown preset 'quik'; legal: quick, matched, published; did you mean 'quick'?"),
+        (["--data", "digit"], "did you mean 'digits'?"),
+        (["--engine", "compild"], "did you mean 'compiled'?"),
+        (["--precision", "fp16"], "unknown precision 'fp16'; legal: auto, fp32, bf16"),
+        (["--data", "folder:nowhere"], "folder 'nowhere' does not exist"),
+        (["--heads", "3"], "heads 3 do not divide width 16; legal: 1, 2, 4, 8, 16"),
+        (["--patch", "3"], "patch 3 does not divide image 8; legal: 1, 2, 4, 8"),
+        (["--batch-size", "1438"], "batch size 1438 does not fit the 1437 training images"),
+        (["--set", "decatt.norm=frob"], "unknown decatt norm 'frob'"),
+        (["--seeds", "0"], "seeds 0 is too small"),
+        (["--learning-rate", "-1"], "learning rate -1.0 must be above 0"),
+    ],
+)
+def test_bad_input_is_one_message_and_writes_nothing(command, capsys, options, expected):
+    assert expected in refused(command, capsys, *options)
+    assert not command.out.exists()
+
+
+def test_a_folder_that_holds_something_else_is_refused(command, capsys):
+    command.out.mkdir()
+    (command.out / "thesis.tex").write_text("…")
+    assert "is not empty and holds no study" in refused(command, capsys)
+
+
+def test_list(command, capsys):
+    assert command("--list") == 0
+    listing = capsys.readouterr().out
+    for word in ("decatt+flash", "matched", "cifar100-coarse", "compiled", "changes the objective"):
+        assert word in listing
+
+
+def test_image_folders_train(command, image_folder):
+    assert command("--arms", "baseline", "--data", f"folder:{image_folder}", "--batch-size", "8", "--epochs", "4") == 0
+    (result,) = record.results(command.out)
+    assert result["best_val_accuracy"] == 1.0  # dark against bright
+    assert json.loads((command.out / "study.json").read_text())["configuration"]["flip"] is True
+
+
+def test_report_of_no_study_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["report.py", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        report.main()
+    assert stop.value.code == 2
+    assert "holds no study" in capsys.readouterr().err
+
+
+def test_report_can_be_rebuilt_from_the_cells(command):
+    assert command("--arms", "baseline") == 0
+    text = (command.out / "report.md").read_text()
+    for name in ("report.md", "results.csv"):
+        (command.out / name).unlink()
+    report.write(command.out)
+    assert (command.out / "report.md").read_text() == text
+
+
+def test_published_report_names_the_terms(command):
+    options = ["--preset", "published", "--data", "digits", "--baseline-width", "32", "--baseline-heads", "4"]
+    assert command(*options, "--arms", "baseline,decatt", "--epochs", "1") == 0
+    text = (command.out / "report.md").read_text()
+    assert "`baseline` is a larger model" in text
+    assert "The published DeCAtt arm computed something else" in text
+    assert "epochs 50 -> 1" in text
