@@ -28,7 +28,9 @@ def accuracy(cells: Sequence[tuple[Result, list[Row]]], x: str, path: Path) -> N
     columns = min(len(panels), 4)
     lines = -(-len(panels) // columns)
     size = (max(3.2 * columns, 4.5), 2.6 * lines + 0.3)
-    figure, axes = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
     for axis, (arm, seeds) in zip(axes.flat, panels.items(), strict=False):
         if baseline and arm != BASELINE:
             _draw(axis, baseline, _GREY, "--", BASELINE)
@@ -40,7 +42,6 @@ def accuracy(cells: Sequence[tuple[Result, list[Row]]], x: str, path: Path) -> N
         axis.set_visible(False)
     figure.supxlabel(AXES[x], fontsize=10)
     figure.supylabel("validation accuracy, %", fontsize=10)
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
     plt.close(figure)

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from types import TracebackType
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ablations.record import Result, Row
-from ablations.report import BRIEF, table
+from ablations.report import table
 
 
 class Terminal:
@@ -77,10 +78,11 @@ class Terminal:
 
 def show(console: Console, finished: Sequence[Result]) -> None:
     """The table of the report."""
-    header, rows = table(finished, BRIEF)
-    grid = Table()
-    for i, title in enumerate(header):
-        grid.add_column(title, justify="left" if i == 0 else "right", no_wrap=i == 0)
+    header, rows = table(finished, brief=True)
+    grid = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    grid.add_column(header[0], overflow="fold")
+    for title in header[1:]:
+        grid.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         grid.add_row(*row)
     console.print(grid)

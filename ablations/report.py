@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -39,8 +39,8 @@ COLUMNS: dict[str, tuple[Callable[[Result], float], str]] = {
     "step ms": (lambda r: r["step_ms_median"], ".1f"),
     "peak MiB": (lambda r: r["peak_bytes"] / 2**20, ",.0f"),
 }
+BRIEF = ("best %", "train s", "img/s", "peak MiB")
 RATIOS = {"time ×": "step_ms_median", "peak ×": "peak_bytes"}
-BRIEF = ("best %", "train s", "img/s", "step ms", "peak MiB")
 
 
 def by_arm(finished: Sequence[Result]) -> dict[str, list[Result]]:
@@ -49,13 +49,19 @@ def by_arm(finished: Sequence[Result]) -> dict[str, list[Result]]:
     return {name: [r for r in finished if r["arm"] == name] for name in names}
 
 
-def table(finished: Sequence[Result], columns: Iterable[str] = tuple(COLUMNS)) -> tuple[list[str], list[list[str]]]:
-    """Header and one row an arm: means over its seeds, with the standard deviation where there are several."""
-    arms, shown = by_arm(finished), {title: COLUMNS[title] for title in columns}
+def table(finished: Sequence[Result], brief: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and one row an arm: means over its seeds, with the standard deviation where there are several.
+
+    brief: fewer columns, and the deviation of the accuracy alone, for a terminal of 80 characters.
+    """
+    arms = by_arm(finished)
+    shown = {title: column for title, column in COLUMNS.items() if not brief or title in BRIEF}
     header = ["arm", "seeds", *shown, *(RATIOS if BASELINE in arms else ())]
     rows = []
     for name, group in arms.items():
-        row = [name, str(len(group)), *(_cell([value(r) for r in group], form) for value, form in shown.values())]
+        row = [name, str(len(group))]
+        for title, (value, form) in shown.items():
+            row.append(_cell([value(r) for r in group], form, not brief or title == "best %"))
         if BASELINE in arms:
             row += [f"{_mean(group, key) / _mean(arms[BASELINE], key):.2f}" for key in RATIOS.values()]
         rows.append(row)
@@ -66,9 +72,9 @@ def _mean(group: Sequence[Result], key: str) -> float:
     return mean(r[key] for r in group)
 
 
-def _cell(values: list[float], form: str) -> str:
+def _cell(values: list[float], form: str, spread: bool) -> str:
     centre = format(mean(values), form)
-    return centre if len(set(values)) < 2 else f"{centre} ± {format(stdev(values), form)}"
+    return f"{centre} ± {format(stdev(values), form)}" if spread and len(set(values)) > 1 else centre
 
 
 def write(out: Path) -> list[Path]:
@@ -145,12 +151,15 @@ def _terms(configuration: dict[str, Any], environment: dict[str, str]) -> str:
 
 def _reading(finished: Sequence[Result]) -> str:
     seeds = len({r["seed"] for r in finished})
+    many = (
+        f"Means over {seeds} seeds ± standard deviation." if seeds > 1 else "One seed: differences have no error bar."
+    )
     return (
-        f"{f'Means over {seeds} seeds ± standard deviation' if seeds > 1 else 'One seed: differences have no error bar'}. "
-        "best % and final %: validation accuracy, best epoch and last. loss: mean training loss of the last epoch, "
-        "penalty included. train s: training steps only, without evaluation, logging, warm-up and compilation. "
-        "step ms: median. peak MiB: parameters, optimizer state, batch and everything else alive at once in one "
-        "training step. time × and peak ×: step and peak relative to the baseline."
+        f"{many} best % and final %: validation accuracy, best epoch and last. loss: mean training loss of the last "
+        "epoch, penalty included. train s: training steps only, without evaluation, logging, warm-up and compilation. "
+        "step ms: median; cells run one after another, so small differences can be the machine's drift "
+        "(ablations/bench.py interleaves). peak MiB: parameters, optimizer state, batch and everything else alive at "
+        "once in one training step. time × and peak ×: step ms and peak MiB over the baseline's."
     )
 
 

@@ -221,5 +221,5 @@ def _settings(arm: Arm, seed: int, preset: str, recipe: Recipe) -> dict[str, str
     """What HParams shows: the arm, each optimization (off, on or its value in the arm's name), and the recipe."""
     parts = {base: value or "on" for base, _, value in (part.partition("@") for part in arm.name.split("+"))}
     present = {name: parts.get(name, "off") for name in REGISTRY}
-    shown = {k: v for k, v in dataclasses.asdict(recipe).items() if isinstance(v, bool | int | float | str)}
-    return {"arm": arm.name, **present, "seed": seed, "preset": preset, **shown}
+    terms = {f"recipe/{k}": v for k, v in dataclasses.asdict(recipe).items() if isinstance(v, bool | int | float | str)}
+    return {"arm": arm.name, **present, "seed": seed, "recipe/preset": preset, **terms}

@@ -23,8 +23,8 @@ def flash(backend: str = "sdpa") -> Rewrite:
     """Replace `attend` by fused attention.
 
     backend: "sdpa" (torch's flash kernels, CPU or CUDA) or "tiled" (the algorithm in plain tensor operations).
-    Raises InputError for an unknown backend, for ops whose products are rewritten (flash has no products),
-    and, when called, for an input that the flash kernel cannot take: it never falls back to another kernel.
+    Raises InputError for an unknown backend, for ops whose attention or products are rewritten already, and, when
+    called, for an input that the flash kernel cannot take: it never falls back to another kernel.
     """
     attention = BACKENDS[choose("flash backend", backend, BACKENDS)]
 
@@ -37,6 +37,8 @@ def flash(backend: str = "sdpa") -> Rewrite:
                 "flash cannot be combined with a transform of the attention products: it never forms the N x N "
                 "matrix that they multiply; leave out flash, or transform the linear maps only"
             )
+        if ops.attend is not EXACT.attend:
+            raise InputError("flash cannot be combined with another transform of attention: it replaces all of it")
         return replace(ops, attend=attend)
 
     return rewrite

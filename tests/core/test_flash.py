@@ -139,6 +139,8 @@ def test_rewritten_products_are_refused_by_name():
 
     with pytest.raises(InputError, match="flash cannot be combined.*never forms the N x N"):
         flash()(replace(EXACT, product=lambda a, b, key: a @ b))
+    with pytest.raises(InputError, match="flash cannot be combined with another transform of attention"):
+        flash()(flash("tiled")(EXACT))
 
 
 @pytest.mark.parametrize(
