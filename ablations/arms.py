@@ -4,7 +4,7 @@ import inspect
 import itertools
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, get_type_hints
 
@@ -33,11 +33,22 @@ class Arm:
 
     name: str
     transforms: tuple[Rewrite, ...]
+    parameters: Settings = field(default_factory=dict)
+    """Every parameter of its transforms, by their names."""
 
     @property
     def ops(self) -> Ops:
         """EXACT under all transforms; InputError if two of them cannot be combined."""
         return reduce(lambda ops, transform: transform(ops), self.transforms, EXACT)
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """Fields of VitConfig that its transforms ask for."""
+        out: dict[str, Any] = {}
+        for name, parameters in self.parameters.items():
+            shape = REGISTRY[name].shape
+            out |= shape(**parameters) if shape else {}
+        return out
 
 
 def parse(name: str, settings: Settings | None = None) -> Arm:
@@ -49,11 +60,16 @@ def parse(name: str, settings: Settings | None = None) -> Arm:
     if name == BASELINE:
         return Arm(BASELINE, ())
     parts = sorted((_part(text, settings or {}) for text in name.split("+")), key=lambda part: part[0])
-    bases = [part.split("@")[0] for part, _ in parts]
-    twice = next((base for base in bases if bases.count(base) > 1), None)
-    if twice:
-        raise InputError(f"arm '{name}' has {twice} twice; write each optimization once")
-    arm = Arm("+".join(part for part, _ in parts), tuple(rewrite for _, rewrite in parts))
+    bases = [base for _, base, _ in parts]
+    fields = [REGISTRY[base].field for base in bases]
+    for i, base in enumerate(bases):
+        if base in bases[:i]:
+            raise InputError(f"arm '{name}' has {base} twice; write each optimization once")
+        if fields[i] in fields[:i] and fields[i] != "penalty":
+            other = bases[fields.index(fields[i])]
+            raise InputError(f"arm '{name}': {other} and {base} both replace the model's {fields[i]}; choose one")
+    rewrites = tuple(REGISTRY[base].build(**parameters) for _, base, parameters in parts)
+    arm = Arm("+".join(part for part, _, _ in parts), rewrites, {base: given for _, base, given in parts})
     try:
         _ = arm.ops
     except InputError as error:
@@ -61,22 +77,24 @@ def parse(name: str, settings: Settings | None = None) -> Arm:
     return arm
 
 
-def _part(text: str, settings: Settings) -> tuple[str, Rewrite]:
-    """Canonical name and rewrite of one part."""
+def _part(text: str, settings: Settings) -> tuple[str, str, dict[str, Any]]:
+    """Canonical name, transform and all its parameters, of one part."""
     base, at, value = text.strip().partition("@")
     choose("optimization", base, [*REGISTRY, BASELINE])
     if base == BASELINE:
         raise InputError("'baseline' stands alone: it is the arm without optimizations")
-    build = REGISTRY[base].build
-    first = next(iter(inspect.signature(build).parameters.values()))
-    arguments = dict(settings.get(base, {}))
+    signature = inspect.signature(REGISTRY[base].build)
+    first = next(iter(signature.parameters.values()))
+    given, name = dict(settings.get(base, {})), base
     if at:
-        arguments[first.name] = convert(base, first.name, value)
-        if arguments[first.name] != settings.get(base, {}).get(first.name, first.default):
-            base = _at(base, arguments[first.name])
-    elif first.default is first.empty and first.name not in arguments:
+        given[first.name] = convert(base, first.name, value)
+        if given[first.name] != settings.get(base, {}).get(first.name, first.default):
+            name = _at(base, given[first.name])
+    elif first.default is first.empty and first.name not in given:
         raise InputError(f"'{base}' needs its {first.name}: write for example {_example(base)}")
-    return base, build(**arguments)
+    bound = signature.bind(**given)
+    bound.apply_defaults()
+    return name, base, dict(bound.arguments)
 
 
 def _at(base: str, value: Any) -> str:
@@ -119,17 +137,21 @@ def read_settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def lattice() -> list[str]:
-    """The names of every arm: each registered transform absent or at one of its levels; baseline first."""
-    choices = [["", *([_at(name, level) for level in t.levels] or [name])] for name, t in sorted(REGISTRY.items())]
+    """The names of every arm: each optimization absent or at one of its levels; baseline first, no controls."""
+    registered = [(name, t) for name, t in sorted(REGISTRY.items()) if not t.control]
+    choices = [["", *([_at(name, level) for level in t.levels] or [name])] for name, t in registered]
     subsets = [[part for part in combination if part] for combination in itertools.product(*choices)]
     return ["+".join(parts) or BASELINE for parts in sorted(subsets, key=len)]
 
 
+def _group(name: str) -> Sequence[str]:
+    """What `all`, `published` and `controls` stand for; any other name for itself."""
+    controls = [name for name, t in REGISTRY.items() if t.control]
+    return {"all": lattice(), "published": PUBLISHED, "controls": controls}.get(name, [name])
+
+
 def select(text: str, settings: Settings | None = None) -> list[Arm]:
-    """The arms of `all`, `published` or a comma-separated list, each once, in the order written."""
-    names = itertools.chain.from_iterable(
-        lattice() if name == "all" else PUBLISHED if name == "published" else [name]
-        for name in text.replace(" ", "").split(",")
-    )
+    """The arms of a comma-separated list (`all`, `published`, `controls` stand for several), each once, in order."""
+    names = itertools.chain.from_iterable(map(_group, text.replace(" ", "").split(",")))
     arms = {arm.name: arm for arm in (parse(name, settings) for name in names)}
     return list(arms.values())

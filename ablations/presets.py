@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ablations.arms import BASELINE
+from ablations.arms import BASELINE, Arm
 from core import engine
 from core.augment import preparation
 from core.data import Data
@@ -102,10 +102,10 @@ class Recipe:
             raise InputError(f"warm-up {self.warmup} is outside 0 to below 1: it is a share of the steps")
         return replace(self, image=data.image, flip=data.mirrors if self.flip is None else self.flip)
 
-    def model(self, arm: str, data: Data) -> VitConfig:
-        """The model of an arm."""
-        alone = arm == BASELINE
-        return VitConfig(
+    def model(self, arm: Arm, data: Data) -> VitConfig:
+        """The model of an arm: the recipe's, with what the arm's transforms ask for."""
+        alone = arm.name == BASELINE
+        own = VitConfig(
             image=data.image,
             patch=self.patch,
             width=self.baseline_width or self.width if alone else self.width,
@@ -118,6 +118,7 @@ class Recipe:
             patch_norm=self.patch_norm,
             head=self.head,
         )
+        return replace(own, **arm.shape)
 
     def optimizer(self, steps_per_epoch: int) -> AdamW:
         """AdamW over the whole run."""
@@ -136,7 +137,7 @@ class Recipe:
         return preparation(data.mean, data.std, bool(self.flip), self.shift, self.rotate)
 
 
-_QUICK = Recipe()
+_QUICK = Recipe(set=("mrt.tokens=64", "mrt.min_patch=2", "mrt.max_patch=8"))
 _MATCHED = Recipe(
     data="cifar10",
     width=192,
@@ -154,13 +155,44 @@ _MATCHED = Recipe(
     flip=True,
     shift=0,
     rotate=15.0,
-    set=("decatt.weight=150", "decatt.norm=frobenius"),
+    set=("decatt.weight=150", "decatt.norm=frobenius", *_QUICK.set),
 )
-_PUBLISHED = replace(_MATCHED, baseline_width=384, baseline_heads=6, schedule="constant", warmup=0.0)
+_PUBLISHED = replace(
+    _MATCHED,
+    baseline_width=384,
+    baseline_heads=6,
+    schedule="constant",
+    warmup=0.0,
+    set=(
+        *_MATCHED.set,
+        "mrt.min_patch=16",
+        "mrt.max_patch=64",
+        "mrt.scorer=features",
+        "mrt.image=256",
+        "mrt.patch_norm=False",
+    ),
+)
+_MATCHED_256 = replace(
+    _MATCHED,
+    set=(
+        *_MATCHED.set,
+        "mrt.min_patch=16",
+        "mrt.max_patch=64",
+        "mrt.image=256",
+        "uniform.patch=16",
+        "uniform.image=256",
+    ),
+)
 
-PRESETS: dict[str, Recipe] = {"quick": _QUICK, "matched": _MATCHED, "published": _PUBLISHED}
+PRESETS: dict[str, Recipe] = {
+    "quick": _QUICK,
+    "matched": _MATCHED,
+    "matched-256": _MATCHED_256,
+    "published": _PUBLISHED,
+}
 ABOUT: dict[str, str] = {
     "quick": "0.2 M parameters on digits, minutes on a CPU; the default without an accelerator",
     "matched": "the published study with one model for all arms, cosine schedule; the default on a GPU",
+    "matched-256": "matched, images resized to 256: --arms mrt,uniform compares 64 mixed tokens with all 256",
     "published": "the published study as it was: a baseline of 12.0 M parameters against arms of 4.2 M",
 }

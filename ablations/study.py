@@ -46,7 +46,7 @@ def check(arms: Sequence[Arm], recipe: Recipe, data: Data) -> None:
     device = torch.device(recipe.device)
     recipe.optimizer(len(data.train.labels) // recipe.batch_size)
     for arm in arms:
-        config = recipe.model(arm.name, data)
+        config = recipe.model(arm, data)
         loss = objective(config, arm.ops, recipe.prepare(data), PRECISIONS[recipe.precision])
         batch = _batch(data.train, torch.arange(2), device)
         try:
@@ -72,7 +72,7 @@ def run(arms: Sequence[Arm], seeds: int, preset: str, recipe: Recipe, data: Data
                 progress.done({"arm": arm.name, "seed": seed, "error": f"{type(error).__name__}: {error}"})
                 failed += 1
                 continue
-            config = dataclasses.asdict(recipe.model(arm.name, data))
+            config = dataclasses.asdict(recipe.model(arm, data))
             weights.save(folder / "best.safetensors", best, {"arm": arm.name, "config": config})
             result = {"arm": arm.name, "seed": seed, "preset": preset, "data": data.name, **result}
             recorder.finish(result, _settings(arm, seed, preset, recipe))
@@ -88,7 +88,7 @@ def train(
     Initial weights, data order and augmentation depend on the seed alone. Evaluation, logging, compilation and
     the memory pass are outside the training time. Raises FloatingPointError if the loss stops being finite.
     """
-    device, config, ops = torch.device(recipe.device), recipe.model(arm.name, data), arm.ops
+    device, config, ops = torch.device(recipe.device), recipe.model(arm, data), arm.ops
     dtype, prepare = PRECISIONS[recipe.precision], recipe.prepare(data)
     steps = len(data.train.labels) // recipe.batch_size
     loss = objective(config, ops, prepare, dtype)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_example_passes_the_laws(tmp_path):
     file, line = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    for folder in ("core", "tests"):
+    for folder in ("core", "ablations", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "core/transforms/activity.py").write_text(file)

@@ -8,9 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor
+
 from core.ops import Rewrite
+from core.transforms import mrt as mixed
 from core.transforms.decatt import decatt
 from core.transforms.flash import flash
+from core.transforms.mrt import mrt, uniform
 
 Contract = Literal["exact", "unbiased gradient", "changes the objective"]
 
@@ -23,6 +27,9 @@ class Transform:
     contract: what it promises of loss and gradient; tests/laws.py holds it to that.
     about: one line for listings. identity: parameters under which it changes nothing, if there are any.
     levels: values of the first parameter that the full lattice runs; () runs the defaults.
+    control: a comparison rather than an optimization: an arm, but not of the full lattice.
+    shape: parameters -> fields that the model's VitConfig must have under it, if any.
+    layout: parameters -> (images -> (images as it sees them, patches [B,L,3])), if it chooses patches.
     """
 
     build: Callable[..., Rewrite]
@@ -31,11 +38,30 @@ class Transform:
     about: str
     identity: dict[str, Any] | None = None
     levels: tuple[Any, ...] = ()
+    control: bool = False
+    shape: Callable[..., dict[str, Any]] | None = None
+    layout: Callable[..., Callable[[Tensor], tuple[Tensor, Tensor]]] | None = None
 
 
 REGISTRY: dict[str, Transform] = {
     "flash": Transform(flash, "attend", "exact", "FlashAttention: fused, exact, no N x N matrix"),
     "decatt": Transform(
         decatt, "penalty", "changes the objective", "DeCAtt: penalty on correlated heads", {"weight": 0.0}
+    ),
+    "mrt": Transform(
+        mrt,
+        "tokenize",
+        "changes the objective",
+        "mixed-resolution tokens: large patches where little happens",
+        shape=mixed.shape,
+        layout=mixed.selector,
+    ),
+    "uniform": Transform(
+        uniform,
+        "tokenize",
+        "changes the objective",
+        "control for mrt: uniform patches with its sinusoidal positions",
+        control=True,
+        shape=lambda patch, image: mixed.shape(patch, image, None),
     ),
 }

@@ -49,6 +49,9 @@ def test_select():
         "flash", "baseline", "decatt+flash",
     ]  # fmt: skip
     assert [a.name for a in arms.select("all")] == arms.lattice()
+    assert [a.name for a in arms.select("all,controls")] == [*arms.lattice(), "uniform"]
+    assert len(arms.select("published")) == 8
+    assert set(arms.PUBLISHED) <= set(arms.lattice())
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,7 @@ def test_select():
         ("flash+", "unknown optimization ''"),
         ("baseline+flash", "'baseline' stands alone"),
         ("flash+flash@tiled", "has flash twice"),
+        ("mrt+uniform", "mrt and uniform both replace the model's tokenize; choose one"),
         ("flash@titled", "unknown flash backend 'titled'.*did you mean 'tiled'"),
         ("decatt@much", "decatt weight 'much' is not a number"),
         ("decatt@-1", "decatt weight -1.0 must be finite"),

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-from ablations import record, report, run, study
+from ablations import arms, record, report, run, study
 
 TINY = [
     "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
-    "--mlp", "32", "--epochs", "2", "--batch-size", "128",
+    "--mlp", "32", "--epochs", "2", "--batch-size", "128", "--set", "mrt.tokens=7",
 ]  # fmt: skip
 FIELDS = {
     "arm", "seed", "preset", "data", "parameters", "epochs", "best_val_accuracy", "final_val_accuracy",
@@ -50,16 +50,14 @@ def test_a_study_leaves_what_it_promises(command, capsys):
     assert command("--arms", "all", "--seeds", "2") == 0
     out = command.out
     results = record.results(out)
-    assert {(r["arm"], r["seed"]) for r in results} == {
-        (a, s) for a in ("baseline", "decatt", "flash", "decatt+flash") for s in (0, 1)
-    }
+    assert {(r["arm"], r["seed"]) for r in results} == {(arm, seed) for arm in arms.lattice() for seed in (0, 1)}
     assert all(set(r) >= FIELDS for r in results)
     for name in ("study.json", "results.csv", "report.md", "figures/accuracy_by_epoch.png"):
         assert (out / name).stat().st_size > 0
     cell = out / "decatt+flash" / "seed1"
     assert len((cell / "metrics.jsonl").read_text().splitlines()) == 2
     assert (cell / "best.safetensors").exists()
-    assert len((out / "results.csv").read_text().splitlines()) == 9
+    assert len((out / "results.csv").read_text().splitlines()) == 1 + 8 * 2
     text = (out / "report.md").read_text()
     assert "| decatt+flash | 2 |" in text
     assert "Means over 2 seeds" in text
@@ -159,8 +157,14 @@ def test_a_loss_that_is_not_finite_fails_the_cell(command):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--arms", "falsh"], "unknown optimization 'falsh'; legal: flash, decatt, baseline; did you mean 'flash'?"),
-        (["--preset", "quik"], "unknown preset 'quik'; legal: quick, matched, published; did you mean 'quick'?"),
+        (
+            ["--arms", "falsh"],
+            "unknown optimization 'falsh'; legal: flash, decatt, mrt, uniform, baseline; did you mean 'flash'?",
+        ),
+        (
+            ["--preset", "quik"],
+            "unknown preset 'quik'; legal: quick, matched, matched-256, published; did you mean 'quick'?",
+        ),
         (["--data", "digit"], "did you mean 'digits'?"),
         (["--engine", "compild"], "did you mean 'compiled'?"),
         (["--precision", "fp16"], "unknown precision 'fp16'; legal: auto, fp32, bf16"),
@@ -169,6 +173,7 @@ def test_a_loss_that_is_not_finite_fails_the_cell(command):
         (["--patch", "3"], "patch 3 does not divide image 8; legal: 1, 2, 4, 8"),
         (["--batch-size", "1438"], "batch size 1438 does not fit the 1437 training images"),
         (["--set", "decatt.norm=frob"], "unknown decatt norm 'frob'"),
+        (["--set", "mrt.tokens=8"], "tokens 8 cannot be had from image 8 with patches 2 to 8; nearest: 7 or 10"),
         (["--seeds", "0"], "seeds 0 is too small"),
         (["--learning-rate", "-1"], "learning rate -1.0 must be above 0"),
     ],

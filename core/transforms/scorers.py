@@ -1,0 +1,152 @@
+"""Scores of patches for mixed-resolution tokenization: the lowest is split first. None passes a gradient on."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core import rng
+from core.errors import InputError, choose
+
+Scorer = Callable[[Tensor, int, int], dict[int, Tensor]]  # (images [B,C,S,S], min patch, max patch) -> scores
+
+_SLAB = 1 << 21  # pixels at a time: eager intermediates stay in cache
+
+
+def resize(images: Tensor, side: int | None) -> Tensor:
+    """Images [B,C,S,S] -> [B,C,side,side], bilinear; None: as they are."""
+    if side is None or side == images.shape[-1]:
+        return images
+    return F.interpolate(images, (side, side), mode="bilinear", align_corners=False)
+
+
+def splittable(min_patch: int, max_patch: int) -> list[int]:
+    """Sizes that can be split, from the largest."""
+    return [max_patch >> i for i in range((max_patch // min_patch).bit_length() - 1)]
+
+
+def shrink(images: Tensor, k: int) -> Tensor:
+    """Bilinear resize by 1/k (a power of two) without antialiasing: the mean of each block's central 2x2 pixels."""
+    a, b = (k - 1) // 2, k // 2
+    rows = images[..., a::k, :] + images[..., b::k, :]
+    return (rows[..., a::k] + rows[..., b::k]) / 4
+
+
+def pixel_blur(images: Tensor, min_patch: int, max_patch: int) -> dict[int, Tensor]:
+    """score = -sqrt(mse · size), mse between each patch and its blur (shrunk by size / p, stretched back).
+
+    images [B,C,S,S] as the model sees them -> {size: [B,(S/size)^2]}, raster order. Equation of section 3.2.
+    """
+    slab = len(images) if torch.compiler.is_compiling() else max(1, _SLAB // images[0].numel())
+    parts = [_blur_scores(part, min_patch, max_patch) for part in images.split(max(slab, 1))]
+    return {size: torch.cat([part[size] for part in parts]) for size in splittable(min_patch, max_patch)}
+
+
+def _blur_scores(images: Tensor, min_patch: int, max_patch: int) -> dict[int, Tensor]:
+    out = {}
+    B, C, S, _ = images.shape
+    for size in splittable(min_patch, max_patch):
+        grid, cells = S // size, min_patch
+        errors = _blur_errors(images, size // min_patch).view(B, C, grid, cells, grid, cells).sum((1, 3, 5))
+        out[size] = -(errors / (C * size)).sqrt().flatten(1)  # sqrt(sum / (C size^2) · size)
+    return out
+
+
+def _blur_errors(images: Tensor, k: int) -> Tensor:
+    """Squared difference from the blur, summed over each k x k block: [B,C,S/k,S/k].
+
+    The stretched image is not written: for each of the k x k places in a block, one bilinear mix of neighbours.
+    """
+    n = images.shape[-1] // k
+    small = F.pad(shrink(images, k), (1, 1, 1, 1), mode="replicate")
+    total = torch.zeros_like(images[..., ::k, ::k])
+    for i in range(k):
+        first, weight = _neighbour(i, k)
+        row = torch.lerp(small[..., first : first + n, :], small[..., first + 1 : first + 1 + n, :], weight)
+        for j in range(k):
+            first, weight = _neighbour(j, k)
+            blurred = torch.lerp(row[..., first : first + n], row[..., first + 1 : first + 1 + n], weight)
+            total = total + (blurred - images[..., i::k, j::k]).square()
+    return total
+
+
+def _neighbour(i: int, k: int) -> tuple[int, float]:
+    """Left of the two padded neighbours of place i in a block of k, and the weight of the right one."""
+    position = (i + 0.5) / k - 0.5
+    return (0, position + 1) if position < 0 else (1, position)
+
+
+def random_scores(images: Tensor, min_patch: int, max_patch: int) -> dict[int, Tensor]:
+    """Uniform draws from a fixed seed, the same for every batch of one size: for control arms."""
+    B, _, S, _ = images.shape
+    keys = rng.split(rng.key(0, images.device), 32)
+    found = enumerate(splittable(min_patch, max_patch))
+    return {size: rng.uniform(keys[i], (B, (S // size) ** 2)) for i, size in found}
+
+
+def feature_scores(weights: str | None) -> Scorer:
+    """The paper's main scorer: how much shufflenet_v2_x0_5 features change when blurred, per patch.
+
+    weights: a file of its state dict (.pth), or None for torchvision's ImageNet weights. Raises InputError where they
+    cannot be had, and, when called, for a feature map coarser than the patch grid.
+    """
+    early, late = _shufflenet(weights)
+
+    def scores(images: Tensor, min_patch: int, max_patch: int) -> dict[int, Tensor]:
+        side, finest = images.shape[-1], 2 * min_patch
+        if finest < 16 and max_patch > min_patch:
+            raise InputError(
+                f"scorer 'features' sees nothing finer than 16 pixels, and min patch {min_patch} needs {finest}; "
+                "use a larger min patch (a larger mrt.image) or mrt.scorer=blur"
+            )
+        with torch.no_grad():
+            features = early(images.float())
+            if finest >= 32:
+                features = late(features)
+        return {
+            size: _feature_score(features, size // min_patch, side // size) for size in splittable(min_patch, max_patch)
+        }
+
+    return scores
+
+
+def _feature_score(features: Tensor, k: int, grid: int) -> Tensor:
+    side = features.shape[-1]
+    small = F.interpolate(features, (max(side // k, 1),) * 2, mode="bilinear", align_corners=False)
+    blurred = F.interpolate(small, (side, side), mode="bilinear", align_corners=False)
+    changes = (features - blurred).square().mean(1, keepdim=True)
+    return -F.adaptive_avg_pool2d(changes, grid).flatten(1)
+
+
+@cache
+def _shufflenet(weights: str | None) -> tuple[nn.Module, nn.Module]:
+    """Its layers up to stage 3 (stride 16), and from there to conv5 (stride 32), frozen."""
+    from torchvision.models import ShuffleNet_V2_X0_5_Weights, shufflenet_v2_x0_5
+
+    others = "pass mrt.weights=FILE with its state dict, or mrt.scorer=blur or random"
+    try:
+        if weights is None:
+            net = shufflenet_v2_x0_5(weights=ShuffleNet_V2_X0_5_Weights.DEFAULT)
+        else:
+            net = shufflenet_v2_x0_5()
+            net.load_state_dict(torch.load(Path(weights).expanduser(), weights_only=True))
+    except Exception as error:  # network, file and pickle errors are of many kinds
+        what = "torchvision's shufflenet_v2_x0_5 weights" if weights is None else f"'{weights}'"
+        raise InputError(f"scorer 'features' cannot load {what} ({type(error).__name__}: {error}); {others}") from error
+    net = net.eval().requires_grad_(False)
+    early = nn.Sequential(net.conv1, net.maxpool, net.stage2, net.stage3)
+    return early, nn.Sequential(net.stage4, net.conv5)
+
+
+SCORERS = ("blur", "features", "random")
+
+
+def scorer_named(name: str, weights: str | None = None) -> Scorer:
+    """The scorer of a name; InputError for an unknown one."""
+    choose("mrt scorer", name, SCORERS)
+    if name == "features":
+        return feature_scores(weights)
+    return pixel_blur if name == "blur" else random_scores
