@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 
 from core.errors import InputError
 
@@ -130,6 +132,11 @@ class Recorder:
         for tag, value in row.items():
             if "/" in tag:
                 self._writer.add_scalar(tag, value, int(row["epoch"]))
+
+    def picture(self, tag: str, pixels: Tensor) -> None:
+        """Add a picture (uint8 [3,H,W]) to the cell's folder, as TAG.png, and to TensorBoard."""
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(self.folder / f"{tag}.png")
+        self._writer.add_image(tag, pixels, 0)
 
     def finish(self, result: Result, settings: dict[str, Any]) -> None:
         """Close the cell: HParams in the cell's own event file, then the result."""

@@ -6,6 +6,7 @@ python ablations/report.py runs/NAME
 import csv
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from typing import Any
 from ablations import figures
 from ablations.arms import BASELINE
 from ablations.presets import PRESETS
-from ablations.record import Result, cells, failures, results, write_text
+from ablations.record import Result, cell_folder, cells, failures, results, write_text
 from core.errors import InputError
 from core.transforms import REGISTRY
 
@@ -91,9 +92,21 @@ def write(out: Path) -> list[Path]:
     everything = list(cells(out))
     for path, x in zip(drawn, ("epoch", "seconds"), strict=True):
         figures.accuracy(everything, x, path)
+    drawn += _pictures(out, finished)
     write_text(out / "results.csv", _csv(finished))
     write_text(out / "report.md", _markdown(out, finished, drawn))
     return [out / "report.md", out / "results.csv", *drawn]
+
+
+def _pictures(out: Path, finished: Sequence[Result]) -> list[Path]:
+    """Each arm's picture of tokenized images, if its first seed has one, copied to figures/."""
+    copied = []
+    for arm, group in by_arm(finished).items():
+        source = cell_folder(out, arm, group[0]["seed"]) / "tokens.png"
+        if source.is_file():
+            copied.append(out / "figures" / f"tokens_{arm}.png")
+            shutil.copyfile(source, copied[-1])
+    return copied
 
 
 def _csv(finished: Sequence[Result]) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Protocol
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablations.arms import Arm
+from ablations.pictures import tokenized
 from ablations.presets import PRECISIONS, Recipe
 from ablations.record import Recorder, Result, Row, cell_folder, finished
 from core import rng, vit, weights
@@ -96,6 +97,9 @@ def train(
     order_key, step_key = rng.split(rng.key(seed, device), 2)
     state = start(_to(vit.init(config, seed), device), step_key)
     progress.cell(arm.name, seed, steps * recipe.epochs)
+    for name, parameters in arm.parameters.items():
+        if layout := REGISTRY[name].layout:
+            recorder.picture("tokens", _tokenized(layout(**parameters), data, prepare, device))
 
     warmup_seconds, peak = _warm_up(step, state, data.train, recipe.batch_size, device)
     rows: list[Row] = []
@@ -138,6 +142,16 @@ def train(
         "torch": torch.__version__,
     }
     return result, best[1]
+
+
+def _tokenized(
+    layout: Callable[[Tensor], tuple[Tensor, Tensor]], data: Data, prepare: Prepare, device: torch.device
+) -> Tensor:
+    """A picture of how some validation images are cut into patches."""
+    images = data.val.images[torch.linspace(0, len(data.val.labels) - 1, 6).long()].to(device)
+    resized, selection = layout(prepare(images, None))
+    pixels = F.interpolate(images.float(), resized.shape[-2:], mode="bilinear", align_corners=False)
+    return tokenized(pixels.round().clamp(0, 255).to(torch.uint8), selection)
 
 
 def _warm_up(step: Step, state: State, train: Split, batch_size: int, device: torch.device) -> tuple[float, int]:

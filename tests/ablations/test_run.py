@@ -112,7 +112,7 @@ def test_finished_cells_are_skipped_and_others_added(command, monkeypatch):
 def test_other_settings_in_the_same_folder_are_refused(command, capsys):
     assert command("--arms", "baseline") == 0
     error = refused(command, capsys, "--arms", "flash", "--learning-rate", "0.1", "--mlp", "48")
-    assert "mlp 32 -> 48, learning_rate 0.002 -> 0.1" in error
+    assert "mlp 32 -> 48, learning_rate 0.003 -> 0.1" in error
     assert not (command.out / "flash").exists()
 
 
