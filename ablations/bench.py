@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ablations import record
+from ablations import bench_tokens, record
 from ablations.arms import parse
 from ablations.presets import PRECISIONS
 from core import engine, rng, vit
@@ -31,6 +31,8 @@ PEERS = ("timm", "torchvision")
 class Bench:
     """Compare images/s of a training step (loss, gradient, AdamW): ours, timm and torchvision."""
 
+    what: str = "train"
+    """train, or tokens: the cost of mixed-resolution tokenization and what fewer tokens save."""
     arms: str = "baseline,flash"
     """Arms of ours, joined by commas."""
     engines: str = "eager"
@@ -146,21 +148,40 @@ def compare(bench: Bench) -> dict[str, dict[str, float]]:
     }
 
 
-def main() -> None:
-    """The command."""
-    bench, console = tyro.cli(Bench), Console()
-    try:
-        figures = compare(bench)
-    except (InputError, ModuleNotFoundError) as error:
-        hint = "; pip install -e '.[test]'" if isinstance(error, ModuleNotFoundError) else ""
-        print(f"error: {error}{hint}", file=sys.stderr)
-        sys.exit(2)
+def show(figures: dict[str, dict[str, float]], bench: Bench, console: Console) -> None:
+    """One row a contender."""
+    if bench.what == "tokens":
+        for name, figure in figures.items():
+            rest = ", ".join(f"{ratio:.3f} {what}" for what, ratio in figure.items() if what != "milliseconds")
+            console.print(f"{name:<26} {figure['milliseconds']:8.1f} ms  {rest}", highlight=False)
+        return
     reference = bench.peers.split(",")[0]
     table = Table("contender", "images/s", "quartiles", f"× {reference}")
     for name, f in figures.items():
         quartiles = f"{f['lower_quartile']:,.0f} to {f['upper_quartile']:,.0f}"
         table.add_row(name, f"{f['images_per_second']:,.0f}", quartiles, f"{f['ratio']:.3f}")
     console.print(table)
+
+
+def main() -> None:
+    """The command."""
+    bench, console = tyro.cli(Bench), Console()
+    device = torch.device(bench.device)
+    try:
+        if choose("comparison", bench.what, ("train", "tokens")) == "train":
+            figures = compare(bench)
+        else:
+            figures = bench_tokens.compare(
+                bench.batch_size,
+                device,
+                "compiled" in bench.engines,
+                lambda contenders: measure(contenders, bench.steps, bench.rounds, device),
+            )
+    except (InputError, ModuleNotFoundError) as error:
+        hint = "; pip install -e '.[test]'" if isinstance(error, ModuleNotFoundError) else ""
+        print(f"error: {error}{hint}", file=sys.stderr)
+        sys.exit(2)
+    show(figures, bench, console)
     if bench.json:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(bench).items()}
         where = record.environment(bench.device)

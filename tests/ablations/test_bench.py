@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ablations import bench
+from ablations import bench, bench_tokens
 from core import vit
 
 TINY = bench.Bench(image=8, patch=4, width=16, depth=1, heads=2, mlp=32, batch_size=4, steps=1, rounds=2)
@@ -37,3 +37,13 @@ def test_blocks_are_interleaved():
 def test_unknown_peer_is_refused():
     with pytest.raises(ValueError, match="unknown peer 'tim'.*did you mean 'timm'"):
         bench.compare(replace(TINY, peers="tim"))
+
+
+def test_the_transcription_gives_the_same_patches():
+    """The peer that the tokenizer is timed against does the same work."""
+    images = torch.randn(2, 3, 256, 256)
+    ours, theirs = bench_tokens.tokenizer(images), bench_tokens.transcription(images)
+    for a, b in zip(ours, theirs, strict=True):
+        assert {tuple(row) for row in a[:, :3].round(decimals=3).tolist()} == {
+            tuple(row) for row in b[:, :3].round(decimals=3).tolist()
+        }

@@ -1,0 +1,425 @@
+"""Against what the authors' reference implementation does, and against the greedy rule written as a loop."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core import rng, vit
+from core.errors import InputError
+from core.ops import EXACT
+from core.transforms import scorers
+from core.transforms.flash import flash
+from core.transforms.mrt import (
+    centres,
+    legal_tokens,
+    mrt,
+    patches,
+    pixel_blur,
+    select,
+    sincos,
+    sizes,
+    to_grid,
+    uniform,
+)
+
+# An excerpt (seq = rows in the reference's order), and the whole file where the development data is at hand.
+EXCERPT = np.load(Path(__file__).with_name("mrt_reference.npz"))
+WHOLE = Path(__file__).parents[3] / "shared" / "oracles" / "mrt_public.npz"
+REFERENCE = np.load(WHOLE) if WHOLE.exists() else EXCERPT
+needs_images = pytest.mark.skipif(not WHOLE.exists(), reason="the reference's images are not in the repository")
+
+NAME = re.compile(r"(i(\d+)_m(\d+)_M(\d+)_L(\d+))\.(\w+)\.seq")
+CASES = [NAME.fullmatch(key) for key in REFERENCE.files if NAME.fullmatch(key)]
+cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c[0])
+blur_cases = pytest.mark.parametrize("case", [c for c in CASES if c[6] == "blur"], ids=lambda c: c[1])
+
+
+def numbers(case):
+    """image, min patch, max patch, tokens."""
+    return tuple(int(case[i]) for i in range(2, 6))
+
+
+def field(case, name):
+    return REFERENCE[f"{case[1]}.{case[6]}.{name}"]
+
+
+def scores_in(case):
+    image, low, high, _ = numbers(case)
+    return {s: torch.from_numpy(field(case, f"scores_{s}")) for s in sizes(image, low, high)[:-1]}
+
+
+def images_of(side):
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return ((torch.from_numpy(REFERENCE[f"images{side}"]).float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+@cases
+def test_selection_and_order_equal_the_reference(case):
+    assert np.array_equal(select(scores_in(case), *numbers(case)).numpy(), field(case, "seq"))
+
+
+@needs_images
+@blur_cases
+def test_pixel_blur_equals_the_reference(case):
+    image, low, high, _ = numbers(case)
+    ours = pixel_blur(images_of(image), low, high)
+    for size, scores in scores_in(case).items():
+        torch.testing.assert_close(ours[size], scores, rtol=1e-4, atol=1e-3 if size == 256 else 2e-5)
+
+
+@needs_images
+@blur_cases
+def test_patches_and_centres_equal_the_reference(case):
+    image, low, *_ = numbers(case)
+    selection, wanted = torch.from_numpy(field(case, "seq")).long(), torch.from_numpy(field(case, "patches"))
+    ours = patches(images_of(image)[: len(wanted)], selection[: len(wanted)], low)
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(centres(selection, low), torch.from_numpy(field(case, "pos")))
+
+
+@needs_images
+def test_the_whole_tokenizer_equals_the_reference():
+    config = vit.VitConfig(64, 4, 32, 1, 1, 4, 3)
+    params = vit.init(config, 0) | {
+        "patch_embed.proj.weight": torch.from_numpy(REFERENCE["tok.weight"]),
+        "patch_embed.proj.bias": torch.from_numpy(REFERENCE["tok.bias"]),
+        "cls_token": torch.from_numpy(REFERENCE["tok.cls"])[None, None],
+    }
+    wanted = torch.from_numpy(REFERENCE["tok.out"])
+    tokens = mrt(64, 4, 16)(EXACT).tokenize(params, images_of(64)[: len(wanted)], config)
+    torch.testing.assert_close(tokens, wanted, rtol=0, atol=1e-5)
+
+
+def morton(x, y):
+    return sum(((x >> b & 1) << 2 * b) | ((y >> b & 1) << 2 * b + 1) for b in range(12))
+
+
+def greedy(scores, image, low, high, tokens):
+    """The rule, one split at a time, for one image."""
+    current = {(x, y, high) for y in range(0, image, high) for x in range(0, image, high)}
+    while len(current) < tokens:
+        _, _, x, y, s = min(
+            (scores[s][y // s * (image // s) + x // s], (-s, morton(x // s, y // s)), x, y, s)
+            for x, y, s in current
+            if s > low
+        )
+        current.remove((x, y, s))
+        current |= {(x + dx, y + dy, s // 2) for dx in (0, s // 2) for dy in (0, s // 2)}
+    return sorted(current, key=lambda p: (-p[2], morton(p[0] // p[2], p[1] // p[2])))
+
+
+@st.composite
+def trees(draw):
+    """Sizes with 1 to 4 splittable levels, roots in grids that need not be powers of two, and scores with ties."""
+    depth, roots = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    low = draw(st.sampled_from([1, 2, 3]))
+    high = low << depth
+    image = roots * high
+    tokens = draw(st.sampled_from(legal_tokens(image, low, high)))
+    levels = draw(st.sampled_from([0, 2, 5, None]))  # distinct values of the scores: many ties, or nearly none
+    noise = np.random.default_rng(draw(st.integers(0, 10**6)))
+    scores = {}
+    for size in sizes(image, low, high)[:-1]:
+        values = noise.standard_normal((2, (image // size) ** 2)).astype(np.float32)
+        scores[size] = torch.from_numpy(values if levels is None else np.round(values * levels) * 0.5)
+    return scores, image, low, high, tokens
+
+
+@settings(max_examples=150, deadline=None)
+@given(trees())
+def test_selection_equals_the_greedy_loop(tree):
+    scores, *shape = tree
+    selected = select(scores, *shape)
+    for i in range(2):
+        assert selected[i].tolist() == list(map(list, greedy({s: v[i].tolist() for s, v in scores.items()}, *shape)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(trees())
+def test_patches_tile_the_image_and_come_in_order(tree):
+    scores, image, low, high, tokens = tree
+    for rows in select(scores, image, low, high, tokens):
+        assert rows.shape == (tokens, 3)
+        cover = torch.zeros(image, image, dtype=torch.int64)
+        for x, y, s in rows.tolist():
+            cover[y : y + s, x : x + s] += 1
+            assert x % s == y % s == 0
+        assert (cover == 1).all()
+        keys = [(-s, morton(x // s, y // s)) for x, y, s in rows.tolist()]
+        assert keys == sorted(keys)
+
+
+@settings(max_examples=50, deadline=None)
+@given(trees())
+def test_tokens_go_back_onto_the_grid(tree):
+    scores, image, low, high, tokens = tree
+    selection = select(scores, image, low, high, tokens)
+    grid = to_grid(torch.arange(tokens).expand(2, -1)[..., None], selection, image, low)
+    for rows, cells in zip(selection.tolist(), grid[:, 0], strict=True):
+        for number, (x, y, s) in enumerate(rows):
+            assert (cells[y // low : (y + s) // low, x // low : (x + s) // low] == number).all()
+
+
+def test_deep_trees_order_without_overflow():
+    """Eight splittable levels do not fit one int64 word of base n + 1."""
+    image, low, high = 256, 1, 256
+    noise = np.random.default_rng(0)
+    scores = {
+        s: torch.from_numpy(np.round(noise.standard_normal((1, (image // s) ** 2)) * 4).astype(np.float32))
+        for s in sizes(image, low, high)[:-1]
+    }
+    rows = select(scores, image, low, high, 301)[0].tolist()
+    assert rows == list(map(list, greedy({s: v[0].tolist() for s, v in scores.items()}, image, low, high, 301)))
+
+
+def test_negative_zero_ties_with_zero():
+    scores = {2: torch.tensor([[0.0, -0.0, 0.0, -0.0]])}
+    assert select(scores, 4, 1, 2, 7).tolist() == select({2: torch.zeros(1, 4)}, 4, 1, 2, 7).tolist()
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 8])
+def test_patches_equal_a_bilinear_resize(k):
+    images = rng.uniform(rng.key(0), (2, 3, 32, 32))
+    small = F.interpolate(images, scale_factor=1 / k, mode="bilinear", align_corners=False, antialias=False)
+    p = 4
+    rows = [(x, y, p * k) for y in range(0, 32, p * k) for x in range(0, 32, p * k)]
+    ours = patches(images, torch.tensor(rows).expand(2, -1, -1), p)
+    torch.testing.assert_close(ours, F.unfold(small, p, stride=p).transpose(1, 2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_pixel_blur_equals_its_definition(k):
+    images = rng.uniform(rng.key(1), (3, 3, 32, 32)).double()
+    p, size = 4, 4 * k
+    small = F.interpolate(images, scale_factor=1 / k, mode="bilinear", align_corners=False)
+    blurred = F.interpolate(small, scale_factor=k, mode="bilinear", align_corners=False)
+    mse = F.avg_pool2d((images - blurred).square().mean(1, keepdim=True), size).flatten(1)
+    torch.testing.assert_close(pixel_blur(images, p, 16)[size], -(mse * size).sqrt(), rtol=1e-10, atol=1e-12)
+
+
+def test_slabs_do_not_change_the_scores(monkeypatch):
+    images = rng.uniform(rng.key(1), (5, 3, 16, 16))
+    whole = pixel_blur(images, 2, 8)
+    monkeypatch.setattr(scorers, "_SLAB", 3 * 16 * 16)
+    assert all(torch.equal(whole[s], part) for s, part in pixel_blur(images, 2, 8).items())
+
+
+@pytest.mark.parametrize("width", [8, 10, 13, 192])
+def test_sinusoids_by_their_formula(width):
+    x, y = 2.5, 7.0
+    ours = sincos(torch.tensor([[x, y]]), width)[0].tolist()
+    half = width // 2
+    count = half // 2
+    frequencies = [np.exp(-i * np.log(10000) / (count - 1)) for i in range(count)]
+    wanted = []
+    for v in (x, y):
+        part = [np.sin(v * f) for f in frequencies] + [np.cos(v * f) for f in frequencies]
+        wanted += part + [0.0] * (half - len(part))
+    assert ours == pytest.approx(wanted + [0.0] * (width - len(wanted)), abs=1e-6)
+
+
+def test_all_patches_at_min_size_give_the_uniform_model():
+    """Same tokens in the same order: the same logits, bit for bit; and raster order changes rounding alone."""
+    config = vit.VitConfig(16, 4, 16, 2, 2, 32, 5)
+    params, images = vit.init(config, 0), rng.uniform(rng.key(1), (3, 3, 16, 16))
+    mixed, whole = mrt(16, 4, 16)(EXACT), uniform(4)(EXACT)
+    assert torch.equal(mixed.tokenize(params, images, config), whole.tokenize(params, images, config))
+    raster = EXACT.tokenize(params, images, config) - params["pos_embed"]
+    cells = [(x, y) for y in range(4) for x in range(4)]
+    order = sorted(range(16), key=lambda i: morton(*cells[i]))
+    positions = sincos(torch.tensor(cells) + 0.5, 16)
+    wanted = torch.cat((raster[:, :1], raster[:, 1:] + positions), dim=1)
+    from dataclasses import replace
+
+    in_raster = replace(EXACT, tokenize=lambda *_: wanted)
+    torch.testing.assert_close(
+        mixed.tokenize(params, images, config)[:, 1:], wanted[:, 1:][:, order], rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(
+        vit.forward(params, images, config, mixed).logits,
+        vit.forward(params, images, config, in_raster).logits,
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_gradients_reach_the_embedding_and_the_pixels_but_no_score():
+    config = vit.VitConfig(16, 2, 16, 1, 2, 32, 5)
+    params = {n: p.requires_grad_() for n, p in vit.init(config, 0).items()}
+    images = rng.uniform(rng.key(1), (2, 3, 16, 16)).requires_grad_()
+    rewrite = mrt(16, 2, 8)
+    tokens = rewrite(EXACT).tokenize(params, images, config)
+    gradient, pixels = torch.autograd.grad(tokens.square().sum(), [params["patch_embed.proj.weight"], images])
+    assert gradient.abs().max() > 0
+    # A pixel moves only the patch it lies in: the derivative is that of the gathered content, with fixed choices.
+    selection = select(pixel_blur(images.detach(), 2, 8), 16, 2, 8, 16)
+    fixed = F.linear(
+        patches(images, selection, 2), params["patch_embed.proj.weight"].flatten(1), params["patch_embed.proj.bias"]
+    ) + sincos(centres(selection, 2), 16)
+    (wanted,) = torch.autograd.grad(fixed.square().sum(), images)
+    torch.testing.assert_close(pixels, wanted)
+
+
+def test_one_graph_without_host_syncs():
+    """Fake tensors have no values: whatever asks for one fails."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    config = vit.VitConfig(64, 4, 32, 1, 2, 64, 5)
+    params, images = vit.init(config, 0), rng.uniform(rng.key(1), (3, 3, 64, 64))
+    ops = mrt(64, 4, 16)(flash()(EXACT))
+
+    def logits(params, images):
+        return vit.forward(params, images, config, ops).logits
+
+    eager = logits(params, images)
+    compiled = torch.compile(logits, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(params, images), eager, rtol=1e-5, atol=1e-6)
+    selection = torch.compile(select, fullgraph=True, backend="aot_eager")
+    with FakeTensorMode() as mode:
+        fake = {s: mode.from_tensor(torch.zeros(3, n)) for s, n in ((16, 16), (8, 64))}
+        assert selection(fake, 64, 4, 16, 64).shape == (3, 64, 3)
+
+
+@pytest.mark.gpu
+def test_no_host_sync_on_cuda():
+    images = rng.uniform(rng.key(1), (3, 3, 64, 64)).cuda()
+    config = vit.VitConfig(64, 4, 32, 1, 2, 64, 5)
+    params = {n: p.cuda() for n, p in vit.init(config, 0).items()}
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        mrt(64, 4, 16)(EXACT).tokenize(params, images, config)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    ("image", "low", "high", "expected"),
+    [
+        (256, 16, 64, range(16, 257, 3)),
+        (32, 2, 8, range(16, 257, 3)),
+        (96, 16, 32, range(9, 37, 3)),
+        (8, 8, 8, range(1, 2, 3)),
+    ],
+)
+def test_legal_tokens(image, low, high, expected):
+    assert legal_tokens(image, low, high) == expected
+    assert (image // low) ** 2 in expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((256, 16, 60, 64), "max patch 60 does not divide image 256"),
+        ((256, 16, 0, 64), "max patch 0 does not divide image 256"),
+        ((240, 10, 60, 36), r"max patch 60 must be min patch 10 times a power of two: 10, 20, 40"),
+        ((256, 64, 16, 64), "max patch 16 must be min patch 64 times a power of two"),
+        ((256, 16, 64, 65), r"tokens 65 cannot be had .*; nearest: 64 or 67 \(16 to 256 in steps of 3\)"),
+        ((256, 16, 64, 5), "nearest: 16 or 19"),
+        ((256, 16, 64, 999), "nearest: 253 or 256"),
+    ],
+)
+def test_illegal_sizes_and_counts_are_refused(arguments, message):
+    image, low, high, tokens = arguments
+    with pytest.raises(ValueError, match=message):
+        select({32: torch.zeros(1, 64), 64: torch.zeros(1, 16)}, image, low, high, tokens)
+
+
+def test_bad_scores_are_refused():
+    good = {64: torch.zeros(2, 16), 32: torch.zeros(2, 64)}
+    for change, message in (
+        ({32: torch.full((2, 64), torch.nan)}, "128 of the 128 scores of size 32 are NaN or infinite"),
+        (
+            {64: good[64].index_fill(1, torch.tensor([3]), torch.inf)},
+            "2 of the 32 scores of size 64 are NaN or infinite",
+        ),
+        ({32: torch.zeros(2, 63)}, r"scores of size 32 have shape \(2, 63\); image 256 needs \(2, 64\)"),
+        ({64: torch.zeros(0, 16), 32: torch.zeros(0, 64)}, "the batch is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            select(good | change, 256, 16, 64, 64)
+    with pytest.raises(ValueError, match="scores of size 32 are missing; needed: 64, 32"):
+        select({64: good[64]}, 256, 16, 64, 64)
+
+
+def test_bad_images_and_models_are_refused():
+    config = vit.VitConfig(16, 2, 16, 1, 2, 32, 5)
+    params, tokenize = vit.init(config, 0), mrt(16, 2, 8)(EXACT).tokenize
+    with pytest.raises(InputError, match="images of 20x16 pixels are not square"):
+        tokenize(params, torch.zeros(1, 3, 16, 20), config)
+    with pytest.raises(InputError, match="the batch of images is empty"):
+        tokenize(params, torch.zeros(0, 3, 16, 16), config)
+    with pytest.raises(InputError, match="mrt with min patch 2 needs a model of that patch, not 4"):
+        tokenize(params, torch.zeros(1, 3, 16, 16), vit.VitConfig(16, 4, 16, 1, 2, 32, 5))
+    with pytest.raises(InputError, match="tokens 17 cannot be had from image 16"):
+        mrt(17, 2, 8, image=16)
+
+
+def test_a_single_level_needs_no_scores():
+    assert select({}, 8, 4, 4, 4).tolist() == [[[0, 0, 4], [4, 0, 4], [0, 4, 4], [4, 4, 4]]]
+
+
+def test_random_scores_are_fixed_by_the_seed():
+    images = torch.zeros(3, 3, 16, 16)
+    first, again = (scorers.random_scores(images, 2, 8) for _ in range(2))
+    assert {s: tuple(v.shape) for s, v in first.items()} == {8: (3, 4), 4: (3, 16)}
+    assert all(torch.equal(first[s], again[s]) for s in first)
+    assert not torch.equal(first[4][0], first[4][1])
+
+
+@pytest.fixture
+def weights_file(tmp_path):
+    from torchvision.models import shufflenet_v2_x0_5
+
+    torch.manual_seed(0)
+    torch.save(shufflenet_v2_x0_5().state_dict(), tmp_path / "shufflenet.pth")
+    return str(tmp_path / "shufflenet.pth")
+
+
+def test_feature_scores_by_their_definition(weights_file):
+    from torchvision.models import shufflenet_v2_x0_5
+
+    net = shufflenet_v2_x0_5()
+    net.load_state_dict(torch.load(weights_file))
+    net.eval()
+    assert sum(p.numel() for n, p in net.named_parameters() if not n.startswith("fc")) == 341_792
+    images = rng.uniform(rng.key(2), (2, 3, 256, 256)) * 4 - 2
+    with torch.no_grad():
+        features = net.conv5(net.stage4(net.stage3(net.stage2(net.maxpool(net.conv1(images))))))
+    scores = scorers.feature_scores(weights_file)(images, 16, 64)
+    for size, k in ((64, 4), (32, 2)):
+        small = F.interpolate(features, scale_factor=1 / k, mode="bilinear")
+        changes = (features - F.interpolate(small, scale_factor=k, mode="bilinear")).square().mean(1)
+        wanted = -F.avg_pool2d(changes, size // 32).flatten(1) if size > 32 else -changes.flatten(1)
+        torch.testing.assert_close(scores[size], wanted)
+    assert select(scores, 256, 16, 64, 64).shape == (2, 64, 3)
+
+
+def test_feature_scores_use_stride_16_for_finer_patches(weights_file):
+    scores = scorers.feature_scores(weights_file)(torch.randn(1, 3, 128, 128), 8, 32)
+    assert {s: v.shape[1] for s, v in scores.items()} == {32: 16, 16: 64}
+    with pytest.raises(InputError, match="scorer 'features' sees nothing finer than 16 pixels.*mrt.scorer=blur"):
+        scorers.feature_scores(weights_file)(torch.randn(1, 3, 32, 32), 2, 8)
+
+
+def test_features_without_weights_name_the_alternatives(monkeypatch, tmp_path):
+    def no_network(*a, **k):
+        raise OSError("no route")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(
+        InputError, match="cannot load torchvision's shufflenet.*no route.*mrt.weights=FILE.*mrt.scorer=blur"
+    ):
+        mrt(64, 16, 64, "features")
+    with pytest.raises(InputError, match="cannot load 'nowhere.pth'"):
+        mrt(64, 16, 64, "features", weights="nowhere.pth")
+    with pytest.raises(
+        InputError, match="unknown mrt scorer 'blurr'; legal: blur, features, random; did you mean 'blur'"
+    ):
+        mrt(64, 16, 64, "blurr")
