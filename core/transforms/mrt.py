@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from core.errors import InputError
 from core.ops import Params, Rewrite, embed, with_class_token
-from core.transforms.scorers import pixel_blur, resize, scorer_named
+from core.transforms.scorers import pixel_blur, resize, scorer_named, shrink, slab_of
 
 if TYPE_CHECKING:
     from core.vit import VitConfig
@@ -170,23 +171,24 @@ def _lexicographic(digits: Tensor, base: int) -> Tensor:
 def patches(images: Tensor, selection: Tensor, min_patch: int) -> Tensor:
     """Content of the chosen patches [B,L,C·p·p]: images [B,C,S,S] resized by 1/k bilinearly without antialiasing.
 
-    For k a power of two that is the mean of the central 2x2 pixels of each k x k block, gathered for the chosen
-    patches only. selection: [B,L,3] rows (x0, y0, size).
+    selection: [B,L,3] rows (x0, y0, size). Every size is shrunk and cut whole, which copies 4/3 of the image in long
+    runs and then whole rows: faster than gathering four pixels for each one that is needed.
     """
-    C, S = images.shape[1], images.shape[-1]
-    x0, y0, size = selection[..., None].unbind(-2)  # [B,L,1] each
-    k = size // min_patch
-    step = torch.arange(min_patch, device=images.device)
-    low, high = (k - 1) // 2, k // 2
-    x, y = x0 + step * k, y0 + step * k  # [B,L,p]
-    flat = images.flatten(2)
+    slab = slab_of(images)
+    parts = zip(images.split(slab), selection.split(slab), strict=True)
+    return torch.cat([_patches(part, chosen, min_patch) for part, chosen in parts])
 
-    def pixels(dx: Tensor, dy: Tensor) -> Tensor:
-        index = ((y + dy)[..., :, None] * S + (x + dx)[..., None, :]).flatten(1)
-        return flat.gather(2, index[:, None].expand(-1, C, -1))
 
-    mean = (pixels(low, low) + pixels(high, low) + pixels(low, high) + pixels(high, high)) / 4
-    return mean.unflatten(2, (selection.shape[1], -1)).transpose(1, 2).flatten(2)
+def _patches(images: Tensor, selection: Tensor, p: int) -> Tensor:
+    x0, y0, size = selection.unbind(-1)
+    rows: list[Tensor] = []
+    index, offset, k = torch.zeros_like(size), 0, 1
+    while images.shape[-1] % (k * p) == 0:
+        grid = images.shape[-1] // (k * p)
+        rows.append(rearrange(shrink(images, k), "B C (y p) (x q) -> B (y x) (C p q)", p=p, q=p))
+        index = torch.where(size == k * p, offset + y0 // (k * p) * grid + x0 // (k * p), index)
+        offset, k = offset + grid * grid, 2 * k
+    return torch.cat(rows, dim=1)[torch.arange(len(images), device=images.device)[:, None], index]
 
 
 def centres(selection: Tensor, min_patch: int) -> Tensor:

@@ -13,7 +13,7 @@ from core.errors import InputError, choose
 
 Scorer = Callable[[Tensor, int, int], dict[int, Tensor]]  # (images [B,C,S,S], min patch, max patch) -> scores
 
-_SLAB = 1 << 21  # pixels at a time: eager intermediates stay in cache
+_SLAB = 1 << 20  # pixels
 
 
 def resize(images: Tensor, side: int | None) -> Tensor:
@@ -23,6 +23,11 @@ def resize(images: Tensor, side: int | None) -> Tensor:
     return F.interpolate(images, (side, side), mode="bilinear", align_corners=False)
 
 
+def slab_of(images: Tensor) -> int:
+    """Images to work on at a time: all where a compiler fuses, else as many as the cache holds with their copies."""
+    return max(1, len(images) if torch.compiler.is_compiling() else _SLAB // images[0].numel())
+
+
 def splittable(min_patch: int, max_patch: int) -> list[int]:
     """Sizes that can be split, from the largest."""
     return [max_patch >> i for i in range((max_patch // min_patch).bit_length() - 1)]
@@ -30,7 +35,9 @@ def splittable(min_patch: int, max_patch: int) -> list[int]:
 
 def shrink(images: Tensor, k: int) -> Tensor:
     """Bilinear resize by 1/k (a power of two) without antialiasing: the mean of each block's central 2x2 pixels."""
-    a, b = (k - 1) // 2, k // 2
+    if k == 1:
+        return images
+    a, b = k // 2 - 1, k // 2
     rows = images[..., a::k, :] + images[..., b::k, :]
     return (rows[..., a::k] + rows[..., b::k]) / 4
 
@@ -40,8 +47,7 @@ def pixel_blur(images: Tensor, min_patch: int, max_patch: int) -> dict[int, Tens
 
     images [B,C,S,S] as the model sees them -> {size: [B,(S/size)^2]}, raster order. Equation of section 3.2.
     """
-    slab = len(images) if torch.compiler.is_compiling() else max(1, _SLAB // images[0].numel())
-    parts = [_blur_scores(part, min_patch, max_patch) for part in images.split(max(slab, 1))]
+    parts = [_blur_scores(part, min_patch, max_patch) for part in images.split(slab_of(images))]
     return {size: torch.cat([part[size] for part in parts]) for size in splittable(min_patch, max_patch)}
 
 
@@ -69,7 +75,8 @@ def _blur_errors(images: Tensor, k: int) -> Tensor:
         for j in range(k):
             first, weight = _neighbour(j, k)
             blurred = torch.lerp(row[..., first : first + n], row[..., first + 1 : first + 1 + n], weight)
-            total = total + (blurred - images[..., i::k, j::k]).square()
+            error = blurred.sub_(images[..., i::k, j::k])
+            total.addcmul_(error, error)
     return total
 
 
