@@ -6,7 +6,7 @@ from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from core.errors import InputError, choose
 from core.ops import EXACT, Ops, Rewrite
@@ -109,12 +109,18 @@ def _example(base: str) -> str:
 def convert(base: str, parameter: str, text: str) -> Any:
     """The value of a transform's parameter from text, by the parameter's type; InputError if it is not one."""
     hint = get_type_hints(REGISTRY[base].build)[parameter]
-    if hint in (int, float):
+    kinds = get_args(hint) or (hint,)
+    if text == "None" and type(None) in kinds:
+        return None
+    if bool in kinds:
+        return choose(f"{base} {parameter}", text, ("True", "False")) == "True"
+    if kinds[0] in (int, float):
         try:
-            return hint(text)
+            return kinds[0](text)
         except ValueError:
-            raise InputError(f"{base} {parameter} '{text}' is not {'a whole' if hint is int else 'a'} number") from None
-    if hint is str:
+            kind = "a whole" if kinds[0] is int else "a"
+            raise InputError(f"{base} {parameter} '{text}' is not {kind} number") from None
+    if hint is str or kinds == (str, type(None)):
         return text
     try:
         return literal_eval(text)

@@ -148,6 +148,18 @@ def compare(bench: Bench) -> dict[str, dict[str, float]]:
     }
 
 
+def check(bench: Bench) -> None:
+    """InputError for options that cannot be run."""
+    choose("device", bench.device, ("cpu", "cuda"))
+    choose("precision", bench.precision, PRECISIONS)
+    for name in bench.engines.split(","):
+        engine.resolve(name, bench.device)
+    if bench.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' is not available here: pass --device cpu")
+    if bench.rounds < 2 or bench.steps < 1 or bench.batch_size < 1:
+        raise InputError("at least 2 rounds, 1 step and a batch of 1 are needed")
+
+
 def show(figures: dict[str, dict[str, float]], bench: Bench, console: Console) -> None:
     """One row a contender."""
     if bench.what == "tokens":
@@ -166,14 +178,16 @@ def show(figures: dict[str, dict[str, float]], bench: Bench, console: Console) -
 def main() -> None:
     """The command."""
     bench, console = tyro.cli(Bench), Console()
-    device = torch.device(bench.device)
     try:
+        check(bench)
+        device = torch.device(bench.device)
         if choose("comparison", bench.what, ("train", "tokens")) == "train":
             figures = compare(bench)
         else:
             figures = bench_tokens.compare(
                 bench.batch_size,
                 device,
+                PRECISIONS[bench.precision],
                 "compiled" in bench.engines,
                 lambda contenders: measure(contenders, bench.steps, bench.rounds, device),
             )

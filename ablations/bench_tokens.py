@@ -42,7 +42,7 @@ def transcription(images: Tensor) -> Tensor:
     flat = torch.cat([*scores, images.new_full((len(images), counts[-1]), torch.inf)], dim=1)
     present = torch.zeros_like(flat, dtype=torch.bool)
     present[:, : counts[0]] = True
-    children = torch.tensor(_children(sizes, counts))
+    children = torch.tensor(_children(sizes, counts), device=images.device)
     for _ in range((TOKENS - counts[0]) // 3):
         lowest = torch.where(present, flat, torch.inf).argmin(1, keepdim=True)
         present.scatter_(1, lowest, False)
@@ -62,12 +62,14 @@ def _children(sizes: list[int], counts: list[int]) -> list[list[int]]:
     return rows
 
 
-def train_step(name: str, settings: dict[str, dict[str, int]], images: Tensor, labels: Tensor) -> Callable[[], object]:
+def train_step(
+    name: str, settings: dict[str, dict[str, int]], images: Tensor, labels: Tensor, dtype: torch.dtype
+) -> Callable[[], object]:
     """A training step of the 4.2 M parameter study model under an arm."""
     arm = parse(name, settings)
     fields = {"image": IMAGE, "patch": LOW} | arm.shape
     config = vit.VitConfig(width=192, depth=12, heads=3, mlp=512, classes=10, **fields)
-    step = engine.build(objective(config, arm.ops, lambda x, key: x), AdamW(), "eager")
+    step = engine.build(objective(config, arm.ops, lambda x, key: x, dtype), AdamW(), "eager")
     device = images.device
     state = [start({n: p.to(device) for n, p in vit.init(config, 0).items()}, rng.key(0))]
 
@@ -77,7 +79,9 @@ def train_step(name: str, settings: dict[str, dict[str, int]], images: Tensor, l
     return one
 
 
-def compare(batch: int, device: torch.device, compiled: bool, measure: Measure) -> dict[str, dict[str, float]]:
+def compare(
+    batch: int, device: torch.device, dtype: torch.dtype, compiled: bool, measure: Measure
+) -> dict[str, dict[str, float]]:
     """Milliseconds of each contender and the ratios that the comparisons are about."""
     images = torch.randn(batch, 3, IMAGE, IMAGE, device=device)
     labels = torch.randint(10, (batch,), device=device)
@@ -85,8 +89,8 @@ def compare(batch: int, device: torch.device, compiled: bool, measure: Measure) 
     contenders: dict[str, Callable[[], object]] = {
         "transcription": lambda: transcription(images),
         "tokenizer": lambda: tokenizer(images),
-        "step, mrt, 64 tokens": train_step("flash+mrt", mixed, images, labels),
-        "step, uniform, 256 tokens": train_step("flash+uniform", {"uniform": {"patch": LOW}}, images, labels),
+        "step, mrt, 64 tokens": train_step("flash+mrt", mixed, images, labels, dtype),
+        "step, uniform, 256 tokens": train_step("flash+uniform", {"uniform": {"patch": LOW}}, images, labels, dtype),
     }
     if compiled:
         fused = torch.compile(tokenizer, fullgraph=True, dynamic=False)

@@ -100,7 +100,17 @@ class Recipe:
             raise InputError(f"batch size {self.batch_size} does not fit the {count} training images: 1 to {count}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warm-up {self.warmup} is outside 0 to below 1: it is a share of the steps")
-        return replace(self, image=data.image, flip=data.mirrors if self.flip is None else self.flip)
+        flip = data.mirrors if self.flip is None else self.flip
+        return replace(self, image=data.image, flip=flip, set=(*self._equal_tokens(data.image), *self.set))
+
+    def _equal_tokens(self, image: int) -> tuple[str, ...]:
+        """Settings that give `mrt` the baseline's number of tokens, from half its patch to twice it, and `uniform`
+        its patch; for what the preset and the command line leave open."""
+        same = (f"uniform.patch={self.patch}",)
+        if self.patch % 2 or image % (2 * self.patch):
+            return same
+        tokens = (image // self.patch) ** 2
+        return (*same, f"mrt.tokens={tokens}", f"mrt.min_patch={self.patch // 2}", f"mrt.max_patch={2 * self.patch}")
 
     def model(self, arm: Arm, data: Data) -> VitConfig:
         """The model of an arm: the recipe's, with what the arm's transforms ask for."""
@@ -108,9 +118,9 @@ class Recipe:
         own = VitConfig(
             image=data.image,
             patch=self.patch,
-            width=self.baseline_width or self.width if alone else self.width,
+            width=self.width if self.baseline_width is None or not alone else self.baseline_width,
             depth=self.depth,
-            heads=self.baseline_heads or self.heads if alone else self.heads,
+            heads=self.heads if self.baseline_heads is None or not alone else self.baseline_heads,
             mlp=self.mlp,
             classes=len(data.classes),
             channels=data.train.images.shape[1],
@@ -137,7 +147,7 @@ class Recipe:
         return preparation(data.mean, data.std, bool(self.flip), self.shift, self.rotate)
 
 
-_QUICK = Recipe(set=("mrt.tokens=64", "mrt.min_patch=2", "mrt.max_patch=8"))
+_QUICK = Recipe()
 _MATCHED = Recipe(
     data="cifar10",
     width=192,
@@ -154,7 +164,7 @@ _MATCHED = Recipe(
     decay_all=True,
     flip=True,
     rotate=15.0,
-    set=("decatt.weight=150", "decatt.norm=frobenius", *_QUICK.set),
+    set=("decatt.weight=150", "decatt.norm=frobenius"),
 )
 _PUBLISHED = replace(
     _MATCHED,
@@ -164,6 +174,7 @@ _PUBLISHED = replace(
     warmup=0.0,
     set=(
         *_MATCHED.set,
+        "mrt.tokens=64",
         "mrt.min_patch=16",
         "mrt.max_patch=64",
         "mrt.scorer=features",
@@ -175,6 +186,7 @@ _MATCHED_256 = replace(
     _MATCHED,
     set=(
         *_MATCHED.set,
+        "mrt.tokens=64",
         "mrt.min_patch=16",
         "mrt.max_patch=64",
         "mrt.image=256",

@@ -1,11 +1,13 @@
 """What a study writes: a folder a cell, TensorBoard events, and JSON files that appear whole or not at all."""
 
+import fcntl
 import json
 import os
 import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,20 @@ LAYOUT = {
         "Peak memory of a step (MiB)": ["Multiline", [r"^memory/peak_mib$"]],
     }
 }
+
+
+MACHINE = ("torch", "device_name", "threads")
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold a study's folder; InputError if another process does."""
+    with (out / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"'{out}' is in use by another run; wait for its end, or pass another --out") from error
+        yield
 
 
 def write_text(path: Path, text: str) -> None:
@@ -70,11 +86,14 @@ def _processor() -> str:
 
 
 def open_study(out: Path, preset: str, recipe: dict[str, Any], versions: dict[str, str]) -> None:
-    """Create a study's folder, or continue it if its cells were made by the same recipe (else InputError)."""
+    """Create a study's folder, or continue it. InputError if its cells were made by another recipe, torch or machine:
+    they could not be compared."""
     path = out / "study.json"
     configuration = json.loads(json.dumps({"preset": preset, **recipe}))
     if path.is_file():
-        before = json.loads(path.read_text())["configuration"]
+        study = json.loads(path.read_text())
+        before = study["configuration"] | {k: study["environment"][k] for k in MACHINE}
+        configuration |= {k: versions[k] for k in MACHINE}
         keys = [k for k in {**before, **configuration} if before.get(k) != configuration.get(k)]
         if keys:
             changes = ", ".join(f"{k} {before.get(k)!r} -> {configuration.get(k)!r}" for k in keys)

@@ -202,7 +202,7 @@ def main() -> None:
     for name in sys.argv[1:]:
         try:
             paths = write(Path(name))
-        except InputError as error:
+        except (InputError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         print("\n".join(map(str, paths)))

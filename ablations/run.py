@@ -50,9 +50,9 @@ class Command:
 
 def read(arguments: list[str], console: Console) -> Command:
     """The command line, defaults taken from its preset. `--set` adds to the preset's own settings."""
-    preset = _preset(arguments)
+    preset = _last("--preset", arguments)
     if preset is None:
-        preset = "matched" if torch.cuda.is_available() and "cpu" not in arguments else "quick"
+        preset = "matched" if torch.cuda.is_available() and _last("--device", arguments) != "cpu" else "quick"
         why = "an accelerator is here" if preset == "matched" else "no accelerator in use"
         console.print(f"preset {preset} ({why}): {ABOUT[preset]}; --preset chooses another", highlight=False)
     base = PRESETS[choose("preset", preset, PRESETS)]
@@ -65,13 +65,13 @@ def read(arguments: list[str], console: Console) -> Command:
     return command
 
 
-def _preset(arguments: list[str]) -> str | None:
-    """The last --preset of a command line: its values are the defaults of the other options."""
+def _last(option: str, arguments: list[str]) -> str | None:
+    """The last value of an option on a command line, `--option value` or `--option=value`."""
     pairs = zip(arguments, [*arguments[1:], ""], strict=True)
     given = [
-        value if option == "--preset" else option.removeprefix("--preset=")
-        for option, value in pairs
-        if option == "--preset" or option.startswith("--preset=")
+        value if word == option else word.removeprefix(f"{option}=")
+        for word, value in pairs
+        if word == option or word.startswith(f"{option}=")
     ]
     return given[-1] if given else None
 
@@ -79,9 +79,10 @@ def _preset(arguments: list[str]) -> str | None:
 def execute(command: Command, console: Console) -> int:
     """Run or continue the study of a command; returns the number of failed cells."""
     recipe = command.recipe.resolve_machine()
-    chosen = arm_names.select(command.arms, arm_names.read_settings(recipe.set))
+    arm_names.select(command.arms, arm_names.read_settings(recipe.set))  # refused before data is fetched
     data = data_sets.load(recipe.data, command.data_root, recipe.image)
     recipe = recipe.resolve_data(data)
+    chosen = arm_names.select(command.arms, arm_names.read_settings(recipe.set))
     study.check(chosen, recipe, data)
     out = command.out or Path("runs") / f"{command.preset}-{_file_name(data.name)}"
     record.open_study(out, command.preset, asdict(recipe), record.environment(recipe.device))
@@ -95,7 +96,7 @@ def execute(command: Command, console: Console) -> int:
         f"({len(data.train.labels):,} + {len(data.val.labels):,} images)",
         highlight=False,
     )
-    with Terminal(console, left) as progress:
+    with record.locked(out), Terminal(console, left) as progress:
         failed = study.run(chosen, command.seeds, command.preset, recipe, data, out, progress)
     finished = record.results(out)
     if finished:
@@ -129,7 +130,7 @@ def main() -> None:
             describe(console)
             return
         failed = execute(read(sys.argv[1:], console), console)
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

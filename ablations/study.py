@@ -49,7 +49,7 @@ def check(arms: Sequence[Arm], recipe: Recipe, data: Data) -> None:
     for arm in arms:
         config = recipe.model(arm, data)
         loss = objective(config, arm.ops, recipe.prepare(data), PRECISIONS[recipe.precision])
-        batch = _batch(data.train, torch.arange(2), device)
+        batch = _batch(data.train, torch.arange(min(2, len(data.train.labels))), device)
         try:
             loss(_to(vit.init(config, 0), device), batch, rng.key(0, device))
         except InputError as error:
@@ -68,16 +68,15 @@ def run(arms: Sequence[Arm], seeds: int, preset: str, recipe: Recipe, data: Data
             recorder = Recorder(folder)
             try:
                 result, best = train(arm, seed, recipe, data, recorder, progress)
+                config = dataclasses.asdict(recipe.model(arm, data))
+                weights.save(folder / "best.safetensors", best, {"arm": arm.name, "config": config})
+                result = {"arm": arm.name, "seed": seed, "preset": preset, "data": data.name, **result}
+                recorder.finish(result, _settings(arm, seed, preset, recipe))
+                progress.done(result)
             except Exception as error:  # recorded and counted; the other cells go on
                 recorder.fail(arm.name, seed, error, traceback.format_exc())
                 progress.done({"arm": arm.name, "seed": seed, "error": f"{type(error).__name__}: {error}"})
                 failed += 1
-                continue
-            config = dataclasses.asdict(recipe.model(arm, data))
-            weights.save(folder / "best.safetensors", best, {"arm": arm.name, "config": config})
-            result = {"arm": arm.name, "seed": seed, "preset": preset, "data": data.name, **result}
-            recorder.finish(result, _settings(arm, seed, preset, recipe))
-            progress.done(result)
     return failed
 
 
@@ -212,7 +211,7 @@ def evaluate(
     correct = loss = torch.zeros((), dtype=torch.float64, device=device)
     for index in torch.arange(len(split.labels)).split(batch_size):
         images, labels = _batch(split, index, device)
-        logits = vit.forward(params, prepare(images, None).to(dtype), config, ops).logits.float()
+        logits = vit.forward(params, prepare(images, None), config, ops).logits.float()
         correct = correct + (logits.argmax(-1) == labels).sum()
         loss = loss + F.cross_entropy(logits, labels, reduction="sum")
     return correct.item() / len(split.labels), loss.item() / len(split.labels)

@@ -203,6 +203,8 @@ def _coarse(path: Path, classes: list[str]) -> tuple[list[str], list[int]]:
         coarse_of = json.loads(table.read_text())["fine_to_coarse"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"'{table}' has no readable fine_to_coarse table ({error!r})") from error
+    if not isinstance(coarse_of, dict) or not all(isinstance(name, str) for name in coarse_of.values()):
+        raise InputError(f"'{table}': fine_to_coarse must give each class the name of its coarse class")
     missing = [c for c in classes if c not in coarse_of]
     if missing:
         raise InputError(f"'{table}': no coarse class for {', '.join(missing[:5])}")
@@ -212,7 +214,10 @@ def _coarse(path: Path, classes: list[str]) -> tuple[list[str], list[int]]:
 
 def _cached(path: Path, train: list[str], val: list[str], root: Path, image: int | None) -> list[Tensor]:
     """Decoded images of both splits, from the cache; a change to any file, or to the size, makes a new one."""
-    listing = [(file, (stat := os.stat(file)).st_size, stat.st_mtime_ns) for file in train + val]
+    try:
+        listing = [(file, (stat := os.stat(file)).st_size, stat.st_mtime_ns) for file in train + val]
+    except OSError as error:
+        raise InputError(f"'{error.filename}' cannot be read ({error.strerror}); repair or remove it") from error
     digest = hashlib.sha256(repr((_CACHE_FORMAT, str(path.resolve()), image, listing)).encode()).hexdigest()[:16]
     folder = root / "cache" / f"{path.resolve().name}-{digest}"
     if not folder.is_dir():
@@ -222,10 +227,10 @@ def _cached(path: Path, train: list[str], val: list[str], root: Path, image: int
             side = image or _native(train[0])
             _decode(train, side, image is None, temporary / "train.npy")
             _decode(val, side, image is None, temporary / "val.npy")
-            temporary.rename(folder)
-        except BaseException:
+            if not folder.is_dir():  # another process may have finished first
+                temporary.rename(folder)
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
     return [torch.from_numpy(np.load(folder / f"{part}.npy", mmap_mode="c")) for part in ("train", "val")]
 
 
@@ -241,6 +246,8 @@ def _open(file: str) -> Any:
 
     try:
         with Image.open(file) as picture:
+            if picture.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to 8
+                return Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8)).convert("RGB")
             return picture.convert("RGB")
     except Exception as error:  # a damaged file can raise nearly anything from within a decoder
         raise InputError(f"'{file}' cannot be decoded as an image ({error}); repair or remove it") from error

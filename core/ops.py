@@ -49,9 +49,9 @@ def layer_norm(x: Tensor, params: Params, name: str, eps: float) -> Tensor:
 
 
 def embed(params: Params, patches: Tensor, config: VitConfig) -> Tensor:
-    """Flattened patches [B,N,C·P·P] -> tokens [B,N,D] by the patch embedding, without positions."""
+    """Flattened patches [B,N,C·P·P] -> tokens [B,N,D] by the patch embedding, without positions, in its precision."""
     weight = params["patch_embed.proj.weight"].flatten(1)
-    tokens = F.linear(patches, weight, params["patch_embed.proj.bias"])
+    tokens = F.linear(patches.to(weight.dtype), weight, params["patch_embed.proj.bias"])
     return layer_norm(tokens, params, "patch_embed.norm", config.eps) if config.patch_norm else tokens
 
 

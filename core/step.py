@@ -78,10 +78,10 @@ class AdamW:
 
     def __post_init__(self) -> None:
         choose("schedule", self.schedule, SCHEDULES)
-        if self.learning_rate <= 0:
-            raise InputError(f"learning rate {self.learning_rate} must be above 0")
-        if self.weight_decay < 0:
-            raise InputError(f"weight decay {self.weight_decay} must be 0 or above")
+        if not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"learning rate {self.learning_rate} must be finite and above 0")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise InputError(f"weight decay {self.weight_decay} must be finite and 0 or above")
         if self.schedule == "cosine" and not 0 <= self.warmup < self.steps:
             raise InputError(f"warm-up of {self.warmup} steps must be shorter than the {self.steps} of the run")
 
@@ -122,8 +122,7 @@ def objective(config: VitConfig, ops: Ops, prepare: Prepare, dtype: torch.dtype 
     def loss(params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, Aux]:
         images, labels = batch
         data_key, model_key = rng.split(key, 2)
-        pixels = prepare(images, data_key).to(dtype)
-        output = forward(cast(params, dtype), pixels, config, ops, model_key)
+        output = forward(cast(params, dtype), prepare(images, data_key), config, ops, model_key)
         logits = output.logits.to(torch.promote_types(dtype, torch.float32))
         cross_entropy, penalty = F.cross_entropy(logits, labels), ops.penalty(output.heads)
         correct = (logits.detach().argmax(-1) == labels).sum()

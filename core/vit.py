@@ -53,8 +53,8 @@ class VitConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} is too small: at least 1")
         choose("head", self.head, HEADS)
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout {self.dropout} is outside [0, 1)")
+        if not 0 <= self.dropout <= 0.9999:
+            raise InputError(f"dropout {self.dropout} is outside 0 to 0.9999")
         if self.image % self.patch:
             raise InputError(f"patch {self.patch} does not divide image {self.image}; legal: {_divisors(self.image)}")
         if self.width % self.heads:
@@ -136,7 +136,7 @@ def _initial(name: str, shape: tuple[int, ...], key: Tensor, config: VitConfig) 
 
 
 def forward(params: Params, images: Tensor, config: VitConfig, ops: Ops = EXACT, key: Tensor | None = None) -> Output:
-    """Normalised images [B,C,H,W] -> Output. Without a key nothing is random: evaluation."""
+    """Normalised images [B,C,H,W] -> Output in the parameters' precision. Without a key nothing is random."""
     keys = None if key is None else rng.split(key, 8 * config.depth + 1)
     x = ops.tokenize(params, images, config)
     heads = []

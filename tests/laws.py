@@ -201,7 +201,7 @@ def test_one_graph(arm, differentiator):
             graphs.append(graph)
             return torch._dynamo.lookup_backend("aot_eager")(graph, example)
 
-        return torch.compile(fn, fullgraph=True, backend=backend)
+        return torch.compile(fn, fullgraph=True, dynamic=False, backend=backend)
 
     if differentiator == "func":
         gradient = compiled(value_and_grad(loss, "func"))

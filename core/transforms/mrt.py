@@ -21,7 +21,7 @@ from torch import Tensor
 
 from core.errors import InputError
 from core.ops import Params, Rewrite, embed, with_class_token
-from core.transforms.scorers import pixel_blur, resize, scorer_named, shrink, slab_of
+from core.transforms.scorers import check_images, pixel_blur, resize, scorer_named, shrink, sizes, slab_of
 
 if TYPE_CHECKING:
     from core.vit import VitConfig
@@ -29,19 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["legal_tokens", "mrt", "patches", "pixel_blur", "select", "to_grid", "uniform"]
 
 Scores = Mapping[int, Tensor]
-
-
-def sizes(image: int, min_patch: int, max_patch: int) -> list[int]:
-    """Patch sizes from the largest; InputError if they do not fit the image or are not a power of two apart."""
-    if min(image, min_patch, max_patch) < 1 or image % max_patch:
-        raise InputError(f"max patch {max_patch} does not divide image {image}")
-    ratio, rest = divmod(max_patch, min_patch)
-    if rest or ratio & (ratio - 1) or not ratio:
-        raise InputError(
-            f"max patch {max_patch} must be min patch {min_patch} times a power of two: "
-            f"{min_patch}, {2 * min_patch}, {4 * min_patch}, …"
-        )
-    return [max_patch >> level for level in range(ratio.bit_length())]
 
 
 def legal_tokens(image: int, min_patch: int, max_patch: int) -> range:
@@ -53,7 +40,7 @@ def legal_tokens(image: int, min_patch: int, max_patch: int) -> range:
 def check_tokens(image: int, min_patch: int, max_patch: int, tokens: int) -> None:
     """InputError, naming the nearest legal counts, unless `tokens` is one."""
     legal = legal_tokens(image, min_patch, max_patch)
-    if tokens not in legal:
+    if not isinstance(tokens, int) or tokens not in legal:
         nearest = sorted(sorted(legal, key=lambda n: abs(n - tokens))[:2])
         raise InputError(
             f"tokens {tokens} cannot be had from image {image} with patches {min_patch} to {max_patch}; nearest: "
@@ -174,6 +161,7 @@ def patches(images: Tensor, selection: Tensor, min_patch: int) -> Tensor:
     selection: [B,L,3] rows (x0, y0, size). Every size is shrunk and cut whole, which copies 4/3 of the image in long
     runs and then whole rows: faster than gathering four pixels for each one that is needed.
     """
+    check_images(images)
     slab = slab_of(images)
     parts = zip(images.split(slab), selection.split(slab), strict=True)
     return torch.cat([_patches(part, chosen, min_patch) for part, chosen in parts])
@@ -273,16 +261,14 @@ def selector(
         check_tokens(image, min_patch, max_patch, tokens)
 
     def layout(images: Tensor) -> tuple[Tensor, Tensor]:
-        if images.shape[-1] != images.shape[-2]:
-            raise InputError(f"images of {images.shape[-1]}x{images.shape[-2]} pixels are not square; crop them")
-        if not len(images):
-            raise InputError("the batch of images is empty")
+        check_images(images)
         side = image or images.shape[-1]
         check_tokens(side, min_patch, max_patch, tokens)
         resized = resize(images, side)
         with torch.no_grad():  # no gradient flows through the scores
             scores = scores_of(resized.to(torch.promote_types(resized.dtype, torch.float32)), min_patch, max_patch)
-            return resized, select(scores, side, min_patch, max_patch, tokens)
+            selection = select(scores, side, min_patch, max_patch, tokens)
+        return resized, selection.expand(len(images), -1, -1)  # without scores it is one for all
 
     return layout
 

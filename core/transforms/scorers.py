@@ -28,6 +28,31 @@ def slab_of(images: Tensor) -> int:
     return max(1, len(images) if torch.compiler.is_compiling() else _SLAB // images[0].numel())
 
 
+def check_images(images: Tensor) -> None:
+    """InputError unless images are a batch [B,C,S,S] of floating-point squares."""
+    if images.ndim != 4 or images.shape[-1] != images.shape[-2]:
+        raise InputError(f"images of shape {tuple(images.shape)} are not square [B,C,S,S]; crop or resize them")
+    if not len(images):
+        raise InputError("the batch of images is empty")
+    if not images.is_floating_point():
+        raise InputError(f"images are {str(images.dtype)[6:]}; normalise them to floating point first")
+
+
+def sizes(image: int, min_patch: int, max_patch: int) -> list[int]:
+    """Patch sizes from the largest; InputError if they do not fit the image or are not a power of two apart."""
+    if min(image, min_patch, max_patch) < 1:
+        raise InputError(f"image {image}, min patch {min_patch} and max patch {max_patch} must be at least 1")
+    if image % max_patch:
+        raise InputError(f"max patch {max_patch} does not divide image {image}")
+    ratio, rest = divmod(max_patch, min_patch)
+    if rest or ratio & (ratio - 1) or not ratio:
+        raise InputError(
+            f"max patch {max_patch} must be min patch {min_patch} times a power of two: "
+            f"{min_patch}, {2 * min_patch}, {4 * min_patch}, …"
+        )
+    return [max_patch >> level for level in range(ratio.bit_length())]
+
+
 def splittable(min_patch: int, max_patch: int) -> list[int]:
     """Sizes that can be split, from the largest."""
     return [max_patch >> i for i in range((max_patch // min_patch).bit_length() - 1)]
@@ -45,8 +70,11 @@ def shrink(images: Tensor, k: int) -> Tensor:
 def pixel_blur(images: Tensor, min_patch: int, max_patch: int) -> dict[int, Tensor]:
     """score = -sqrt(mse · size), mse between each patch and its blur (shrunk by size / p, stretched back).
 
-    images [B,C,S,S] as the model sees them -> {size: [B,(S/size)^2]}, raster order. Equation of section 3.2.
+    images [B,C,S,S] as the model sees them -> {size: [B,(S/size)^2]}, raster order. Raises InputError for sizes or
+    images that do not fit.
     """
+    check_images(images)
+    sizes(images.shape[-1], min_patch, max_patch)
     parts = [_blur_scores(part, min_patch, max_patch) for part in images.split(slab_of(images))]
     return {size: torch.cat([part[size] for part in parts]) for size in splittable(min_patch, max_patch)}
 
@@ -109,6 +137,9 @@ def feature_scores(weights: str | None) -> Scorer:
                 f"scorer 'features' sees nothing finer than 16 pixels, and min patch {min_patch} needs {finest}; "
                 "use a larger min patch (a larger mrt.image) or mrt.scorer=blur"
             )
+        if not torch.compiler.is_compiling():  # the first eager call takes the network to the images' device
+            early.to(images.device)
+            late.to(images.device)
         with torch.no_grad():
             features = early(images.float())
             if finest >= 32:

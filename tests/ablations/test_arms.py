@@ -31,6 +31,9 @@ def test_settings_apply_below_the_name():
 def test_lists_in_settings_are_read():
     assert arms.read_settings(["decatt.layers=(0, -1)"]) == {"decatt": {"layers": (0, -1)}}
     assert arms.read_settings(["decatt.layers=all"]) == {"decatt": {"layers": "all"}}
+    assert arms.read_settings(["mrt.image=64", "mrt.patch_norm=False", "mrt.weights=None"]) == {
+        "mrt": {"image": 64, "patch_norm": False, "weights": None}
+    }
 
 
 def test_lattice_is_every_combination_of_levels(monkeypatch):
@@ -80,6 +83,8 @@ def test_bad_names_are_refused(name, message):
         ("decat.weight=1", "unknown optimization 'decat'"),
         ("decatt=1", "cannot read setting 'decatt=1'; write NAME.PARAMETER=VALUE"),
         ("decatt.weight=x", "decatt weight 'x' is not a number"),
+        ("mrt.image=16.0", "mrt image '16.0' is not a whole number"),
+        ("mrt.patch_norm=maybe", "unknown mrt patch_norm 'maybe'; legal: True, False"),
     ],
 )
 def test_bad_settings_are_refused(text, message):

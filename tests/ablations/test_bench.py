@@ -34,6 +34,20 @@ def test_blocks_are_interleaved():
     assert [len(s) for s in seconds.values()] == [3, 3]
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"device": "cudda"}, "unknown device 'cudda'"),
+        ({"precision": "fp16"}, "unknown precision 'fp16'"),
+        ({"engines": "eagre"}, "unknown engine 'eagre'"),
+        ({"rounds": 1}, "at least 2 rounds"),
+    ],
+)
+def test_bad_options_are_refused(option, message):
+    with pytest.raises(ValueError, match=message):
+        bench.check(replace(TINY, **option))
+
+
 def test_unknown_peer_is_refused():
     with pytest.raises(ValueError, match="unknown peer 'tim'.*did you mean 'timm'"):
         bench.compare(replace(TINY, peers="tim"))

@@ -9,7 +9,7 @@ from ablations import arms, record, report, run, study
 
 TINY = [
     "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
-    "--mlp", "32", "--epochs", "2", "--batch-size", "128", "--set", "mrt.tokens=7",
+    "--mlp", "32", "--epochs", "2", "--batch-size", "128",
 ]  # fmt: skip
 FIELDS = {
     "arm", "seed", "preset", "data", "parameters", "epochs", "best_val_accuracy", "final_val_accuracy",
@@ -116,6 +116,33 @@ def test_other_settings_in_the_same_folder_are_refused(command, capsys):
     assert not (command.out / "flash").exists()
 
 
+def test_cells_of_another_machine_are_not_continued(command, capsys):
+    assert command("--arms", "baseline") == 0
+    study = json.loads((command.out / "study.json").read_text())
+    study["environment"]["torch"] = "2.0.0"
+    (command.out / "study.json").write_text(json.dumps(study))
+    assert "other settings (torch '2.0.0' -> " in refused(command, capsys, "--arms", "flash")
+
+
+def test_a_folder_in_use_is_refused(command, capsys):
+    assert command("--arms", "baseline") == 0
+    with record.locked(command.out):
+        assert "is in use by another run" in refused(command, capsys, "--arms", "flash")
+
+
+def test_a_file_in_the_way_is_one_message(command, capsys):
+    command.out.write_text("")
+    assert "Not a directory" in refused(command, capsys) or "exists" in refused(command, capsys)
+
+
+def test_mrt_has_the_baselines_token_count(command):
+    """Whatever the patch: the comparison stays one of equal compute."""
+    assert command("--arms", "mrt", "--image", "32", "--patch", "8", "--epochs", "1") == 0
+    settings = json.loads((command.out / "study.json").read_text())["configuration"]["set"]
+    assert settings == ["uniform.patch=8", "mrt.tokens=16", "mrt.min_patch=4", "mrt.max_patch=16"]
+    assert (command.out / "figures" / "tokens_mrt.png").stat().st_size > 0
+
+
 def test_a_killed_cell_is_trained_again_from_scratch(command, monkeypatch):
     def killed(*arguments):
         raise KeyboardInterrupt
@@ -175,7 +202,7 @@ def test_a_loss_that_is_not_finite_fails_the_cell(command):
         (["--set", "decatt.norm=frob"], "unknown decatt norm 'frob'"),
         (["--set", "mrt.tokens=8"], "tokens 8 cannot be had from image 8 with patches 2 to 8; nearest: 7 or 10"),
         (["--seeds", "0"], "seeds 0 is too small"),
-        (["--learning-rate", "-1"], "learning rate -1.0 must be above 0"),
+        (["--learning-rate", "-1"], "learning rate -1.0 must be finite and above 0"),
     ],
 )
 def test_bad_input_is_one_message_and_writes_nothing(command, capsys, options, expected):

@@ -71,6 +71,33 @@ def test_grey_and_odd_sized_images_become_square_rgb(image_folder, tmp_path):
     assert any((image == 77).all() for image in loaded.train.images)
 
 
+def test_16_bit_pixels_keep_their_range(image_folder, tmp_path):
+    ramp = (np.arange(64, dtype=np.uint16).reshape(8, 8) * 1040).astype(np.uint16)
+    Image.fromarray(ramp).save(image_folder / "train" / "dark" / "deep.png")
+    loaded = data.load(f"folder:{image_folder}", tmp_path / "root")
+    expected = torch.from_numpy((ramp / 257).round().astype(np.uint8))
+    assert any(torch.equal(image[0], expected) for image in loaded.train.images)
+
+
+def test_a_broken_link_is_named(image_folder, tmp_path):
+    (image_folder / "val" / "dark" / "gone.png").symlink_to("nowhere.png")
+    refused(f"folder:{image_folder}", tmp_path / "root", r"gone.png' cannot be read")
+
+
+def test_two_processes_may_decode_the_same_folder(image_folder, tmp_path, monkeypatch):
+    decode, name, root = data._decode, f"folder:{image_folder}", tmp_path / "root"
+
+    def beaten(*arguments):
+        decode(*arguments)
+        if arguments[-1].name == "val.npy":
+            monkeypatch.setattr(data, "_decode", decode)
+            data.load(name, root)  # the other process, done first
+
+    monkeypatch.setattr(data, "_decode", beaten)
+    assert data.load(name, root).train.images.shape == (24, 3, 8, 8)
+    assert len(list((root / "cache").iterdir())) == 1
+
+
 def test_coarse_labels(image_folder, tmp_path):
     (image_folder / "coarse.json").write_text(json.dumps({"fine_to_coarse": {"dark": "any", "bright": "any"}}))
     loaded = data.load(f"folder:{image_folder}@coarse", tmp_path / "root")
@@ -172,6 +199,8 @@ def test_coarse_without_a_table(image_folder, tmp_path):
     refused(f"folder:{image_folder}@coarse", tmp_path / "root", "coarse.json' does not exist: @coarse needs it")
     (image_folder / "coarse.json").write_text("[]")
     refused(f"folder:{image_folder}@coarse", tmp_path / "root", "has no readable fine_to_coarse table")
+    (image_folder / "coarse.json").write_text('{"fine_to_coarse": {"dark": 1}}')
+    refused(f"folder:{image_folder}@coarse", tmp_path / "root", "must give each class the name of its coarse class")
     (image_folder / "coarse.json").write_text('{"fine_to_coarse": {"dark": "any"}}')
     refused(f"folder:{image_folder}@coarse", tmp_path / "root", "no coarse class for bright")
 

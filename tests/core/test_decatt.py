@@ -120,6 +120,8 @@ def test_weight_zero_is_the_identity():
         ({"weight": 1.0, "norm": "frobenus"}, "unknown decatt norm 'frobenus'.*did you mean 'frobenius'"),
         ({"weight": 1.0, "layers": ()}, r"decatt layers \(\)"),
         ({"weight": 1.0, "layers": "last"}, "decatt layers 'last'"),
+        ({"weight": 1.0, "layers": 5}, "decatt layers 5; legal: 'all' or block indices"),
+        ({"weight": 1.0, "layers": ("a",)}, "decatt layers"),
     ],
 )
 def test_bad_values_are_refused(arguments, message):

@@ -23,10 +23,10 @@ from core.transforms.mrt import (
     pixel_blur,
     select,
     sincos,
-    sizes,
     to_grid,
     uniform,
 )
+from core.transforms.scorers import sizes
 
 # An excerpt (seq = rows in the reference's order), and the whole file where the development data is at hand.
 EXCERPT = np.load(Path(__file__).with_name("mrt_reference.npz"))
@@ -316,7 +316,7 @@ def test_legal_tokens(image, low, high, expected):
     ("arguments", "message"),
     [
         ((256, 16, 60, 64), "max patch 60 does not divide image 256"),
-        ((256, 16, 0, 64), "max patch 0 does not divide image 256"),
+        ((256, 16, 0, 64), "image 256, min patch 16 and max patch 0 must be at least 1"),
         ((240, 10, 60, 36), r"max patch 60 must be min patch 10 times a power of two: 10, 20, 40"),
         ((256, 64, 16, 64), "max patch 16 must be min patch 64 times a power of two"),
         ((256, 16, 64, 65), r"tokens 65 cannot be had .*; nearest: 64 or 67 \(16 to 256 in steps of 3\)"),
@@ -350,7 +350,7 @@ def test_bad_scores_are_refused():
 def test_bad_images_and_models_are_refused():
     config = vit.VitConfig(16, 2, 16, 1, 2, 32, 5)
     params, tokenize = vit.init(config, 0), mrt(16, 2, 8)(EXACT).tokenize
-    with pytest.raises(InputError, match="images of 20x16 pixels are not square"):
+    with pytest.raises(InputError, match=r"images of shape \(1, 3, 16, 20\) are not square"):
         tokenize(params, torch.zeros(1, 3, 16, 20), config)
     with pytest.raises(InputError, match="the batch of images is empty"):
         tokenize(params, torch.zeros(0, 3, 16, 16), config)
@@ -358,6 +358,26 @@ def test_bad_images_and_models_are_refused():
         tokenize(params, torch.zeros(1, 3, 16, 16), vit.VitConfig(16, 4, 16, 1, 2, 32, 5))
     with pytest.raises(InputError, match="tokens 17 cannot be had from image 16"):
         mrt(17, 2, 8, image=16)
+
+
+def test_public_functions_refuse_what_they_cannot_cut():
+    for images, message in (
+        (torch.zeros(0, 3, 16, 16), "empty"),
+        (torch.zeros(1, 3, 16, 20), "not square"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "images are uint8; normalise"),
+    ):
+        for call in (lambda x: pixel_blur(x, 4, 8), lambda x: patches(x, torch.zeros(1, 1, 3).long(), 4)):
+            with pytest.raises(ValueError, match=message):
+                call(images)
+    with pytest.raises(ValueError, match="max patch 12 must be min patch 4 times a power of two"):
+        pixel_blur(torch.zeros(1, 3, 24, 24), 4, 12)
+
+
+def test_one_size_alone_is_the_uniform_grid_of_every_image():
+    config = vit.VitConfig(16, 4, 16, 1, 2, 32, 5)
+    params, images = vit.init(config, 0), rng.uniform(rng.key(1), (3, 3, 16, 16))
+    tokens = mrt(16, 4, 4)(EXACT).tokenize(params, images, config)
+    assert torch.equal(tokens, uniform(4)(EXACT).tokenize(params, images, config))
 
 
 def test_a_single_level_needs_no_scores():

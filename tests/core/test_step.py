@@ -61,7 +61,8 @@ def test_constant_schedule():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learning_rate": 0.0}, "learning rate 0.0 must be above 0"),
+        ({"learning_rate": 0.0}, "learning rate 0.0 must be finite and above 0"),
+        ({"learning_rate": float("nan")}, "learning rate nan"),
         ({"weight_decay": -1.0}, "weight decay -1.0"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin'.*did you mean 'cosine'"),
         ({"schedule": "cosine", "warmup": 5, "steps": 5}, "warm-up of 5 steps"),
