@@ -83,28 +83,27 @@ def _blur_scores(images: Tensor, min_patch: int, max_patch: int) -> dict[int, Te
     out = {}
     B, C, S, _ = images.shape
     for size in splittable(min_patch, max_patch):
-        grid, cells = S // size, min_patch
-        errors = _blur_errors(images, size // min_patch).view(B, C, grid, cells, grid, cells).sum((1, 3, 5))
+        grid = S // size
+        errors = _blur_errors(images, size // min_patch).view(B, C, grid, min_patch, grid, size).sum((1, 3, 5))
         out[size] = -(errors / (C * size)).sqrt().flatten(1)  # sqrt(sum / (C size^2) · size)
     return out
 
 
 def _blur_errors(images: Tensor, k: int) -> Tensor:
-    """Squared difference from the blur, summed over each k x k block: [B,C,S/k,S/k].
+    """Squared difference from the blur, summed over each k rows: [B,C,S/k,S].
 
-    The stretched image is not written: for each of the k x k places in a block, one bilinear mix of neighbours.
+    The blur is stretched back along the rows, and then taken k-th row by k-th row without being written whole.
     """
     n = images.shape[-1] // k
     small = F.pad(shrink(images, k), (1, 1, 1, 1), mode="replicate")
-    total = torch.zeros_like(images[..., ::k, ::k])
-    for i in range(k):
-        first, weight = _neighbour(i, k)
-        row = torch.lerp(small[..., first : first + n, :], small[..., first + 1 : first + 1 + n, :], weight)
-        for j in range(k):
-            first, weight = _neighbour(j, k)
-            blurred = torch.lerp(row[..., first : first + n], row[..., first + 1 : first + 1 + n], weight)
-            error = blurred.sub_(images[..., i::k, j::k])
-            total.addcmul_(error, error)
+    places = [_neighbour(i, k) for i in range(k)]
+    columns = [torch.lerp(small[..., left : left + n], small[..., left + 1 : left + 1 + n], w) for left, w in places]
+    wide = torch.stack(columns, dim=-1).flatten(-2)
+    total = torch.zeros_like(images[..., ::k, :])
+    for i, (top, w) in enumerate(places):
+        blurred = torch.lerp(wide[..., top : top + n, :], wide[..., top + 1 : top + 1 + n, :], w)
+        error = blurred.sub_(images[..., i::k, :])
+        total.addcmul_(error, error)
     return total
 
 
