@@ -1,0 +1,87 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from core import rng
+from core.errors import InputError
+from core.transforms import scorers
+from core.transforms.mrt import mrt, select
+from core.transforms.scorers import pixel_blur
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_pixel_blur_equals_its_definition(k):
+    images = rng.uniform(rng.key(1), (3, 3, 32, 32)).double()
+    p, size = 4, 4 * k
+    small = F.interpolate(images, scale_factor=1 / k, mode="bilinear", align_corners=False)
+    blurred = F.interpolate(small, scale_factor=k, mode="bilinear", align_corners=False)
+    mse = F.avg_pool2d((images - blurred).square().mean(1, keepdim=True), size).flatten(1)
+    torch.testing.assert_close(pixel_blur(images, p, 16)[size], -(mse * size).sqrt(), rtol=1e-10, atol=1e-12)
+
+
+def test_slabs_do_not_change_the_scores(monkeypatch):
+    images = rng.uniform(rng.key(1), (5, 3, 16, 16))
+    whole = pixel_blur(images, 2, 8)
+    monkeypatch.setattr(scorers, "_SLAB", 3 * 16 * 16)
+    assert all(torch.equal(whole[s], part) for s, part in pixel_blur(images, 2, 8).items())
+
+
+def test_random_scores_are_fixed_by_the_seed():
+    images = torch.zeros(3, 3, 16, 16)
+    first, again = (scorers.random_scores(images, 2, 8) for _ in range(2))
+    assert {s: tuple(v.shape) for s, v in first.items()} == {8: (3, 4), 4: (3, 16)}
+    assert all(torch.equal(first[s], again[s]) for s in first)
+    assert not torch.equal(first[4][0], first[4][1])
+
+
+@pytest.fixture
+def weights_file(tmp_path):
+    from torchvision.models import shufflenet_v2_x0_5
+
+    torch.manual_seed(0)
+    torch.save(shufflenet_v2_x0_5().state_dict(), tmp_path / "shufflenet.pth")
+    return str(tmp_path / "shufflenet.pth")
+
+
+def test_feature_scores_by_their_definition(weights_file):
+    from torchvision.models import shufflenet_v2_x0_5
+
+    net = shufflenet_v2_x0_5()
+    net.load_state_dict(torch.load(weights_file))
+    net.eval()
+    assert sum(p.numel() for n, p in net.named_parameters() if not n.startswith("fc")) == 341_792
+    images = rng.uniform(rng.key(2), (2, 3, 256, 256)) * 4 - 2
+    with torch.no_grad():
+        features = net.conv5(net.stage4(net.stage3(net.stage2(net.maxpool(net.conv1(images))))))
+    scores = scorers.feature_scores(weights_file)(images, 16, 64)
+    for size, k in ((64, 4), (32, 2)):
+        small = F.interpolate(features, scale_factor=1 / k, mode="bilinear")
+        changes = (features - F.interpolate(small, scale_factor=k, mode="bilinear")).square().mean(1)
+        wanted = -F.avg_pool2d(changes, size // 32).flatten(1) if size > 32 else -changes.flatten(1)
+        torch.testing.assert_close(scores[size], wanted)
+    assert select(scores, 256, 16, 64, 64).shape == (2, 64, 3)
+
+
+def test_feature_scores_use_stride_16_for_finer_patches(weights_file):
+    scores = scorers.feature_scores(weights_file)(torch.randn(1, 3, 128, 128), 8, 32)
+    assert {s: v.shape[1] for s, v in scores.items()} == {32: 16, 16: 64}
+    with pytest.raises(InputError, match="scorer 'features' sees nothing finer than 16 pixels.*mrt.scorer=blur"):
+        scorers.feature_scores(weights_file)(torch.randn(1, 3, 32, 32), 2, 8)
+
+
+def test_features_without_weights_name_the_alternatives(monkeypatch, tmp_path):
+    def no_network(*a, **k):
+        raise OSError("no route")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(
+        InputError, match="cannot load torchvision's shufflenet.*no route.*mrt.weights=FILE.*mrt.scorer=blur"
+    ):
+        mrt(64, 16, 64, "features")
+    with pytest.raises(InputError, match="cannot load 'nowhere.pth'"):
+        mrt(64, 16, 64, "features", weights="nowhere.pth")
+    with pytest.raises(
+        InputError, match="unknown mrt scorer 'blurr'; legal: blur, features, random; did you mean 'blur'"
+    ):
+        mrt(64, 16, 64, "blurr")
