@@ -134,7 +134,7 @@ def feature_scores(weights: str | None) -> Scorer:
         if finest < 16 and max_patch > min_patch:
             raise InputError(
                 f"scorer 'features' sees nothing finer than 16 pixels, and min patch {min_patch} needs {finest}; "
-                "use a larger min patch (a larger mrt.image) or mrt.scorer=blur"
+                "use a larger min patch (a larger mrt.image) or --set mrt.scorer=blur"
             )
         if not torch.compiler.is_compiling():  # the first eager call takes the network to the images' device
             early.to(images.device)
@@ -163,7 +163,7 @@ def _shufflenet(weights: str | None) -> tuple[nn.Module, nn.Module]:
     """Its layers up to stage 3 (stride 16), and from there to conv5 (stride 32), frozen."""
     from torchvision.models import ShuffleNet_V2_X0_5_Weights, shufflenet_v2_x0_5
 
-    others = "pass mrt.weights=FILE with its state dict, or mrt.scorer=blur or random"
+    others = "pass --set mrt.weights=FILE with its state dict, or --set mrt.scorer=blur (or random)"
     try:
         if weights is None:
             net = shufflenet_v2_x0_5(weights=ShuffleNet_V2_X0_5_Weights.DEFAULT)
