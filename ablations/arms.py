@@ -5,7 +5,7 @@ import itertools
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, get_args, get_type_hints
 
 from core.errors import InputError, choose
@@ -36,7 +36,7 @@ class Arm:
     parameters: Settings = field(default_factory=dict)
     """Every parameter of its transforms, by their names."""
 
-    @property
+    @cached_property
     def ops(self) -> Ops:
         """EXACT under all transforms; InputError if two of them cannot be combined."""
         return reduce(lambda ops, transform: transform(ops), self.transforms, EXACT)
@@ -151,8 +151,10 @@ def lattice() -> list[str]:
 
 
 def _group(name: str) -> Sequence[str]:
-    """What `all`, `published` and `controls` stand for; any other name for itself."""
-    controls = [name for name, t in REGISTRY.items() if t.control]
+    """What `all`, `published` and `controls` (each alone and with each exact optimization) stand for; any other name
+    for itself."""
+    exact = ["", *(f"+{name}" for name, t in REGISTRY.items() if t.contract == "exact" and not t.control)]
+    controls = [name + other for name, t in REGISTRY.items() if t.control for other in exact]
     return {"all": lattice(), "published": PUBLISHED, "controls": controls}.get(name, [name])
 
 

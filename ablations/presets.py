@@ -100,6 +100,10 @@ class Recipe:
             raise InputError(f"batch size {self.batch_size} does not fit the {count} training images: 1 to {count}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warm-up {self.warmup} is outside 0 to below 1: it is a share of the steps")
+        return self.resolve_shape(data)
+
+    def resolve_shape(self, data: Data) -> "Recipe":
+        """With image side, mirroring and tokens decided, whatever the number of images."""
         flip = data.mirrors if self.flip is None else self.flip
         return replace(self, image=data.image, flip=flip, set=(*self._equal_tokens(data.image), *self.set))
 

@@ -76,6 +76,17 @@ def load(name: str, root: str | Path = "data", image: int | None = None) -> Data
     return _digits(image or 32) if name == "digits" else _cifar(name, Path(root), image)
 
 
+def outline(name: str, root: str | Path = "data", image: int | None = None) -> Data:
+    """The data set of this name without its images, where these are known beforehand; a folder is loaded."""
+    if name.startswith("folder:"):
+        return load(name, root, image)
+    choose("data set", name, NAMES)
+    classes = {"cifar100": 100, "cifar100-coarse": 20}.get(name, 10)
+    side = image or 32
+    none = Split(torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+    return Data(name, none, none, tuple(map(str, range(classes))), (0.0,) * 3, (1.0,) * 3, name != "digits")
+
+
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of uint8 images [N,C,S,S], as fractions of 255, exact."""
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])

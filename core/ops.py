@@ -6,14 +6,16 @@ knows which. Axis letters: B batch, N tokens, D width, h heads, d head width, C 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+
+from core import rng
 
 if TYPE_CHECKING:
     from core.vit import VitConfig
@@ -21,21 +23,36 @@ if TYPE_CHECKING:
 Params = dict[str, Tensor]
 
 
+class Site(NamedTuple):
+    """Where a linear map stands, for transforms that choose what to keep for the backward pass.
+
+    layer: the map's name in its block, such as "attn.qkv". ops: the arm's primitives.
+    before, inputs: the function whose result the map takes: x == before(*inputs); None if x is no such result.
+    """
+
+    layer: str
+    ops: Ops
+    before: Callable[..., Tensor] | None = None
+    inputs: tuple[Tensor, ...] = ()
+
+
 @dataclass(frozen=True)
 class Ops:
     """The primitives. A key is an int64 tensor [2] (see core.rng), or None where nothing may be random.
 
     tokenize: (params, images [B,C,H,W], config) -> tokens [B,N,D], class token and positions included
-    linear:   (x [...,I], weight [O,I], bias [O], key) -> [...,O]
+    linear:   (x [...,I], weight [O,I], bias [O], key, site) -> [...,O]
     product:  (a [...,M,K], b [...,K,N], key) -> [...,M,N]
     attend:   (ops, q, k, v [B,h,N,d], key) -> [B,h,N,d]
+    mlp:      (ops, params, block name, x [B,N,D], config, keys [3,2]) -> [B,N,D], LayerNorm included
     penalty:  (heads: one [B,h,N,d] a block) -> scalar, added to the cross entropy
     """
 
     tokenize: Callable[[Params, Tensor, VitConfig], Tensor]
-    linear: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    linear: Callable[[Tensor, Tensor, Tensor, Tensor | None, Site | None], Tensor]
     product: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     attend: Callable[[Ops, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    mlp: Callable[[Ops, Params, str, Tensor, VitConfig, Tensor | None], Tensor]
     penalty: Callable[[list[Tensor]], Tensor]
 
 
@@ -44,8 +61,36 @@ Rewrite = Callable[[Ops], Ops]
 
 def layer_norm(x: Tensor, params: Params, name: str, eps: float) -> Tensor:
     """LayerNorm over the last axis in the precision of its weights, returned in that of x."""
-    weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
+    return normalize(x, *affine(params, name), eps)
+
+
+def normalize(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`layer_norm` of given weight and bias."""
     return F.layer_norm(x.to(weight.dtype), weight.shape, weight, bias, eps).to(x.dtype)
+
+
+def affine(params: Params, name: str) -> tuple[Tensor, Tensor]:
+    """The weight and the bias of a layer."""
+    return params[f"{name}.weight"], params[f"{name}.bias"]
+
+
+def after_norm(
+    ops: Ops, params: Params, block: str, norm: str, layer: str, x: Tensor, eps: float, key: Tensor | None
+) -> Tensor:
+    """`linear` of the LayerNorm of x [...,D], by the names of both in the block."""
+    scale, shift = affine(params, f"{block}.{norm}")
+    site = Site(layer, ops, lambda x, scale, shift: normalize(x, scale, shift, eps), (x, scale, shift))
+    return ops.linear(normalize(x, scale, shift, eps), *affine(params, f"{block}.{layer}"), key, site)
+
+
+def kept(shape: Sequence[int], probability: float, key: Tensor | None) -> tuple[Tensor, ...]:
+    """Which elements dropout keeps, a boolean mask in a tuple; () where it keeps all (no key)."""
+    return () if key is None or probability == 0 else (rng.bernoulli(key, shape, 1 - probability),)
+
+
+def drop(x: Tensor, probability: float, *mask: Tensor) -> Tensor:
+    """Zero what a mask of `kept` leaves out and rescale the rest; x itself without a mask."""
+    return x * mask[0] / (round((1 - probability) * 65536) / 65536) if mask else x
 
 
 def embed(params: Params, patches: Tensor, config: VitConfig) -> Tensor:
@@ -67,7 +112,7 @@ def tokenize(params: Params, images: Tensor, config: VitConfig) -> Tensor:
     return with_class_token(params, embed(params, patches, config)) + params["pos_embed"]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, key: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor, key: Tensor | None, site: Site | None = None) -> Tensor:
     """x W^T + b."""
     return F.linear(x, weight, bias)
 
@@ -84,9 +129,23 @@ def attend(ops: Ops, q: Tensor, k: Tensor, v: Tensor, key: Tensor | None) -> Ten
     return ops.product(weights, v, None if key is None else key.flip(0))  # another key for the second draw
 
 
+def mlp(ops: Ops, params: Params, block: str, x: Tensor, config: VitConfig, keys: Tensor | None) -> Tensor:
+    """Linear, GELU, dropout, Linear of the LayerNorm of x [B,N,D], without the residual."""
+    first, mask, second = (None,) * 3 if keys is None else keys
+    y = after_norm(ops, params, block, "norm2", "mlp.fc1", x, config.eps, first)
+    inputs = (y, *kept(y.shape, config.dropout, mask))
+    site = Site("mlp.fc2", ops, lambda y, *mask: activate(y, config.dropout, *mask), inputs)
+    return ops.linear(activate(y, config.dropout, *inputs[1:]), *affine(params, f"{block}.mlp.fc2"), second, site)
+
+
+def activate(y: Tensor, probability: float, *mask: Tensor) -> Tensor:
+    """GELU, then dropout by a mask of `kept`."""
+    return drop(F.gelu(y), probability, *mask)
+
+
 def penalty(heads: list[Tensor]) -> Tensor:
     """Zero."""
     return heads[0].new_zeros(())
 
 
-EXACT = Ops(tokenize, linear, product, attend, penalty)
+EXACT = Ops(tokenize, linear, product, attend, mlp, penalty)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from core import rng
 from core.errors import InputError, choose
-from core.ops import EXACT, Ops, Params, layer_norm
+from core.ops import EXACT, Ops, Params, Site, affine, after_norm, drop, kept, layer_norm
 
 HEADS = ("linear", "mlp")
 
@@ -143,7 +143,7 @@ def forward(params: Params, images: Tensor, config: VitConfig, ops: Ops = EXACT,
     for i in range(config.depth):
         x, head = _block(params, f"blocks.{i}", x, config, ops, None if keys is None else keys[8 * i : 8 * i + 8])
         heads.append(head)
-    x = layer_norm(x[:, 0], params, "norm", config.eps)
+    x = layer_norm(x[:, 0].clone(), params, "norm", config.eps)  # of a view, it would keep all of x
     return Output(_head(params, x, config, None if keys is None else keys[-1]), heads)
 
 
@@ -155,18 +155,13 @@ def _block(
     def key(i: int) -> Tensor | None:
         return None if keys is None else keys[i]
 
-    def linear(x: Tensor, layer: str, i: int) -> Tensor:
-        return ops.linear(x, params[f"{name}.{layer}.weight"], params[f"{name}.{layer}.bias"], key(i))
-
-    qkv = linear(layer_norm(x, params, f"{name}.norm1", config.eps), "attn.qkv", 0)
+    qkv = after_norm(ops, params, name, "norm1", "attn.qkv", x, config.eps, key(0))
     q, k, v = rearrange(qkv, "B N (three h d) -> three B h N d", three=3, h=config.heads).unbind(0)
     heads = ops.attend(ops, q, k, v, key(1))
-    y = linear(rearrange(heads, "B h N d -> B N (h d)"), "attn.proj", 2)
+    joined = rearrange(heads, "B h N d -> B N (h d)")
+    y = ops.linear(joined, *affine(params, f"{name}.attn.proj"), key(2), Site("attn.proj", ops))
     x = x + dropout(y, config.dropout, key(3))
-
-    y = linear(layer_norm(x, params, f"{name}.norm2", config.eps), "mlp.fc1", 4)
-    y = linear(dropout(F.gelu(y), config.dropout, key(5)), "mlp.fc2", 6)
-    return x + y, heads
+    return x + ops.mlp(ops, params, name, x, config, None if keys is None else keys[4:7]), heads
 
 
 def _head(params: Params, x: Tensor, config: VitConfig, key: Tensor | None) -> Tensor:
@@ -178,7 +173,4 @@ def _head(params: Params, x: Tensor, config: VitConfig, key: Tensor | None) -> T
 
 def dropout(x: Tensor, probability: float, key: Tensor | None) -> Tensor:
     """Zero each element with the probability (to 1/65536) and rescale the rest; no key: x itself."""
-    if key is None or probability == 0:
-        return x
-    kept = rng.bernoulli(key, x.shape, 1 - probability)
-    return x * kept / (round((1 - probability) * 65536) / 65536)
+    return drop(x, probability, *kept(x.shape, probability, key))

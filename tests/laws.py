@@ -18,7 +18,7 @@ from core.step import Aux, cast, objective, value_and_grad
 from core.transforms import REGISTRY
 
 CONFIG = vit.VitConfig(image=32, patch=8, width=16, depth=2, heads=2, mlp=32, classes=5)
-DRAWS = 400  # for the mean of an unbiased gradient
+DRAWS = 150  # for the mean of an unbiased gradient
 
 # Every registered transform alone, with its defaults or at each of its levels.
 NAMES = [f"{name}@{level}" if t.levels else name for name, t in REGISTRY.items() for level in t.levels or (None,)]
@@ -129,15 +129,20 @@ def test_contract(arm):
     elif contract == "unbiased gradient":
         assert loss.item() == pytest.approx(exact_loss.item(), rel=1e-12)
         draws = [run(arm.ops, config, key=k)[1] for k in range(DRAWS)]
-        for n in exact:
-            samples = torch.stack([g[n] for g in draws])
-            error = (samples.mean(0) - exact[n]).norm()
-            expected = samples.var(0).sum().div(DRAWS).sqrt()
-            assert error <= 4 * expected + 1e-9, n
+        check_mean(draws, exact, 1e-9)
         assert any(distance(g, exact) > 1e-9 for g in draws), "declared unbiased, but nothing is estimated"
     else:
         assert abs(loss.item() - exact_loss.item()) > 1e-6, "declared to change the objective, but does not"
         check_by_finite_differences(arm, gradient)
+
+
+def check_mean(draws, exact, rounding):
+    """The mean over draws lies within four standard errors of the exact gradient."""
+    for n in exact:
+        samples = torch.stack([g[n].double() for g in draws])
+        error = (samples.mean(0) - exact[n]).norm()
+        expected = samples.var(0).sum().div(len(draws)).sqrt()
+        assert error <= 4 * expected + rounding * exact[n].norm() + 1e-9, n
 
 
 def config_without(arm):
@@ -172,7 +177,10 @@ def test_float32_is_near_float64(arm):
     config = config_of(arm)
     (exact_loss, exact), (loss, gradient) = run(arm.ops, config), run(arm.ops, config, torch.float32)
     assert loss.item() == pytest.approx(exact_loss.item(), rel=1e-5)
-    assert distance({n: g.double() for n, g in gradient.items()}, exact) < 1e-3
+    if registered(arm).contract == "unbiased gradient":  # rows of nearly equal size are drawn in another order
+        check_mean([run(arm.ops, config, torch.float32, key=k)[1] for k in range(DRAWS)], run(EXACT, config)[1], 1e-4)
+    else:
+        assert distance({n: g.double() for n, g in gradient.items()}, exact) < 1e-3
 
 
 @each

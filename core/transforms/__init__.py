@@ -12,9 +12,11 @@ from torch import Tensor
 
 from core.ops import Rewrite
 from core.transforms import mrt as mixed
+from core.transforms.crs import crs
 from core.transforms.decatt import decatt
 from core.transforms.flash import flash
 from core.transforms.mrt import mrt, uniform
+from core.transforms.recompute import recompute
 
 Contract = Literal["exact", "unbiased gradient", "changes the objective"]
 
@@ -55,6 +57,21 @@ REGISTRY: dict[str, Transform] = {
         "mixed-resolution tokens: large patches where little happens",
         shape=mixed.shape,
         layout=mixed.selector,
+    ),
+    "crs": Transform(
+        crs,
+        "linear",
+        "unbiased gradient",
+        "column-row sampling: weight gradients from a share of the rows",
+        {"ratio": 1.0},
+        levels=(0.5, 0.3),
+    ),
+    "recompute": Transform(
+        recompute,
+        "linear",
+        "exact",
+        "control for crs: LayerNorm and GELU outputs rebuilt in the backward pass",
+        control=True,
     ),
     "uniform": Transform(
         uniform,

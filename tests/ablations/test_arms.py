@@ -52,7 +52,10 @@ def test_select():
         "flash", "baseline", "decatt+flash",
     ]  # fmt: skip
     assert [a.name for a in arms.select("all")] == arms.lattice()
-    assert [a.name for a in arms.select("all,controls")] == [*arms.lattice(), "uniform"]
+    assert [a.name for a in arms.select("all,controls")] == [
+        *arms.lattice(),
+        *("recompute", "flash+recompute", "uniform", "flash+uniform"),
+    ]
     assert len(arms.select("published")) == 8
     assert set(arms.PUBLISHED) <= set(arms.lattice())
 

@@ -1,0 +1,93 @@
+"""Exact recomputation: outputs of LayerNorm and GELU are rebuilt in the backward pass instead of kept.
+
+Selective activation checkpointing (Chen et al. 2016, arXiv 1604.06174), by what is cheap to rebuild. Contract: exact.
+A block keeps 6 u less (u = B·N·D elements), with fc1 10 u less: the control for every claim of saved memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.errors import InputError
+from core.ops import EXACT, Ops, Params, Rewrite, Site, activate, affine, kept, normalize
+from core.transforms.attached import attach
+
+if TYPE_CHECKING:
+    from core.vit import VitConfig
+
+
+_PARTS = 8
+
+
+def recompute(fc1: bool = False) -> Rewrite:
+    """Rebuild, in the backward pass, the inputs of the maps qkv, fc1 and fc2 from what their LayerNorm or GELU keeps.
+
+    fc1: rebuild the output of the MLP's first map too (one more matrix product a block), which GELU would keep.
+    Raises InputError for ops whose linear maps or MLP are rewritten already.
+    """
+
+    def rewrite(ops: Ops) -> Ops:
+        if ops.linear is not EXACT.linear or ops.mlp is not EXACT.mlp:
+            raise InputError(
+                "recompute cannot be combined with another transform of the linear maps, such as crs: both decide "
+                "what the maps keep; choose one"
+            )
+        return replace(ops, linear=linear, mlp=mlp if fc1 else ops.mlp)
+
+    return rewrite
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, key: Tensor | None, site: Site | None = None) -> Tensor:
+    """x W^T + b that keeps the inputs of the function before it, and not x."""
+    if site is None or site.before is None:
+        return F.linear(x, weight, bias)
+    before = site.before
+
+    def gradient(G: Tensor, *inputs: Tensor) -> tuple[Tensor]:
+        return (G.flatten(0, -2).mT @ before(*_after(G, *inputs)).flatten(0, -2),)
+
+    return attach(F.linear(x, weight.detach(), bias), [weight], site.inputs, gradient)
+
+
+def mlp(ops: Ops, params: Params, block: str, x: Tensor, config: VitConfig, keys: Tensor | None) -> Tensor:
+    """The MLP of LayerNorm(x) [B,N,D], keeping x alone (and a dropout mask).
+
+    It goes a part of the batch at a time: the hidden tensors of a whole batch would be the peak of the step.
+    """
+    operands = [x, *affine(params, f"{block}.norm2"), *affine(params, f"{block}.mlp.fc1")]
+    weight, bias = affine(params, f"{block}.mlp.fc2")
+    mask = kept((*x.shape[:-1], config.mlp), config.dropout, None if keys is None else keys[1])
+
+    def hidden(x: Tensor, scale: Tensor, shift: Tensor, w: Tensor, b: Tensor, *mask: Tensor) -> Tensor:
+        return activate(F.linear(normalize(x, scale, shift, config.eps), w, b), config.dropout, *mask)
+
+    def part(G: Tensor, weight: Tensor, x: Tensor, affines: Sequence[Tensor], *mask: Tensor) -> tuple[Tensor, ...]:
+        h, pull, *_ = torch.func.vjp(lambda *five: hidden(*five, *mask), *_after(G, x, *affines))
+        rows = G.flatten(0, -2)
+        of_weight = rows.mT @ h.flatten(0, -2)
+        del h
+        return (*pull(G @ weight), of_weight, rows.sum(0))
+
+    def gradient(G: Tensor, weight: Tensor, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        pieces = zip(*(t.chunk(_PARTS) for t in (G, x, *rest[4:])), strict=True)
+        of_x, *others = zip(*(part(g, weight, t, rest[:4], *mask) for g, t, *mask in pieces), strict=True)
+        return torch.cat(of_x), *(torch.stack(parts).sum(0) for parts in others)
+
+    values = [t.detach() for t in (*operands, weight, bias)]
+    pieces = zip(*(t.chunk(_PARTS) for t in (values[0], *mask)), strict=True)
+    y = torch.cat([F.linear(hidden(t, *values[1:5], *mask), *values[5:]) for t, *mask in pieces])
+    return attach(y, [*operands, weight, bias], [weight, *operands, *mask], gradient)
+
+
+def _after(G: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The inputs, for a compiler made to depend on G: it would else merge what is rebuilt from them with what the
+    forward pass computed, and keep that."""
+    if not torch.compiler.is_compiling():
+        return inputs
+    return inputs[0] + G.flatten()[0] * 0, *inputs[1:]
