@@ -42,6 +42,11 @@ class Arm:
         return reduce(lambda ops, transform: transform(ops), self.transforms, EXACT)
 
     @property
+    def remembers(self) -> bool:
+        """Whether one of its transforms needs the gradient norms of an image's last visit."""
+        return any(hook(**p) for name, p in self.parameters.items() if (hook := REGISTRY[name].remembers))
+
+    @property
     def shape(self) -> dict[str, Any]:
         """Fields of VitConfig that its transforms ask for."""
         out: dict[str, Any] = {}

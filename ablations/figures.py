@@ -1,8 +1,10 @@
 """Figures of a study, drawn from its cells."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +17,49 @@ Curves = list[tuple[list[float], list[float]]]  # x and validation accuracy in p
 AXES = {"epoch": "epoch", "seconds": "training seconds"}
 
 
-def accuracy(cells: Sequence[tuple[Result, list[Row]]], x: str, path: Path) -> None:
-    """Validation accuracy by "epoch" or "seconds": a panel an arm, the baseline in grey in each."""
+# Paul Tol's bright scheme and greys: distinct to colour-blind readers; hatches tell them apart in grey print.
+_STACK = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#004488", "#BBBBBB")
+_HATCHES = ("", "//", "..", "\\\\", "", "xx", "++", "")
+
+
+def kept(arms: dict[str, dict[str, int]], path: Path) -> None:
+    """What a step keeps for its backward pass: a stacked bar an arm, by layer and operation; the small ones as one."""
+    plt = _pyplot()
+    sums = Counter[str]()
+    for made in arms.values():
+        sums.update(made)
+    shown = [name for name, _ in sums.most_common(len(_STACK) - 1)]
+    parts = {name: [made.get(name, 0) / 2**20 for made in arms.values()] for name in shown}
+    parts["other"] = [sum(size for name, size in made.items() if name not in shown) / 2**20 for made in arms.values()]
+    figure, axis = plt.subplots(figsize=(8, 1.4 + 0.28 * len(arms)), layout="constrained")
+    left = np.zeros(len(arms))
+    for (name, sizes), colour, hatch in zip(parts.items(), _STACK, _HATCHES, strict=True):
+        axis.barh(list(arms), sizes, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.4, label=name)
+        left += sizes
+    axis.invert_yaxis()
+    axis.set_xlabel("MiB kept for the backward pass of a step")
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    _save(figure, path)
+
+
+def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import pyplot
 
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=140)
+    _pyplot().close(figure)
+
+
+def accuracy(cells: Sequence[tuple[Result, list[Row]]], x: str, path: Path) -> None:
+    """Validation accuracy by "epoch" or "seconds": a panel an arm, the baseline in grey in each."""
+    plt = _pyplot()
     curves = _curves(cells, x)
     baseline = curves.pop(BASELINE, None)
     panels = curves or {BASELINE: baseline or []}
@@ -42,9 +80,7 @@ def accuracy(cells: Sequence[tuple[Result, list[Row]]], x: str, path: Path) -> N
         axis.set_visible(False)
     figure.supxlabel(AXES[x], fontsize=10)
     figure.supylabel("validation accuracy, %", fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def _curves(cells: Sequence[tuple[Result, list[Row]]], x: str) -> dict[str, Curves]:

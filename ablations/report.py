@@ -14,6 +14,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from ablations import figures
 from ablations.arms import BASELINE
 from ablations.presets import PRESETS
@@ -39,6 +42,8 @@ COLUMNS: dict[str, tuple[Callable[[Result], float], str]] = {
     "img/s": (lambda r: r["images_per_second"], ",.0f"),
     "step ms": (lambda r: r["step_ms_median"], ".1f"),
     "peak MiB": (lambda r: r["peak_bytes"] / 2**20, ",.0f"),
+    "predicted": (lambda r: r["predicted_peak_bytes"] / 2**20, ",.0f"),
+    "kept MiB": (lambda r: r["kept_bytes"] / 2**20, ",.0f"),
 }
 BRIEF = ("best %", "train s", "img/s", "peak MiB")
 RATIOS = {"time ×": "step_ms_median", "peak ×": "peak_bytes"}
@@ -92,7 +97,10 @@ def write(out: Path) -> list[Path]:
     everything = list(cells(out))
     for path, x in zip(drawn, ("epoch", "seconds"), strict=True):
         figures.accuracy(everything, x, path)
+    drawn.append(out / "figures" / "kept_bytes.png")
+    figures.kept({name: group[0]["kept_by_op"] for name, group in by_arm(finished).items()}, drawn[-1])
     drawn += _pictures(out, finished)
+    _tensorboard(out, drawn)
     write_text(out / "results.csv", _csv(finished))
     write_text(out / "report.md", _markdown(out, finished, drawn))
     return [out / "report.md", out / "results.csv", *drawn]
@@ -111,9 +119,10 @@ def _pictures(out: Path, finished: Sequence[Result]) -> list[Path]:
 
 def _csv(finished: Sequence[Result]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for r in finished for key in r)), lineterminator="\n")
+    rows = [{key: value for key, value in r.items() if not isinstance(value, dict)} for r in finished]
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(finished)
+    writer.writerows(rows)
     return text.getvalue()
 
 
@@ -131,6 +140,7 @@ def _markdown(out: Path, finished: Sequence[Result], drawn: Sequence[Path]) -> s
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
         _reading(finished),
+        *_against_recomputation(finished),
         *(line for path in drawn for line in ("", f"![{path.stem}]({path.relative_to(out).as_posix()})")),
         "",
         "## Arms",
@@ -172,8 +182,41 @@ def _reading(finished: Sequence[Result]) -> str:
         "epoch, penalty included. train s: training steps only, without evaluation, logging, warm-up and compilation. "
         "step ms: median; cells run one after another, so small differences can be the machine's drift "
         "(ablations/bench.py interleaves). peak MiB: parameters, optimizer state, batch and everything else alive at "
-        "once in one training step. time × and peak ×: step ms and peak MiB over the baseline's."
+        "once in one training step, measured in a pass of its own; predicted: the same, accounted for without running "
+        "it, for eager PyTorch; kept MiB: the part kept for the backward pass. time × and peak ×: step ms and peak MiB "
+        "over the baseline's."
     )
+
+
+def _against_recomputation(finished: Sequence[Result]) -> list[str]:
+    """What sampling buys over its exact control, of what was measured."""
+    arms = by_arm(finished)
+    sampled = [name for name in arms if "crs@" in name]
+    lines = []
+    for name in sampled:
+        others = [part for part in name.split("+") if not part.startswith("crs@")]
+        control = "+".join(sorted([*others, "recompute"]))
+        if control in arms:
+            peak, time = (_mean(arms[name], k) / _mean(arms[control], k) for k in ("peak_bytes", "step_ms_median"))
+            points = 100 * (_mean(arms[name], "best_val_accuracy") - _mean(arms[control], "best_val_accuracy"))
+            lines.append(
+                f"* `{name}` against `{control}`: {peak:.2f} × peak, {time:.2f} × time, {points:+.2f} points."
+            )
+    if not sampled:
+        return []
+    if not lines:
+        lines = ["No control was run: `--arms all,controls` adds `recompute`, which saves memory without any noise."]
+    return ["", "## What sampling buys over exact recomputation", "", *lines]
+
+
+def _tensorboard(out: Path, drawn: Sequence[Path]) -> None:
+    """The figures as images of the run `report`."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(out / "report", ignore_errors=True)
+    with SummaryWriter(str(out / "report")) as writer:
+        for path in drawn:
+            writer.add_image(path.stem, np.asarray(Image.open(path).convert("RGB")), 0, dataformats="HWC")
 
 
 def _uses(finished: Sequence[Result], transform: str) -> bool:

@@ -3,6 +3,7 @@
 python ablations/run.py --arms all
 """
 
+import json
 import os
 import sys
 from dataclasses import asdict, dataclass, field, replace
@@ -16,13 +17,15 @@ import tyro
 from rich.console import Console
 
 from ablations import arms as arm_names
-from ablations import presets, record, report, study
+from ablations import plan, presets, record, report, study
 from ablations.presets import ABOUT, PRESETS, Recipe
 from ablations.progress import Terminal, show
 from core import data as data_sets
 from core.engine import ENGINES
 from core.errors import InputError, choose
 from core.transforms import REGISTRY
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,16 @@ class Command:
     """Where downloads and the cache of decoded images are kept."""
     out: Path | None = None
     """The study's folder; runs/PRESET-DATA unless given."""
-    list: bool = False
+    list: Flag = False
     """Print arms, presets, data sets and engines, and stop."""
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    plan: Flag = False
+    """Print what every arm would compute and keep in memory, and stop: nothing is trained, no data is fetched. With
+    --engine compiled also what the compiler keeps (slower)."""
+    json: Flag = False
+    """With --plan: as JSON."""
+    budget: str | None = None
+    """With --plan: memory such as 24GiB. Marks the arms that fit, and the largest batch that does."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = field(default_factory=Recipe)
 
 
 def read(arguments: list[str], console: Console) -> Command:
@@ -57,11 +67,13 @@ def read(arguments: list[str], console: Console) -> Command:
         console.print(f"preset {preset} ({why}): {ABOUT[preset]}; --preset chooses another", highlight=False)
     base = PRESETS[choose("preset", preset, PRESETS)]
     default = Command(preset=preset, recipe=base)
-    command = tyro.cli(Command, args=arguments, default=default, config=(tyro.conf.FlagConversionOff,))
+    command = tyro.cli(Command, args=arguments, default=default)
     if command.recipe.set != base.set:
         command = replace(command, recipe=replace(command.recipe, set=base.set + command.recipe.set))
     if command.seeds < 1:
         raise InputError(f"seeds {command.seeds} is too small: at least 1")
+    if (command.json or command.budget) and not command.plan:
+        raise InputError(f"{'--json' if command.json else '--budget'} belongs to --plan; add --plan")
     return command
 
 
@@ -106,6 +118,24 @@ def execute(command: Command, console: Console) -> int:
     return failed
 
 
+def foresee(command: Command, console: Console) -> None:
+    """Print the account of every arm."""
+    budget = None if command.budget is None else plan.read_bytes(command.budget)
+    recipe = command.recipe.resolve_machine()
+    recipe = recipe.resolve_shape(data_sets.outline(recipe.data, command.data_root, recipe.image))
+    data = data_sets.outline(recipe.data, command.data_root, recipe.image)
+    chosen = arm_names.select(command.arms, arm_names.read_settings(recipe.set))
+    planned = []
+    for entry in plan.entries(chosen, recipe, data, command.recipe.engine == "compiled", budget):
+        planned.append(entry)
+        if not command.json and console.is_terminal:
+            console.print(f"{len(planned)} of {len(chosen)}: {entry['arm']}", end="\r", highlight=False)
+    if command.json:
+        print(json.dumps(planned, indent=2))
+    else:
+        plan.show(console, planned, budget)
+
+
 def _file_name(data: str) -> str:
     """A data set's name as part of a folder's name: `folder:a/b@coarse` -> `b-coarse`."""
     path, at, kind = data.removeprefix("folder:").partition("@coarse")
@@ -124,12 +154,16 @@ def describe(console: Console) -> None:
 
 def main() -> None:
     """Exit status: 0; 1 if a cell failed; 2 for bad input; 130 if interrupted."""
-    console = Console()
+    console = Console(stderr="--json" in sys.argv[1:])
     try:
         if "--list" in sys.argv[1:]:
             describe(console)
             return
-        failed = execute(read(sys.argv[1:], console), console)
+        command = read(sys.argv[1:], console)
+        if command.plan:
+            foresee(command, console)
+            return
+        failed = execute(command, console)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -16,13 +16,13 @@ from ablations.arms import Arm
 from ablations.pictures import tokenized
 from ablations.presets import PRECISIONS, Recipe
 from ablations.record import Recorder, Result, Row, cell_folder, finished
-from core import rng, vit, weights
+from core import graph, rng, vit, weights
 from core.data import Data, Split
 from core.engine import build
 from core.errors import InputError
 from core.measure import Ticks, peak_bytes
 from core.ops import Ops, Params
-from core.step import Batch, Metrics, Prepare, State, Step, cast, objective, start
+from core.step import Batch, Metrics, Prepare, State, Step, cast, memory, objective, start
 from core.transforms import REGISTRY
 
 
@@ -51,7 +51,8 @@ def check(arms: Sequence[Arm], recipe: Recipe, data: Data) -> None:
         loss = objective(config, arm.ops, recipe.prepare(data), PRECISIONS[recipe.precision])
         batch = _batch(data.train, torch.arange(min(2, len(data.train.labels))), device)
         try:
-            loss(_to(vit.init(config, 0), device), batch, rng.key(0, device))
+            params = _to(vit.init(config, 0), device) | memory(config, len(batch[0]), device)
+            loss(params, batch, rng.key(0, device))
         except InputError as error:
             raise InputError(f"arm '{arm.name}': {error}") from error
 
@@ -100,13 +101,15 @@ def train(
         if layout := REGISTRY[name].layout:
             recorder.picture("tokens", _tokenized(layout(**parameters), data, prepare, device))
 
-    warmup_seconds, peak = _warm_up(step, state, data.train, recipe.batch_size, device)
+    norms = memory(config, len(data.train.labels), device) if arm.remembers else {}
+    account = graph.account(config, ops, recipe.batch_size, dtype, remembers=arm.remembers)
+    warmup_seconds, peak = _warm_up(step, state, data.train, norms, recipe.batch_size, device)
     rows: list[Row] = []
     intervals: list[float] = []
     best: tuple[float, Params] = (-1.0, state.params)
     for epoch in range(1, recipe.epochs + 1):
         order = rng.permutation(rng.fold_in(order_key, epoch), len(data.train.labels))
-        state, metrics, ticks = _epoch(step, state, data.train, order, recipe.batch_size, device, progress)
+        state, metrics, ticks = _epoch(step, state, data.train, norms, order, recipe.batch_size, device, progress)
         intervals += ticks
         accuracy, val_loss = evaluate(state.params, data.val, config, ops, prepare, dtype, device)
         row = _row(epoch, metrics, ticks, recipe.batch_size) | {
@@ -132,6 +135,10 @@ def train(
         "images_per_second": len(intervals) * recipe.batch_size / sum(intervals),
         "step_ms_median": median(intervals) * 1000,
         "peak_bytes": peak,
+        "predicted_peak_bytes": account.peak_bytes,
+        "kept_bytes": account.kept_bytes,
+        "flops_per_image": account.flops // recipe.batch_size,
+        "kept_by_op": account.kept_by_op,
         "warmup_seconds": warmup_seconds,
         "batch_size": recipe.batch_size,
         "engine": recipe.engine,
@@ -153,9 +160,11 @@ def _tokenized(
     return tokenized(pixels.round().clamp(0, 255).to(torch.uint8), selection)
 
 
-def _warm_up(step: Step, state: State, train: Split, batch_size: int, device: torch.device) -> tuple[float, int]:
+def _warm_up(
+    step: Step, state: State, train: Split, norms: Params, batch_size: int, device: torch.device
+) -> tuple[float, int]:
     """Compile and warm up on one batch (the step is pure: the state stays), then take its peak bytes."""
-    batch = _batch(train, torch.arange(batch_size), device)
+    batch = _training_batch(train, norms, torch.arange(batch_size), device)
     begin = time.perf_counter()
     step(state, batch)
     if device.type == "cuda":
@@ -165,7 +174,14 @@ def _warm_up(step: Step, state: State, train: Split, batch_size: int, device: to
 
 
 def _epoch(
-    step: Step, state: State, train: Split, order: Tensor, size: int, device: torch.device, progress: Progress
+    step: Step,
+    state: State,
+    train: Split,
+    norms: Params,
+    order: Tensor,
+    size: int,
+    device: torch.device,
+    progress: Progress,
 ) -> tuple[State, list[Metrics], list[float]]:
     """All whole batches in this order; the seconds of each include fetching it."""
     ticks, metrics = Ticks(device), []
@@ -173,15 +189,18 @@ def _epoch(
     for index in order.split(size):
         if len(index) < size:
             break
-        state, measured = step(state, _batch(train, index, device))
-        metrics.append(measured)
+        state, measured = step(state, _training_batch(train, norms, index, device))
+        for name, rows in (measured.norms or {}).items():
+            norms[name][index] = rows
+        metrics.append(measured._replace(norms=None))
         ticks.mark()
         progress.step()
     return state, metrics, ticks.intervals()
 
 
 def _row(epoch: int, metrics: list[Metrics], seconds: list[float], batch_size: int) -> Row:
-    means = {name: torch.stack([getattr(m, name) for m in metrics]).double().mean().item() for name in Metrics._fields}
+    names = ("loss", "cross_entropy", "penalty", "correct")
+    means = {name: torch.stack([getattr(m, name) for m in metrics]).double().mean().item() for name in names}
     return {
         "epoch": epoch,
         "train/loss": means["loss"],
@@ -217,9 +236,15 @@ def evaluate(
     return correct.item() / len(split.labels), loss.item() / len(split.labels)
 
 
-def _batch(split: Split, index: Tensor, device: torch.device) -> Batch:
+def _batch(split: Split, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     index = index.to(split.labels.device)
     return split.images[index].to(device), split.labels[index].to(device)
+
+
+def _training_batch(split: Split, norms: Params, index: Tensor, device: torch.device) -> Batch:
+    """The batch, with its rows of the remembered gradient norms if there are any."""
+    batch = _batch(split, index, device)
+    return (*batch, {name: rows[index.to(device)] for name, rows in norms.items()}) if norms else batch
 
 
 def _to(params: Params, device: torch.device) -> Params:

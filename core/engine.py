@@ -4,6 +4,7 @@ A CUDA graph of the step belongs here too, as the engine "graphed".
 """
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -12,9 +13,6 @@ from core.errors import InputError, choose
 from core.step import AdamW, Objective, Step, make_step
 
 ENGINES = ("auto", "eager", "compiled", "graphed")
-
-# Every arm compiles the same code objects over other closures; dynamo's default of 8 would stop a lattice.
-_VARIANTS = 256
 
 
 def resolve(name: str, device: str) -> str:
@@ -34,8 +32,13 @@ def build(loss: Objective, optimizer: AdamW, engine: str, differentiator: str = 
 
 def _compile(fn: Callable[..., Any]) -> Callable[..., Any]:
     """One graph, static shapes; a graph break is an error."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
-    return torch.compile(fn, fullgraph=True, dynamic=False)
+    return torch.compile(fresh(fn), fullgraph=True, dynamic=False)
+
+
+def fresh(fn: Any) -> Callable[..., Any]:
+    """The same function with a code object of its own. torch.compile keeps its results by code object: the arms' losses
+    would share one list, be checked against each other's guards at every call, and reach its limit."""
+    return FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
 
 
 def synchronize(device: torch.device) -> None:

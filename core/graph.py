@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from core import vit
+from core.engine import fresh
 from core.errors import InputError, choose
 from core.ops import Ops, Params
-from core.step import AdamW, Aux, Batch, Objective, State, cast, make_step, objective, start
+from core.step import AdamW, Aux, Batch, Objective, State, cast, make_step, memory, objective, start
 
 MODES = ("train", "eval")
 
@@ -71,6 +73,7 @@ class _Live(TorchDispatchMode):
     storages: dict[int, _Storage] = field(default_factory=dict)
     live: int = 0
     peak: int = 0
+    flops: int = 0
     layer: str = "input"
     block: str = "embed"
 
@@ -105,6 +108,8 @@ class _Live(TorchDispatchMode):
                 if not self.storages[identity].read:
                     self.storages[identity] = replace(self.storages[identity], block=self.block, read=True)
         out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
         for t in tree_leaves(out):
             if isinstance(t, Tensor):
                 self.add(t, made)
@@ -122,10 +127,18 @@ def _place(parameter: str) -> tuple[str, str]:
     return ("head" if layer.startswith(("head", "norm")) else "embed"), layer
 
 
+@lru_cache(maxsize=256)
 def account(
-    config: vit.VitConfig, ops: Ops, batch: int, dtype: torch.dtype = torch.float32, mode: str = "train"
+    config: vit.VitConfig,
+    ops: Ops,
+    batch: int,
+    dtype: torch.dtype = torch.float32,
+    mode: str = "train",
+    remembers: bool = False,
 ) -> Account:
     """The account of a step of `batch` uint8 images: forward pass in `dtype`, float32 state, AdamW.
+
+    remembers: the batch brings gradient norms (see step.memory).
 
     Raises InputError for a batch below 1 or an unknown mode, and what the ops raise for such a model.
     """
@@ -148,9 +161,10 @@ def account(
             return result
 
         loss = objective(config, ops, _normalised, dtype)
-        with live, FlopCounterMode(display=False) as flops:
+        with live:
             if mode == "train":
-                make_step(watched, AdamW())(state, data)
+                norms = (memory(config, batch, torch.device("cpu")),) if remembers else ()
+                make_step(watched, AdamW())(state, (*data, *norms))
             else:
                 with torch.no_grad():
                     vit.forward(cast(state.params, dtype), _normalised(data[0], None), config, ops)
@@ -160,7 +174,7 @@ def account(
         by_block[storage.block] += storage.bytes
     return Account(
         parameters=vit.parameters(config),
-        flops=flops.get_total_flops(),
+        flops=live.flops,
         kept_bytes=by_op.total(),
         kept_by_op=dict(by_op.most_common()),
         kept_by_block=dict(by_block),
@@ -207,7 +221,9 @@ class Difference:
     kept_bytes: int
 
 
-def graphs(config: vit.VitConfig, ops: Ops, batch: int, dtype: torch.dtype = torch.float32) -> Graphs:
+def graphs(
+    config: vit.VitConfig, ops: Ops, batch: int, dtype: torch.dtype = torch.float32, remembers: bool = False
+) -> Graphs:
     """The forward and the backward graph of the objective under torch.compile's decompositions and partitioner."""
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch.partitioners import min_cut_rematerialization_partition
@@ -230,10 +246,25 @@ def graphs(config: vit.VitConfig, ops: Ops, batch: int, dtype: torch.dtype = tor
     )
     with FakeTensorMode(allow_non_fake_inputs=True):
         state, data = _inputs(config, batch)
-        leaves = {name: p.requires_grad_() for name, p in state.params.items()}
+        params = state.params | (memory(config, batch, torch.device("cpu")) if remembers else {})
+        leaves = {name: p.requires_grad_() for name, p in params.items()}
         loss: Objective = objective(config, ops, _normalised, dtype)
-        torch.compile(loss, fullgraph=True, dynamic=False, backend=backend)(leaves, data, state.key)
+        torch.compile(fresh(loss), fullgraph=True, dynamic=False, backend=backend)(leaves, data, state.key)
     return found[0]
+
+
+def kept_bytes_compiled(
+    config: vit.VitConfig, ops: Ops, batch: int, dtype: torch.dtype = torch.float32, remembers: bool = False
+) -> int:
+    """`graphs(...).kept_bytes`; of more than three blocks two and three are traced: the others are like the third."""
+
+    def kept(depth: int) -> int:
+        return graphs(replace(config, depth=depth), ops, batch, dtype, remembers).kept_bytes
+
+    if config.depth <= 3:
+        return kept(config.depth)
+    two, three = kept(2), kept(3)
+    return three + (config.depth - 3) * (three - two)
 
 
 def _between(forward: torch.fx.GraphModule, outputs: int) -> dict[str, int]:
@@ -258,6 +289,7 @@ def _viewed(node: Any) -> Any:
 
 
 def _called(node: Any) -> str:
+    """The name of the operation, "getitem" for a part of its result."""
     return getattr(getattr(node.target, "overloadpacket", node.target), "__name__", str(node.target))
 
 
@@ -268,8 +300,10 @@ def _name(node: Any) -> str:
 def difference(first: Graphs, second: Graphs) -> Difference:
     """What the second arm's graphs have that the first's have not, and the other way round."""
     counts = [
-        Counter(_name(n) for g in (arm.forward, arm.backward) for n in g.graph.nodes if n.op == "call_function")
+        Counter(_called(n) for g in (arm.forward, arm.backward) for n in g.graph.nodes if n.op == "call_function")
         for arm in (first, second)
     ]
     gone, new = counts[0] - counts[1], counts[1] - counts[0]
+    for parts in (gone, new):
+        del parts["getitem"]
     return Difference(dict(gone.most_common()), dict(new.most_common()), second.kept_bytes - first.kept_bytes)

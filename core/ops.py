@@ -28,12 +28,15 @@ class Site(NamedTuple):
 
     layer: the map's name in its block, such as "attn.qkv". ops: the arm's primitives.
     before, inputs: the function whose result the map takes: x == before(*inputs); None if x is no such result.
+    norms: |dL/dy| of each row of the map's output [B,N] at the images' last visit, 0 for none; None if nobody keeps
+        them (step.py does, on demand). A transform that uses them gives the new ones as their gradient.
     """
 
     layer: str
     ops: Ops
     before: Callable[..., Tensor] | None = None
     inputs: tuple[Tensor, ...] = ()
+    norms: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def after_norm(
 ) -> Tensor:
     """`linear` of the LayerNorm of x [...,D], by the names of both in the block."""
     scale, shift = affine(params, f"{block}.{norm}")
-    site = Site(layer, ops, lambda x, scale, shift: normalize(x, scale, shift, eps), (x, scale, shift))
+    norms = params.get(f"{block}.{layer}.norms")
+    site = Site(layer, ops, lambda x, scale, shift: normalize(x, scale, shift, eps), (x, scale, shift), norms)
     return ops.linear(normalize(x, scale, shift, eps), *affine(params, f"{block}.{layer}"), key, site)
 
 
@@ -134,7 +138,8 @@ def mlp(ops: Ops, params: Params, block: str, x: Tensor, config: VitConfig, keys
     first, mask, second = (None,) * 3 if keys is None else keys
     y = after_norm(ops, params, block, "norm2", "mlp.fc1", x, config.eps, first)
     inputs = (y, *kept(y.shape, config.dropout, mask))
-    site = Site("mlp.fc2", ops, lambda y, *mask: activate(y, config.dropout, *mask), inputs)
+    norms = params.get(f"{block}.mlp.fc2.norms")
+    site = Site("mlp.fc2", ops, lambda y, *mask: activate(y, config.dropout, *mask), inputs, norms)
     return ops.linear(activate(y, config.dropout, *inputs[1:]), *affine(params, f"{block}.mlp.fc2"), second, site)
 
 

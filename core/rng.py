@@ -21,12 +21,12 @@ _SLAB = 1 << 17  # counters at a time: eager intermediates stay in cache, 8 time
 def philox(key: Tensor, counter: Words) -> Words:
     """Philox4x32-10: four 32-bit words from a key [2] and four broadcastable counter words (int64)."""
     c0, c1, c2, c3 = counter
-    k0, k1 = key[0], key[1]
-    for _ in range(10):
+    rounds = torch.arange(10, device=key.device)
+    first, second = (key[0] + rounds * 0x9E3779B9) & _WORD, (key[1] + rounds * 0xBB67AE85) & _WORD
+    for k0, k1 in zip(first.unbind(), second.unbind(), strict=True):
         # The 64-bit products wrap; after the shift and the mask only their true bits are left.
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & _WORD, p1 & _WORD, ((p0 >> 32) ^ c3 ^ k1) & _WORD, p0 & _WORD
-        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
     return c0, c1, c2, c3
 
 

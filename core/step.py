@@ -15,12 +15,13 @@ from torch import Tensor
 from core import rng
 from core.errors import InputError, choose
 from core.ops import Ops, Params
-from core.vit import VitConfig, forward
+from core.vit import LAYERS, VitConfig, forward
 
 DIFFERENTIATORS = ("autograd", "func")
 SCHEDULES = ("constant", "cosine")
 
-Batch = tuple[Tensor, Tensor]  # images [B,C,H,W] as stored, labels [B]
+# images [B,C,H,W] as stored, labels [B], and if a transform remembers gradient norms, these by name (see `memory`)
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Params]
 
 
 class State(NamedTuple):
@@ -34,13 +35,17 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """0-d tensors: loss = cross_entropy + penalty (means over the batch), correct predictions, learning rate."""
+    """0-d tensors: loss = cross_entropy + penalty (means over the batch), correct predictions, learning rate.
+
+    norms: the batch's new gradient norms by name, where the batch brought old ones.
+    """
 
     loss: Tensor
     cross_entropy: Tensor
     penalty: Tensor
     correct: Tensor
     learning_rate: Tensor
+    norms: Params | None = None
 
 
 class Aux(NamedTuple):
@@ -108,6 +113,13 @@ def start(params: Params, key: Tensor) -> State:
     return State(params, mean, square, torch.zeros((), dtype=torch.int64, device=device), key.to(device))
 
 
+def memory(config: VitConfig, images: int, device: torch.device) -> Params:
+    """Room for the gradient norms of every map's rows [images, N] by name, 0 (unknown) at first. The rows of a batch,
+    by image index, are the third part of its Batch, and Metrics.norms replaces them."""
+    maps = [f"blocks.{i}.{layer}.norms" for i in range(config.depth) for layer in LAYERS]
+    return {name: torch.zeros(images, config.tokens, device=device) for name in maps}
+
+
 def cast(params: Params, dtype: torch.dtype) -> Params:
     """Parameters in `dtype`, LayerNorm's in their own: norms stay in the precision of the master weights."""
     return {name: p if "norm" in name else p.to(dtype) for name, p in params.items()}
@@ -120,7 +132,7 @@ def objective(config: VitConfig, ops: Ops, prepare: Prepare, dtype: torch.dtype 
     """
 
     def loss(params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, Aux]:
-        images, labels = batch
+        images, labels = batch[:2]
         data_key, model_key = rng.split(key, 2)
         output = forward(cast(params, dtype), prepare(images, data_key), config, ops, model_key)
         logits = output.logits.to(torch.promote_types(dtype, torch.float32))
@@ -187,8 +199,11 @@ def make_step(
     gradient, apply = value_and_grad(inner(differentiate), differentiator), inner(update)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        value, aux, gradients = gradient(state.params, batch, state.key, state.step)
+        images, labels, *rest = batch
+        old = rest[0] if rest else {}
+        value, aux, gradients = gradient(state.params | old, (images, labels), state.key, state.step)
+        norms = {name: gradients.pop(name) for name in old} or None
         state, rate = apply(state, gradients)
-        return state, Metrics(value, aux.cross_entropy, aux.penalty, aux.correct, rate)
+        return state, Metrics(value, aux.cross_entropy, aux.penalty, aux.correct, rate, norms)
 
     return step if differentiator == "autograd" else wrap(step)

@@ -19,6 +19,7 @@ from core.errors import InputError, choose
 from core.ops import EXACT, Ops, Params, Site, affine, after_norm, drop, kept, layer_norm
 
 HEADS = ("linear", "mlp")
+LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")  # a block's linear maps
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ def _block(
     q, k, v = rearrange(qkv, "B N (three h d) -> three B h N d", three=3, h=config.heads).unbind(0)
     heads = ops.attend(ops, q, k, v, key(1))
     joined = rearrange(heads, "B h N d -> B N (h d)")
-    y = ops.linear(joined, *affine(params, f"{name}.attn.proj"), key(2), Site("attn.proj", ops))
+    site = Site("attn.proj", ops, norms=params.get(f"{name}.attn.proj.norms"))
+    y = ops.linear(joined, *affine(params, f"{name}.attn.proj"), key(2), site)
     x = x + dropout(y, config.dropout, key(3))
     return x + ops.mlp(ops, params, name, x, config, None if keys is None else keys[4:7]), heads
 

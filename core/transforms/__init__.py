@@ -31,6 +31,7 @@ class Transform:
     levels: values of the first parameter that the full lattice runs; () runs the defaults.
     control: a comparison rather than an optimization: an arm, but not of the full lattice.
     shape: parameters -> fields that the model's VitConfig must have under it, if any.
+    remembers: parameters -> whether it needs the gradient norms of an image's last visit (see ops.Site).
     layout: parameters -> (images -> (images as it sees them, patches [B,L,3])), if it chooses patches.
     """
 
@@ -42,6 +43,7 @@ class Transform:
     levels: tuple[Any, ...] = ()
     control: bool = False
     shape: Callable[..., dict[str, Any]] | None = None
+    remembers: Callable[..., bool] | None = None
     layout: Callable[..., Callable[[Tensor], tuple[Tensor, Tensor]]] | None = None
 
 
@@ -65,6 +67,7 @@ REGISTRY: dict[str, Transform] = {
         "column-row sampling: weight gradients from a share of the rows",
         {"ratio": 1.0},
         levels=(0.5, 0.3),
+        remembers=lambda norms, **_: norms == "cached",
     ),
     "recompute": Transform(
         recompute,

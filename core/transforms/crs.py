@@ -34,14 +34,14 @@ def crs(
         "published" = the q, k, v maps and both attention products, whose two gradients are both estimated.
     estimator: see `sample`. keep_cls: rows of the class token are always among the sampled, with weight 1: with
         class-token pooling they alone have a gradient in the last block.
-    norms: rows are drawn in proportion to |x_i|, or with "cached" to |x_i| times the row's last |g_i|, which the
-        step keeps by image index (Liu et al., section 3.3).
+    norms: rows of maps are drawn in proportion to |x_i|, or with "cached" to |x_i| times |g_i| at the image's last
+        visit (Liu et al., section 3.3), which step.py gives back for the next.
 
     Raises InputError for a ratio outside (0, 1], an unknown scope, estimator or norms, ops whose maps, products or
     (published scope) attention are rewritten already, and, when called, "cached" without image indices.
     """
     if not 0 < ratio <= 1:
-        raise InputError(f"crs ratio {ratio} is outside 0 to 1: write the share of rows to keep, such as 0.3")
+        raise InputError(f"crs ratio {ratio} is outside (0, 1]: write the share of rows to keep, such as 0.3")
     choose("crs scope", scope, SCOPES)
     choose("crs estimator", estimator, ESTIMATORS)
     choose("crs norms", norms, NORMS)
@@ -52,7 +52,19 @@ def crs(
     def linear(x: Tensor, weight: Tensor, bias: Tensor, key: Tensor | None, site: Site | None = None) -> Tensor:
         if key is None or not _covers(scope, site):
             return F.linear(x, weight, bias)
-        return sampled_linear(x, weight, bias, ratio, key, draw, keep_cls)
+        if norms == "activation":
+            return sampled_linear(x, weight, bias, ratio, key, draw, keep_cls)
+        if site is None or site.norms is None:
+            raise InputError(
+                "crs norms 'cached' needs the gradient norms of the batch's images from their last visit: pass them, "
+                "looked up by image index, as the third part of the step's batch, or use crs norms 'activation'"
+            )
+        if site.norms.shape != x.shape[:-1]:
+            raise InputError(
+                f"crs norms 'cached' remembers {site.norms.shape[-1]} tokens an image, not {x.shape[-2]}: it cannot "
+                "follow tokens that mrt chooses anew; use crs norms 'activation', or leave out mrt"
+            )
+        return sampled_linear(x, weight, bias, ratio, key, draw, keep_cls, site.norms)
 
     def product(a: Tensor, b: Tensor, key: Tensor | None) -> Tensor:
         return a @ b if key is None else sampled_product(a, b, ratio, key, draw, keep_cls)
@@ -87,12 +99,19 @@ def _covers(scope: str, site: Site | None) -> bool:
 
 
 def sampled_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, ratio: float, key: Tensor, draw: Sampler, keep_cls: bool = True
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ratio: float,
+    key: Tensor,
+    draw: Sampler,
+    keep_cls: bool = True,
+    norms: Tensor | None = None,
 ) -> Tensor:
     """x [...,I] W^T + b, with dW estimated from rows of x.
 
     keep_cls: row 0 of every sequence of x [B,N,I] is a class token, kept with weight 1 and beyond the k rows if
-    they do not suffice.
+    they do not suffice. norms: last |g_i| of the rows [B,N], 0 where unknown; its "gradient" is the new |g_i|.
     """
     rows = x.detach().flatten(0, -2)
     n = len(rows)
@@ -101,7 +120,7 @@ def sampled_linear(
     if k >= n:
         return F.linear(x, weight, bias)
     y = F.linear(x, weight.detach(), bias)
-    p = _norms(rows, -1)
+    p = _norms(rows, -1) if norms is None else _norms(rows, -1) * _relative(norms.detach()).flatten()
     if B:
         N = n // B
         drawn, scale = draw(p.unflatten(0, (B, N))[:, 1:].flatten(), k - B, key)
@@ -112,10 +131,19 @@ def sampled_linear(
         index, scale = draw(p, k, key)
     sampled = rows.index_select(0, index) * scale[:, None].to(x.dtype)
 
-    def gradient(G: Tensor, sampled: Tensor, index: Tensor) -> tuple[Tensor]:
-        return (G.flatten(0, -2).index_select(0, index).mT @ sampled,)
+    def gradient(G: Tensor, sampled: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+        of_weight = G.flatten(0, -2).index_select(0, index).mT @ sampled
+        return (of_weight,) if norms is None else (of_weight, _norms(G, -1))
 
-    return attach(y, [weight], [sampled, index], gradient)
+    return attach(y, [weight] if norms is None else [weight, norms], [sampled, index], gradient)
+
+
+def _relative(norms: Tensor) -> Tensor:
+    """Remembered norms over their mean, unknown ones (0) as the mean, all raised by a tenth of it so that every row
+    can be drawn: a p of 0 where there is a gradient would be a bias."""
+    known = norms > 0
+    mean = norms.sum() / known.sum().clamp_min(1)
+    return torch.where(known, norms / mean.clamp_min(1e-30), 1.0) + 0.1
 
 
 def sampled_product(a: Tensor, b: Tensor, ratio: float, key: Tensor, draw: Sampler, keep_cls: bool = True) -> Tensor:

@@ -1,0 +1,104 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ablations import arms, plan
+from ablations.presets import PRESETS
+from core import data, vit
+from core.errors import InputError
+
+COMMAND = [sys.executable, "ablations/run.py", "--preset", "quick", "--plan"]
+
+
+def run(*options):
+    return subprocess.run([*COMMAND, *options], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("24GiB", 24 * 2**30), ("900MB", 900 * 10**6), ("1.5g", 1.5e9), ("512", 512), (" 2 KiB ", 2048), ("3t", 3e12)],
+)
+def test_read_bytes(text, size):
+    assert plan.read_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-3GB", "0", "24 apples", "1e9"])
+def test_read_bytes_refuses(text):
+    with pytest.raises(InputError, match=f"budget '{text}' is no size"):
+        plan.read_bytes(text)
+
+
+@pytest.mark.parametrize(("slope", "offset", "start"), [(7, 100, 32), (3, 0, 1), (1000, 5, 64), (5000, 0, 8)])
+def test_largest_batch(slope, offset, start):
+    """Also where the growth has steps, as k = floor(ratio n) has."""
+    for budget in (50, 107, 999, 4000, 123_456):
+        for step in (1, 5):
+            asked = []
+
+            def peak(batch, step=step, asked=asked):
+                asked.append(batch)
+                return offset + slope * (batch // step * step + 0.1 * batch)
+
+            expected = max((b for b in range(1, 60_000) if peak(b) <= budget), default=0)
+            asked.clear()
+            assert plan.largest(peak, budget, start) == expected
+            assert len(asked) < 60
+
+
+def test_json_for_every_arm_without_data(tmp_path):
+    """CIFAR-10 is not at hand here, and is not needed."""
+    out = run("--json", "--data", "cifar10", "--data-root", str(tmp_path), "--arms", "baseline,flash,crs@0.3+mrt")
+    planned = json.loads(out.stdout)
+    assert [e["arm"] for e in planned] == ["baseline", "flash", "crs@0.3+mrt"]
+    needed = {"arm", "parameters", "flops_per_image", "kept_bytes", "kept_bytes_per_block", "peak_bytes"}
+    assert all(needed <= e.keys() and "fits" not in e for e in planned)
+    recipe = PRESETS["quick"].resolve_machine().resolve_shape(data.outline("cifar10"))
+    assert planned[0]["parameters"] == vit.parameters(recipe.model(arms.parse("baseline"), data.outline("cifar10")))
+    assert planned[1]["kept_bytes"] < planned[0]["kept_bytes"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_and_the_budget():
+    out = run("--arms", "baseline,flash,crs@0.3+flash", "--budget", "40MiB")
+    assert out.returncode == 0
+    rows = {line.split()[0]: line.split()[-2:] for line in out.stdout.splitlines() if line.strip()[-1:].isdigit()}
+    assert rows["baseline"][0] == "no"
+    assert rows["flash"][0] == rows["crs@0.3+flash"][0] == "yes"
+    assert int(rows["baseline"][1]) < 32 <= int(rows["flash"][1]) < int(rows["crs@0.3+flash"][1])
+
+
+def test_compiled_bytes_are_added_on_demand():
+    options = ("--arms", "flash", "--depth", "2", "--width", "16", "--mlp", "32", "--batch-size", "4")
+    assert json.loads(run("--json", "--engine", "compiled", *options).stdout)[0]["kept_bytes_compiled"] > 0
+
+
+def test_outline_is_the_data_without_images():
+    known, loaded = data.outline("digits"), data.load("digits")
+    assert (known.image, len(known.classes), known.mirrors) == (loaded.image, len(loaded.classes), loaded.mirrors)
+    assert known.train.images.shape[1:] == loaded.train.images.shape[1:]
+    assert [len(data.outline(name).classes) for name in ("cifar10", "cifar100", "cifar100-coarse")] == [10, 100, 20]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--budget", "much"), "budget 'much' is no size; write a number and a unit, such as 24GiB"),
+        (("--arms", "crs@2"), "crs ratio 2.0 is outside (0, 1]"),
+        (("--arms", "crs@0.3+flash", "--set", "crs.scope=published"), "arm 'crs@0.3+flash': flash cannot be combined"),
+        (("--data", "folder:/nowhere"), "/nowhere"),
+    ],
+)
+def test_bad_input(options, message):
+    out = run(*options)
+    assert out.returncode == 2
+    assert message in out.stderr
+    assert "Traceback" not in out.stderr
+
+
+def test_json_and_budget_need_plan():
+    for option in (("--json",), ("--budget", "1GB")):
+        out = subprocess.run([*COMMAND[:-1], *option], capture_output=True, text=True)
+        assert out.returncode == 2
+        assert f"{option[0]} belongs to --plan" in out.stderr
