@@ -46,7 +46,7 @@ class Recipe:
     baseline_heads: int | None = None
     """Heads of the arm `baseline` alone; None: as the others."""
 
-    epochs: int = 5
+    epochs: int = 6
     """Passes over the training images."""
     batch_size: int = 32
     """Images a step."""

@@ -107,11 +107,11 @@ def write(out: Path) -> list[Path]:
 
 
 def _pictures(out: Path, finished: Sequence[Result]) -> list[Path]:
-    """Each arm's picture of tokenized images, if its first seed has one, copied to figures/."""
-    copied = []
+    """Each arm's picture of tokenized images, if its first seed has one, copied to figures/; equal ones once."""
+    copied: list[Path] = []
     for arm, group in by_arm(finished).items():
         source = cell_folder(out, arm, group[0]["seed"]) / "tokens.png"
-        if source.is_file():
+        if source.is_file() and all(source.read_bytes() != other.read_bytes() for other in copied):
             copied.append(out / "figures" / f"tokens_{arm}.png")
             shutil.copyfile(source, copied[-1])
     return copied
@@ -199,9 +199,7 @@ def _against_recomputation(finished: Sequence[Result]) -> list[str]:
         if control in arms:
             peak, time = (_mean(arms[name], k) / _mean(arms[control], k) for k in ("peak_bytes", "step_ms_median"))
             points = 100 * (_mean(arms[name], "best_val_accuracy") - _mean(arms[control], "best_val_accuracy"))
-            lines.append(
-                f"* `{name}` against `{control}`: {peak:.2f} × peak, {time:.2f} × time, {points:+.2f} points."
-            )
+            lines.append(f"* `{name}` against `{control}`: {peak:.2f} × peak, {time:.2f} × time, {points:+.2f} points.")
     if not sampled:
         return []
     if not lines:

@@ -73,7 +73,7 @@ def load(name: str, root: str | Path = "data", image: int | None = None) -> Data
     if name.startswith("folder:"):
         return _folder(name, Path(root), image)
     choose("data set", name, NAMES)
-    return _digits(image or 32) if name == "digits" else _cifar(name, Path(root), image)
+    return _digits(image or 24) if name == "digits" else _cifar(name, Path(root), image)
 
 
 def outline(name: str, root: str | Path = "data", image: int | None = None) -> Data:
@@ -82,7 +82,7 @@ def outline(name: str, root: str | Path = "data", image: int | None = None) -> D
         return load(name, root, image)
     choose("data set", name, NAMES)
     classes = {"cifar100": 100, "cifar100-coarse": 20}.get(name, 10)
-    side = image or 32
+    side = image or (24 if name == "digits" else 32)
     none = Split(torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
     return Data(name, none, none, tuple(map(str, range(classes))), (0.0,) * 3, (1.0,) * 3, name != "digits")
 

@@ -61,7 +61,7 @@ def test_json_for_every_arm_without_data(tmp_path):
 
 
 def test_the_table_and_the_budget():
-    out = run("--arms", "baseline,flash,crs@0.3+flash", "--budget", "40MiB")
+    out = run("--arms", "baseline,flash,crs@0.3+flash", "--budget", "25MiB")
     assert out.returncode == 0
     rows = {line.split()[0]: line.split()[-2:] for line in out.stdout.splitlines() if line.strip()[-1:].isdigit()}
     assert rows["baseline"][0] == "no"

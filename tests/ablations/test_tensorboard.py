@@ -24,8 +24,15 @@ def study(tmp_path_factory):
     return multiplexer
 
 
-def test_one_run_a_cell_and_no_stray_ones(study):
-    assert set(study.Runs()) == {"baseline/seed0", "decatt/seed0"}
+CELLS = ("baseline/seed0", "decatt/seed0")
+
+
+def test_one_run_a_cell_one_for_the_report_and_no_stray_ones(study):
+    assert set(study.Runs()) == {*CELLS, "report"}
+
+
+def test_the_figures_are_images_of_the_report(study):
+    assert {"accuracy_by_epoch", "accuracy_by_second", "kept_bytes"} <= set(study.Runs()["report"]["images"])
 
 
 @pytest.mark.parametrize(
@@ -36,13 +43,13 @@ def test_one_run_a_cell_and_no_stray_ones(study):
     ],
 )  # fmt: skip
 def test_scalars_by_epoch(study, tag):
-    for name in study.Runs():
+    for name in CELLS:
         points = study.Scalars(name, tag)
         assert [p.step for p in points] == [1, 2]
 
 
 def test_hparams_of_every_arm(study):
-    for name in study.Runs():
+    for name in CELLS:
         metadata = study.PluginRunToTagToContent("hparams")[name]
         start = plugin_data_pb2.HParamsPluginData.FromString(metadata["_hparams_/session_start_info"])
         shown = start.session_start_info.hparams
@@ -52,7 +59,7 @@ def test_hparams_of_every_arm(study):
 
 
 def test_layout_puts_the_arms_side_by_side(study):
-    for name in study.Runs():
+    for name in CELLS:
         (event,) = study.Tensors(name, "custom_scalars__config__")
         layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
         tags = [tag for chart in layout.category[0].chart for tag in chart.multiline.tag]

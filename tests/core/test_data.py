@@ -15,8 +15,8 @@ from core.errors import InputError
 
 def test_digits_are_the_1797_real_ones(tmp_path):
     digits = data.load("digits", tmp_path)
-    assert digits.train.images.shape == (1437, 3, 32, 32)
-    assert digits.val.images.shape == (360, 3, 32, 32)
+    assert digits.train.images.shape == (1437, 3, 24, 24)
+    assert digits.val.images.shape == (360, 3, 24, 24)
     assert digits.train.images.dtype == torch.uint8
     assert not digits.mirrors
     labels = torch.cat((digits.train.labels, digits.val.labels))
