@@ -60,6 +60,8 @@ class Recipe:
     """constant or cosine (to zero)."""
     warmup: float = 0.1
     """Share of the steps with a linear warm-up, 0 to below 1."""
+    clip: float | None = None
+    """Largest global norm of the gradients; None: any."""
 
     flip: bool | None = None
     """Mirror half of the images; None: if the data allows it (digits do not)."""
@@ -144,6 +146,7 @@ class Recipe:
             schedule=self.schedule,
             warmup=int(self.warmup * steps),
             steps=steps,
+            clip=self.clip,
         )
 
     def prepare(self, data: Data) -> Prepare:

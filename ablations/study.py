@@ -58,9 +58,12 @@ def check(arms: Sequence[Arm], recipe: Recipe, data: Data) -> None:
 
 
 def run(arms: Sequence[Arm], seeds: int, preset: str, recipe: Recipe, data: Data, out: Path, progress: Progress) -> int:
-    """Train every cell that has no result yet, seed by seed so that arms are met alike; returns how many failed."""
+    """Train every cell that has no result yet, seed by seed so that arms are met alike; returns how many failed.
+
+    An arm's seeds share its step, so that only the first compiles.
+    """
     data = data.to(torch.device(recipe.device))
-    failed = 0
+    failed, steps = 0, dict[str, Step]()
     for seed in range(seeds):
         for arm in arms:
             folder = cell_folder(out, arm.name, seed)
@@ -68,7 +71,9 @@ def run(arms: Sequence[Arm], seeds: int, preset: str, recipe: Recipe, data: Data
                 continue
             recorder = Recorder(folder)
             try:
-                result, best = train(arm, seed, recipe, data, recorder, progress)
+                if arm.name not in steps:
+                    steps[arm.name] = _step(arm, recipe, data)
+                result, best = train(arm, seed, steps[arm.name], recipe, data, recorder, progress)
                 config = dataclasses.asdict(recipe.model(arm, data))
                 weights.save(folder / "best.safetensors", best, {"arm": arm.name, "config": config})
                 result = {"arm": arm.name, "seed": seed, "preset": preset, "data": data.name, **result}
@@ -81,22 +86,25 @@ def run(arms: Sequence[Arm], seeds: int, preset: str, recipe: Recipe, data: Data
     return failed
 
 
+def _step(arm: Arm, recipe: Recipe, data: Data) -> Step:
+    loss = objective(recipe.model(arm, data), arm.ops, recipe.prepare(data), PRECISIONS[recipe.precision])
+    optimizer = recipe.optimizer(len(data.train.labels) // recipe.batch_size)
+    return build(loss, optimizer, recipe.engine, recipe.differentiator)
+
+
 def train(
-    arm: Arm, seed: int, recipe: Recipe, data: Data, recorder: Recorder, progress: Progress
+    arm: Arm, seed: int, step: Step, recipe: Recipe, data: Data, recorder: Recorder, progress: Progress
 ) -> tuple[Result, Params]:
-    """One cell: its result and the parameters with the best validation accuracy.
+    """One cell: its result and the parameters with the best validation accuracy, under the arm's step.
 
     Initial weights, data order and augmentation depend on the seed alone. Evaluation, logging, compilation and
     the memory pass are outside the training time. Raises FloatingPointError if the loss stops being finite.
     """
     device, config, ops = torch.device(recipe.device), recipe.model(arm, data), arm.ops
     dtype, prepare = PRECISIONS[recipe.precision], recipe.prepare(data)
-    steps = len(data.train.labels) // recipe.batch_size
-    loss = objective(config, ops, prepare, dtype)
-    step = build(loss, recipe.optimizer(steps), recipe.engine, recipe.differentiator)
     order_key, step_key = rng.split(rng.key(seed, device), 2)
     state = start(_to(vit.init(config, seed), device), step_key)
-    progress.cell(arm.name, seed, steps * recipe.epochs)
+    progress.cell(arm.name, seed, len(data.train.labels) // recipe.batch_size * recipe.epochs)
     for name, parameters in arm.parameters.items():
         if layout := REGISTRY[name].layout:
             recorder.picture("tokens", _tokenized(layout(**parameters), data, prepare, device))

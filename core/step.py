@@ -68,7 +68,7 @@ class AdamW:
 
     schedule: "constant", or "cosine" to zero at `steps`; both after a linear warm-up over `warmup` steps.
     decay_all: decay every parameter, as torch does by default; else matrices only (no biases, norms,
-        class token and positions).
+        class token and positions). clip: largest global norm of the gradients; None: any.
     """
 
     learning_rate: float = 1e-3
@@ -80,6 +80,7 @@ class AdamW:
     schedule: str = "constant"
     warmup: int = 0
     steps: int = 1
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         choose("schedule", self.schedule, SCHEDULES)
@@ -87,6 +88,8 @@ class AdamW:
             raise InputError(f"learning rate {self.learning_rate} must be finite and above 0")
         if not 0 <= self.weight_decay < float("inf"):
             raise InputError(f"weight decay {self.weight_decay} must be finite and 0 or above")
+        if self.clip is not None and not 0 < self.clip < float("inf"):
+            raise InputError(f"clip {self.clip} must be finite and above 0, or None")
         if self.schedule == "cosine" and not 0 <= self.warmup < self.steps:
             raise InputError(f"warm-up of {self.warmup} steps must be shorter than the {self.steps} of the run")
 
@@ -164,20 +167,51 @@ def value_and_grad(fn: Callable[..., tuple[Tensor, Aux]], differentiator: str = 
     return by_autograd
 
 
+def clipped(gradients: Params, largest: float) -> Params:
+    """The gradients, scaled down to the global norm `largest` if theirs is above it (Pascanu et al., ICML 2013)."""
+    norm = torch.stack(torch._foreach_norm(list(gradients.values()))).norm()
+    scale = (largest / (norm + 1e-6)).clamp(max=1)
+    return {name: g * scale for name, g in gradients.items()}
+
+
 def adamw(state: State, gradients: Params, optimizer: AdamW) -> tuple[State, Tensor]:
-    """One AdamW update of every parameter; returns the next state and the learning rate used (0-d)."""
+    """One AdamW update, a group of parameters at a time; returns the next state and the learning rate used (0-d)."""
+    if optimizer.clip is not None:
+        gradients = clipped(gradients, optimizer.clip)
     rate, step = optimizer.rate(state.step), state.step + 1
     correction1, correction2 = 1 - optimizer.beta1 ** step.double(), 1 - optimizer.beta2 ** step.double()
-    root, scale = correction2.sqrt(), rate / correction1
-    kept = 1 - rate * optimizer.weight_decay
-    params, mean, square = {}, {}, {}
-    for name, p in state.params.items():
-        gradient = gradients[name]
-        mean[name] = m = state.mean[name].lerp(gradient, 1 - optimizer.beta1)
-        square[name] = v = (state.square[name] * optimizer.beta2).addcmul(gradient, gradient, value=1 - optimizer.beta2)
-        update = m / (v.sqrt() / root + optimizer.eps) * scale
-        params[name] = (p * kept if optimizer.decays(name) else p) - update
+    root, scale, kept = correction2.sqrt(), rate / correction1, 1 - rate * optimizer.weight_decay
+    params: Params = {}
+    mean: Params = {}
+    square: Params = {}
+    for names in _groups(state.params):
+        p, g, m, v = ([tree[name] for name in names] for tree in (state.params, gradients, state.mean, state.square))
+        first = torch._foreach_lerp(m, g, 1 - optimizer.beta1)
+        second = torch._foreach_addcmul(torch._foreach_mul(v, optimizer.beta2), g, g, value=1 - optimizer.beta2)
+        update = torch._foreach_sqrt(second)
+        torch._foreach_div_(update, root)
+        torch._foreach_add_(update, optimizer.eps)
+        torch._foreach_reciprocal_(update)
+        torch._foreach_mul_(update, first)
+        torch._foreach_mul_(update, scale)
+        decayed = [old * kept if optimizer.decays(name) else old for name, old in zip(names, p, strict=True)]
+        new = torch._foreach_sub(decayed, update)
+        for tree, tensors in ((params, new), (mean, first), (square, second)):
+            tree.update(zip(names, tensors, strict=True))
     return State(params, mean, square, step, state.key), rate
+
+
+def _groups(params: Params) -> list[list[str]]:
+    """Names in order, cut after each 2^18 elements: few launches for small tensors, temporaries that fit a cache."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, p in params.items():
+        if size >= 1 << 18:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += p.numel()
+    return groups
 
 
 def make_step(

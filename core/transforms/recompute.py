@@ -75,9 +75,13 @@ def mlp(ops: Ops, params: Params, block: str, x: Tensor, config: VitConfig, keys
         return (*pull(G @ weight), of_weight, rows.sum(0))
 
     def gradient(G: Tensor, weight: Tensor, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        pieces = zip(*(t.chunk(_PARTS) for t in (G, x, *rest[4:])), strict=True)
-        of_x, *others = zip(*(part(g, weight, t, rest[:4], *mask) for g, t, *mask in pieces), strict=True)
-        return torch.cat(of_x), *(torch.stack(parts).sum(0) for parts in others)
+        of_x: list[Tensor] = []
+        sums: list[Tensor] = []
+        for g, t, *mask in zip(*(t.chunk(_PARTS) for t in (G, x, *rest[4:])), strict=True):
+            first, *others = part(g, weight, t, rest[:4], *mask)
+            of_x.append(first)
+            sums = [a + b for a, b in zip(sums, others, strict=True)] if sums else others
+        return torch.cat(of_x), *sums
 
     values = [t.detach() for t in (*operands, weight, bias)]
     pieces = zip(*(t.chunk(_PARTS) for t in (values[0], *mask)), strict=True)

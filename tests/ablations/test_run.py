@@ -4,8 +4,10 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from ablations import arms, record, report, run, study
+from core import engine
 
 TINY = [
     "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
@@ -107,6 +109,22 @@ def test_finished_cells_are_skipped_and_others_added(command, monkeypatch):
     assert command("--arms", "baseline,flash") == 0
     assert trained == ["flash"]
     assert (command.out / "baseline" / "seed0" / "result.json").stat().st_mtime_ns == before
+
+
+def test_a_second_seed_compiles_nothing(command, monkeypatch):
+    compiled = []
+
+    def counting(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    def compile_(fn):
+        return torch.compile(engine.fresh(fn), fullgraph=True, dynamic=False, backend=counting)
+
+    monkeypatch.setattr(engine, "_compile", compile_)
+    assert command("--arms", "flash,decatt", "--seeds", "3", "--engine", "compiled") == 0
+    assert len(record.results(command.out)) == 6
+    assert len(compiled) == 2 * 2  # two arms, each its loss and its update
 
 
 def test_other_settings_in_the_same_folder_are_refused(command, capsys):

@@ -8,7 +8,7 @@ from torch.func import functional_call
 from core import rng, vit
 from core.errors import InputError
 from core.ops import EXACT
-from core.step import AdamW, adamw, cast, make_step, objective, start, value_and_grad
+from core.step import AdamW, adamw, cast, clipped, make_step, objective, start, value_and_grad
 
 
 def keep(images, key):
@@ -64,6 +64,7 @@ def test_constant_schedule():
         ({"learning_rate": 0.0}, "learning rate 0.0 must be finite and above 0"),
         ({"learning_rate": float("nan")}, "learning rate nan"),
         ({"weight_decay": -1.0}, "weight decay -1.0"),
+        ({"clip": 0.0}, "clip 0.0 must be finite and above 0, or None"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin'.*did you mean 'cosine'"),
         ({"schedule": "cosine", "warmup": 5, "steps": 5}, "warm-up of 5 steps"),
     ],
@@ -71,6 +72,20 @@ def test_constant_schedule():
 def test_bad_optimizer_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         AdamW(**options)
+
+
+@pytest.mark.parametrize("largest", [1e-3, 0.5, 1e3])
+def test_clipping_equals_torch(config, largest):
+    params = double(vit.init(config, 1))
+    gradients = {n: torch.sin(7 * p + 1) for n, p in params.items()}
+    leaves = [torch.nn.Parameter(p.clone()) for p in params.values()]
+    for leaf, g in zip(leaves, gradients.values(), strict=True):
+        leaf.grad = g.clone()
+    torch.nn.utils.clip_grad_norm_(leaves, largest)
+    mine = clipped(gradients, largest)
+    for leaf, g in zip(leaves, mine.values(), strict=True):
+        torch.testing.assert_close(leaf.grad, g, rtol=1e-12, atol=0)
+    assert torch.equal(clipped(gradients, 1e9)["pos_embed"], gradients["pos_embed"])
 
 
 @pytest.mark.parametrize("differentiator", ["autograd", "func"])
