@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core.errors import InputError, choose
 from core.ops import EXACT, Ops, Rewrite
+from core.transforms import flash_package
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -23,11 +24,12 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 def flash(backend: str = "sdpa") -> Rewrite:
     """Replace `attend` by fused attention.
 
-    backend: "sdpa" (torch's flash kernels, CPU or CUDA) or "tiled" (the algorithm in plain tensor operations).
-    Raises InputError for an unknown backend, for ops whose attention or products are rewritten already, and, when
-    called, for an input that the flash kernel cannot take: it never falls back to another kernel.
+    backend: "sdpa" (torch's flash kernels, CPU or CUDA), "tiled" (the algorithm in plain tensor operations),
+        "flash-attn" or "flash-attn-4" (the flash-attn package, see flash_package.py).
+    Raises InputError for an unknown backend, one whose package is missing, ops whose attention or products are
+    rewritten already, and, when called, for an input that the kernel cannot take: it never falls back to another.
     """
-    attention = BACKENDS[choose("flash backend", backend, BACKENDS)]
+    attention = BACKENDS[choose("flash backend", backend, BACKENDS)]()
 
     def attend(ops: Ops, q: Tensor, k: Tensor, v: Tensor, key: Tensor | None) -> Tensor:
         return attention(q, k, v)
@@ -50,22 +52,18 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Raises InputError where that kernel cannot run (on CUDA: float32, compute capability below 8.0, d > 256).
     """
-    if q.is_cuda:
-        _require_cuda_flash(q)
+    if q.is_cuda and (reason := cuda_flash_obstacle(q.dtype, q.shape[-1], q.device)):
+        raise InputError(reason)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         return F.scaled_dot_product_attention(q, k, v)
 
 
-def _require_cuda_flash(q: Tensor) -> None:
-    reason = cuda_flash_obstacle(q.dtype, q.shape[-1], torch.cuda.get_device_capability(q.device))
-    if reason:
-        raise InputError(reason)
-
-
-def cuda_flash_obstacle(dtype: torch.dtype, head_width: int, capability: tuple[int, int]) -> str | None:
+@torch.compiler.assume_constant_result
+def cuda_flash_obstacle(dtype: torch.dtype, head_width: int, device: torch.device) -> str | None:
     """Why torch's CUDA flash kernel cannot take such an input and what to type instead; None if it can."""
     if dtype not in (torch.float16, torch.bfloat16):
         return f"flash on CUDA takes bfloat16 or float16, not {str(dtype)[6:]}; pass --precision bf16 or flash@tiled"
+    capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
         return (
             f"flash on CUDA needs compute capability 8.0 (Ampere) or newer, this GPU has {capability[0]}."
@@ -153,4 +151,9 @@ def _backward_tiles(
     return grads[0].to(q.dtype), grads[1].to(k.dtype), grads[2].to(v.dtype)
 
 
-BACKENDS: dict[str, Attention] = {"sdpa": sdpa_attention, "tiled": tiled_attention}
+BACKENDS: dict[str, Callable[[], Attention]] = {
+    "sdpa": lambda: sdpa_attention,
+    "tiled": lambda: tiled_attention,
+    "flash-attn": lambda: flash_package.attention("flash-attn"),
+    "flash-attn-4": lambda: flash_package.attention("flash-attn-4"),
+}

@@ -128,7 +128,10 @@ def test_bytes_kept_a_block(ops, units, maps):
 
 
 def test_bad_values_are_refused():
-    with pytest.raises(InputError, match="unknown flash backend 'spda'; legal: sdpa, tiled; did you mean 'sdpa'"):
+    with pytest.raises(
+        InputError,
+        match="unknown flash backend 'spda'; legal: sdpa, tiled, flash-attn, flash-attn-4; did you mean 'sdpa'",
+    ):
         flash("spda")
     with pytest.raises(ValueError, match="block 0"):
         tiled_attention(*inputs(), block=0)
@@ -152,8 +155,9 @@ def test_rewritten_products_are_refused_by_name():
         (torch.bfloat16, 64, (9, 0), None),
     ],
 )
-def test_what_the_cuda_kernel_takes(dtype, width, capability, reason):
-    obstacle = cuda_flash_obstacle(dtype, width, capability)
+def test_what_the_cuda_kernel_takes(dtype, width, capability, reason, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    obstacle = cuda_flash_obstacle(dtype, width, torch.device("cuda"))
     assert reason in obstacle if reason else obstacle is None
 
 
