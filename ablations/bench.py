@@ -1,207 +1,231 @@
-"""Training speed against the peers: the same shapes, batch and process, blocks of steps in turn.
+"""Training speed against the peers: the same shapes, precision, batch and process, blocks of steps in turn.
 
-python ablations/bench.py            needs the extra `test` (timm)
+python ablations/bench.py            needs the extra `test` (timm, transformers)
 """
 
-import json
+import gc
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ablations import bench_tokens, record
+from ablations import bench_data, bench_tokens, record
 from ablations.arms import parse
+from ablations.peers import PEERS, Contender, contender
 from ablations.presets import PRECISIONS
-from core import engine, rng, vit
+from core import engine, graph, rng, vit
+from core.data import Split
 from core.errors import InputError, choose
-from core.step import AdamW, Batch, objective, start
+from core.measure import ceiling, gpu_state, interleaved, peak_bytes
+from core.ops import EXACT
+from core.step import AdamW, objective, start
 
-PEERS = ("timm", "torchvision")
+_SMALL = vit.VitConfig(image=32, patch=4, width=192, depth=12, heads=3, mlp=512, classes=10)
+_B16 = vit.VitConfig(image=224, patch=16, width=768, depth=12, heads=12, mlp=3072, classes=1000)
+SHAPES: dict[str, tuple[vit.VitConfig, int]] = {  # model and batch size
+    "4.2M": (_SMALL, 256),
+    "4.2M-256-tokens": (replace(_SMALL, patch=2), 256),
+    "12M": (replace(_SMALL, width=384, heads=6), 256),
+    "B16": (_B16, 64),
+    "B16-batch-256": (_B16, 256),
+}
+WHAT = ("train", "data", "tokens")
+Figures = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Compare images/s of a training step (loss, gradient, AdamW): ours, timm and torchvision."""
+    """Compare images/s of a training step (loss, gradient, AdamW): ours under each engine, and the peers."""
 
     what: str = "train"
-    """train, or tokens: the cost of mixed-resolution tokenization and what fewer tokens save."""
+    """train; data: what data, augmentation and logging cost, in memory and streamed; tokens: mixed-resolution
+    tokenization."""
+    shapes: str = ""
+    """Models, joined by commas: 4.2M, 4.2M-256-tokens, 12M, B16, B16-batch-256. All on CUDA; 4.2M else."""
     arms: str = "baseline,flash"
     """Arms of ours, joined by commas."""
-    engines: str = "eager"
-    """Engines for each of them, joined by commas: eager, compiled."""
-    peers: str = "timm,torchvision"
-    """timm and torchvision (eager, torch.optim.AdamW), joined by commas; the first is what ratios refer to."""
-    image: int = 32
-    patch: int = 4
-    width: int = 192
-    depth: int = 12
-    heads: int = 3
-    mlp: int = 512
-    batch_size: int = 64
-    steps: int = 3
-    """Steps a block; a block of every contender is run in turn."""
+    engines: str = ""
+    """Engines for each of them: eager, compiled, graphed. All on CUDA; eager else."""
+    peers: str = "timm,torchvision,transformers,published"
+    """Other libraries and the published study's configuration; the first is what ratios refer to. NAME:compiled puts
+    one under torch.compile. On CUDA timm:compiled is added."""
+    batch_size: int = 0
+    """Images a step; 0: 64 on a CPU, the shape's own on CUDA."""
+    steps: int = 0
+    """Steps a block (a block of every contender is run in turn); 0: 3 on a CPU, 20 on CUDA."""
     rounds: int = 7
     """Blocks of each contender."""
     device: str = "cpu"
-    precision: str = "fp32"
+    """cpu or cuda."""
+    precision: str = ""
+    """fp32, bf16, or both joined by a comma. Both on CUDA; fp32 else."""
     json: Path | None = None
     """Also write the figures to this file."""
 
 
-Contender = Callable[[], object]  # trains one step
-
-
-def ours(arm: str, how: str, bench: Bench, config: vit.VitConfig, batch: Batch) -> Contender:
-    """A training step of one of our arms."""
-    loss = objective(config, parse(arm).ops, lambda images, key: images, PRECISIONS[bench.precision])
-    step = engine.build(loss, AdamW(), how)
-    device = batch[0].device
-    params = {name: p.to(device) for name, p in vit.init(config, 0).items()}
-    state = [start(params, rng.key(0))]
-
-    def one() -> None:
-        state[0], _ = step(state[0], batch)
-
-    return one
-
-
-def peer(name: str, bench: Bench, config: vit.VitConfig, batch: Batch) -> Contender:
-    """The training step a user of timm or torchvision writes; bf16 by autocast, as they do."""
-    if name == "timm":
-        import timm.models.vision_transformer as library
-
-        model = library.VisionTransformer(
-            img_size=config.image,
-            patch_size=config.patch,
-            embed_dim=config.width,
-            depth=config.depth,
-            num_heads=config.heads,
-            mlp_ratio=config.mlp / config.width,
-            num_classes=config.classes,
-        )
-    else:
-        import torchvision
-
-        model = torchvision.models.VisionTransformer(
-            config.image, config.patch, config.depth, config.heads, config.width, config.mlp, num_classes=config.classes
-        )
-    model = model.to(batch[0].device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    half = bench.precision == "bf16"
-
-    def one() -> None:
-        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=half):
-            loss = F.cross_entropy(model(batch[0]), batch[1])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return one
-
-
-def measure(contenders: dict[str, Contender], steps: int, rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds a step of every block, by contender: warmed up, then one block of each in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for one in contenders.values():
-        for _ in range(2):
-            one()
-    for _ in range(rounds):
-        for name, one in contenders.items():
-            engine.synchronize(device)
-            begin = time.perf_counter()
-            for _ in range(steps):
-                one()
-            engine.synchronize(device)
-            seconds[name].append((time.perf_counter() - begin) / steps)
-    return seconds
-
-
-def compare(bench: Bench) -> dict[str, dict[str, float]]:
-    """images/s (median and quartiles over blocks) and the median of the blockwise ratios to the first peer."""
-    device = torch.device(bench.device)
-    config = vit.VitConfig(bench.image, bench.patch, bench.width, bench.depth, bench.heads, bench.mlp, 10)
-    images = torch.randn(bench.batch_size, 3, bench.image, bench.image, device=device)
-    batch = images, torch.randint(10, (bench.batch_size,), device=device)
-    peers = [choose("peer", name, PEERS) for name in bench.peers.split(",")]
-    contenders = {name: peer(name, bench, config, batch) for name in peers}
+def settled(bench: Bench) -> Bench:
+    """With everything decided that depends on the device; InputError for what cannot be run."""
+    choose("comparison", bench.what, WHAT)
+    cuda = choose("device", bench.device, ("cpu", "cuda")) == "cuda"
+    if cuda and not torch.cuda.is_available():
+        raise InputError("device 'cuda' is not available here: pass --device cpu")
+    if bench.rounds < 2 or min(bench.steps, bench.batch_size) < 0:
+        raise InputError(f"rounds {bench.rounds}, steps {bench.steps}, batch size {bench.batch_size}: at least 2, 0, 0")
+    bench = replace(
+        bench,
+        shapes=bench.shapes or (",".join(SHAPES) if cuda else "4.2M"),
+        engines=bench.engines or ("eager,compiled,graphed" if cuda else "eager"),
+        precision=bench.precision or ("fp32,bf16" if cuda else "fp32"),
+        steps=bench.steps or (20 if cuda else 3),
+        peers=bench.peers + (",timm:compiled" if cuda and "timm:compiled" not in bench.peers else ""),
+    )
+    for kind, names, legal in (
+        ("shape", bench.shapes, SHAPES),
+        ("precision", bench.precision, PRECISIONS),
+        ("peer", bench.peers.replace(":compiled", ""), PEERS),
+    ):
+        for name in names.split(","):
+            choose(kind, name, legal)
+    for name in bench.engines.split(","):
+        engine.resolve(name, bench.device)
     for arm in bench.arms.split(","):
-        for how in bench.engines.split(","):
-            contenders[f"{arm}, {how}"] = ours(arm, engine.resolve(how, bench.device), bench, config, batch)
-    seconds = measure(contenders, bench.steps, bench.rounds, device)
-    reference = seconds[peers[0]]
+        parse(arm)
+    return bench
+
+
+def ours(arm: str, how: str, config: vit.VitConfig, batch: Split, dtype: torch.dtype, steps: int) -> Contender:
+    """The training loop of one of our arms; a block is an epoch of the batch, `steps` times over."""
+    device, size = batch.images.device, len(batch.labels)
+    step = engine.build(objective(config, parse(arm).ops, lambda images, key: images, dtype), AdamW(), how)
+    repeated = Split(batch.images.repeat(steps, 1, 1, 1), batch.labels.repeat(steps))
+    loop = engine.loop(how, step, repeated, size, device, {})
+    state = [start({name: p.to(device) for name, p in vit.init(config, 0).items()}, rng.key(0, device))]
+    order = torch.arange(steps * size, device=device)
+
+    def run() -> None:
+        state[0], _ = loop.epoch(state[0], order)
+
+    return Contender(run, lambda: peak_bytes(step, state[0], (batch.images, batch.labels), device=device))
+
+
+def compare(bench: Bench, config: vit.VitConfig, size: int, precision: str) -> Figures:
+    """images/s (median and quartiles over blocks), the median of the blockwise ratios to the first peer, peak bytes of
+    a step and MFU; the first arm twice, as A/A, shows the noise. A contender that cannot run says why instead."""
+    device, dtype, steps = torch.device(bench.device), PRECISIONS[precision], bench.steps
+    images = torch.randn(size, config.channels, config.image, config.image, device=device)
+    batch = Split(images, torch.randint(config.classes, (size,), device=device))
+    half, peers = precision == "bf16", bench.peers.split(",")
+    build: dict[str, Callable[[], Contender]] = {}
+    for name in peers:
+        base, _, compiled = name.partition(":")
+        build[name] = partial(contender, base, config, batch, half, bool(compiled), steps)
+    pairs = [(arm, how) for arm in bench.arms.split(",") for how in bench.engines.split(",")]
+    for arm, how in pairs:
+        build[f"{arm}, {how}"] = partial(ours, arm, how, config, batch, dtype, steps)
+    build[f"{pairs[0][0]}, {pairs[0][1]} (A/A)"] = partial(ours, *pairs[0], config, batch, dtype, steps)
+    figures: Figures = {}
+    running: dict[str, Callable[[], object]] = {}
+    for name, make in build.items():
+        try:
+            made = make()
+            made.run()
+            figures[name], running[name] = {"peak_bytes": made.peak()}, made.run
+        except (InputError, torch.cuda.OutOfMemoryError) as error:
+            figures[name] = {"error": str(error).splitlines()[0]}
+    seconds, top = interleaved(running, bench.rounds, device), ceiling(dtype, device)
+    flops = graph.account(config, EXACT, size).flops
+    for name, blocks in seconds.items():
+        figures[name] |= _summary(blocks, seconds[peers[0]], steps * size)
+        figures[name]["mfu"] = flops * steps / median(blocks) / top
+    return figures
+
+
+def _summary(blocks: list[float], reference: Sequence[float], size: int) -> dict[str, float]:
+    lower, _, upper = quantiles(blocks, method="inclusive")
     return {
-        name: {
-            "images_per_second": bench.batch_size / median(blocks),
-            "lower_quartile": bench.batch_size / quantiles(blocks)[2],
-            "upper_quartile": bench.batch_size / quantiles(blocks)[0],
-            "ratio": median(a / b for a, b in zip(reference, blocks, strict=True)),
-        }
-        for name, blocks in seconds.items()
+        "images_per_second": size / median(blocks),
+        "lower_quartile": size / upper,
+        "upper_quartile": size / lower,
+        "ratio": median(a / b for a, b in zip(reference, blocks, strict=True)),
     }
 
 
-def check(bench: Bench) -> None:
-    """InputError for options that cannot be run."""
-    choose("device", bench.device, ("cpu", "cuda"))
-    choose("precision", bench.precision, PRECISIONS)
-    for name in bench.engines.split(","):
-        engine.resolve(name, bench.device)
-    if bench.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' is not available here: pass --device cpu")
-    if bench.rounds < 2 or bench.steps < 1 or bench.batch_size < 1:
-        raise InputError("at least 2 rounds, 1 step and a batch of 1 are needed")
+def no_bf16_units() -> str | None:
+    """Why bf16 is not faster on this CPU, or None if it has units for it."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    if "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags.lower():
+        return None
+    return f"this CPU ({capability}) has no bf16 matrix units: bf16 is converted to float32 and back, and not faster"
 
 
-def show(figures: dict[str, dict[str, float]], bench: Bench, console: Console) -> None:
+def show(figures: Figures, title: str, reference: str, console: Console) -> None:
     """One row a contender."""
-    if bench.what == "tokens":
-        for name, figure in figures.items():
-            rest = ", ".join(f"{ratio:.3f} {what}" for what, ratio in figure.items() if what != "milliseconds")
-            console.print(f"{name:<26} {figure['milliseconds']:8.1f} ms  {rest}", highlight=False)
-        return
-    reference = bench.peers.split(",")[0]
-    table = Table("contender", "images/s", "quartiles", f"× {reference}")
+    table = Table("contender", "images/s", "quartiles", f"× {reference}", "peak MiB", "MFU", title=title)
     for name, f in figures.items():
+        if "error" in f:
+            table.add_row(name, "", f["error"])
+            continue
         quartiles = f"{f['lower_quartile']:,.0f} to {f['upper_quartile']:,.0f}"
-        table.add_row(name, f"{f['images_per_second']:,.0f}", quartiles, f"{f['ratio']:.3f}")
+        speed, peak = f"{f['images_per_second']:,.0f}", f"{f['peak_bytes'] / 2**20:,.0f}"
+        table.add_row(name, speed, quartiles, f"{f['ratio']:.3f}", peak, f"{f['mfu']:.2f}")
     console.print(table)
+
+
+def train(bench: Bench, console: Console) -> Figures:
+    """Every shape and precision, shown as they come."""
+    every: Figures = {}
+    for shape in bench.shapes.split(","):
+        for precision in bench.precision.split(","):
+            config, own = SHAPES[shape]
+            size = bench.batch_size or (own if bench.device == "cuda" else 64)
+            title = f"{shape}, batch {size}, {precision}"
+            every[title] = compare(bench, config, size, precision)
+            show(every[title], title, bench.peers.split(",")[0], console)
+            if precision == "bf16" and bench.device == "cpu" and (why := no_bf16_units()):
+                console.print(why)
+            gc.collect()
+            if bench.device == "cuda":
+                torch.cuda.empty_cache()
+    return every
 
 
 def main() -> None:
     """The command."""
     bench, console = tyro.cli(Bench), Console()
     try:
-        check(bench)
-        device = torch.device(bench.device)
-        if choose("comparison", bench.what, ("train", "tokens")) == "train":
-            figures = compare(bench)
+        bench = settled(bench)
+        device, dtype = torch.device(bench.device), PRECISIONS[bench.precision.split(",")[0]]
+        if bench.what == "train":
+            figures = train(bench, console)
+        elif bench.what == "data":
+            figures = bench_data.compare(bench.batch_size or 64, bench.rounds, device, dtype)
+            bench_data.show(figures, console)
         else:
             figures = bench_tokens.compare(
-                bench.batch_size,
+                bench.batch_size or 64,
                 device,
-                PRECISIONS[bench.precision],
+                dtype,
                 "compiled" in bench.engines,
-                lambda contenders: measure(contenders, bench.steps, bench.rounds, device),
+                lambda contenders: interleaved(contenders, bench.rounds, device),
             )
+            bench_tokens.show(figures, console)
     except (InputError, ModuleNotFoundError) as error:
         hint = "; pip install -e '.[test]'" if isinstance(error, ModuleNotFoundError) else ""
         print(f"error: {error}{hint}", file=sys.stderr)
         sys.exit(2)
-    show(figures, bench, console)
     if bench.json:
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(bench).items()}
-        where = record.environment(bench.device)
-        bench.json.write_text(
-            json.dumps({"bench": settings, "environment": where, "figures": figures}, indent=2) + "\n"
-        )
+        settings = asdict(replace(bench, json=None))
+        environment = record.environment(bench.device) | gpu_state(device)
+        record.write_json(bench.json, {"bench": settings, "environment": environment, "figures": figures})
 
 
 if __name__ == "__main__":

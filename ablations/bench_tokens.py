@@ -9,6 +9,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor
 
 from ablations.arms import parse
@@ -108,3 +109,10 @@ def compare(
 
 def _ratio(a: list[float], b: list[float]) -> float:
     return median(x / y for x, y in zip(a, b, strict=True))
+
+
+def show(figures: dict[str, dict[str, float]], console: Console) -> None:
+    """One line a contender."""
+    for name, figure in figures.items():
+        rest = ", ".join(f"{ratio:.3f} {what}" for what, ratio in figure.items() if what != "milliseconds")
+        console.print(f"{name:<26} {figure['milliseconds']:8.1f} ms  {rest}", highlight=False)

@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ablations.arms import BASELINE, Arm
-from core import engine
+from ablations.arms import BASELINE, Arm, parse
+from core import engine, graph
 from core.augment import preparation
 from core.data import Data
 from core.errors import InputError, choose
+from core.ops import EXACT
 from core.step import DIFFERENTIATORS, AdamW, Prepare
 from core.vit import VitConfig
 
@@ -91,7 +92,15 @@ class Recipe:
             raise InputError("device 'cuda' is not available here: pass --device cpu, or install a CUDA build of torch")
         device = ("cuda" if available else "cpu") if self.device == "auto" else self.device
         precision = ("bf16" if device == "cuda" else "fp32") if self.precision == "auto" else self.precision
-        return replace(self, device=device, precision=precision, engine=engine.resolve(self.engine, device))
+        engine.resolve(self.engine, device)
+        return replace(self, device=device, precision=precision)
+
+    def resolve_engine(self, data: Data) -> tuple["Recipe", str]:
+        """With the engine decided, and why: by the FLOPs of training a cell without any optimization."""
+        account = graph.account(self.model(parse(BASELINE), data), EXACT, self.batch_size)
+        steps = self.epochs * (len(data.train.labels) // self.batch_size)
+        name, why = engine.resolve(self.engine, self.device, float(account.flops) * steps)
+        return replace(self, engine=name), why
 
     def resolve_data(self, data: Data) -> "Recipe":
         """With image side and mirroring decided; InputError for sizes that do not fit the data."""

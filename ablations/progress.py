@@ -75,6 +75,10 @@ class Terminal:
             highlight=False,
         )
 
+    def profiled(self, arm: str, outcome: str) -> None:
+        """Print one line for the profile."""
+        self._console.print(f"profile of {arm}: {outcome}", markup=False, highlight=False)
+
 
 def show(console: Console, finished: Sequence[Result]) -> None:
     """The table of the report."""

@@ -168,18 +168,19 @@ class Recorder:
             self._writer._get_file_writer().add_summary(summary)
         for tag, value in measured.items():
             self._writer.add_scalar(tag, value, result["epochs"])
-        self._close()
+        self.close()
         write_json(self.folder / "result.json", result)
 
     def fail(self, arm: str, seed: int, error: BaseException, trace: str) -> None:
         """Close the cell as failed: failed.json tells why."""
-        self._close()
+        self.close()
         write_json(
             self.folder / "failed.json",
             {"arm": arm, "seed": seed, "error": f"{type(error).__name__}: {error}", "traceback": trace},
         )
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the files."""
         self._writer.close()
         self._metrics.close()
 

@@ -55,6 +55,9 @@ class Command:
     """With --plan: as JSON."""
     budget: str | None = None
     """With --plan: memory such as 24GiB. Marks the arms that fit, and the largest batch that does."""
+    profile: Flag = False
+    """Also profile a few steps of every arm, after training: costliest operations, time by category, memory over a
+    step, the difference from the baseline, a trace."""
     recipe: Annotated[Recipe, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = field(default_factory=Recipe)
 
 
@@ -93,7 +96,7 @@ def execute(command: Command, console: Console) -> int:
     recipe = command.recipe.resolve_machine()
     arm_names.select(command.arms, arm_names.read_settings(recipe.set))  # refused before data is fetched
     data = data_sets.load(recipe.data, command.data_root, recipe.image)
-    recipe = recipe.resolve_data(data)
+    recipe, why = recipe.resolve_data(data).resolve_engine(data)
     chosen = arm_names.select(command.arms, arm_names.read_settings(recipe.set))
     study.check(chosen, recipe, data)
     out = command.out or Path("runs") / f"{command.preset}-{_file_name(data.name)}"
@@ -104,12 +107,14 @@ def execute(command: Command, console: Console) -> int:
     total = len(chosen) * command.seeds
     console.print(
         f"{out}: {total - left} of {total} cells finished before, {left} to run; device {recipe.device}, engine "
-        f"{recipe.engine}, {recipe.precision}, {torch.get_num_threads()} threads, data {data.name} "
+        f"{recipe.engine} ({why}), {recipe.precision}, {torch.get_num_threads()} threads, data {data.name} "
         f"({len(data.train.labels):,} + {len(data.val.labels):,} images)",
         highlight=False,
     )
     with record.locked(out), Terminal(console, left) as progress:
         failed = study.run(chosen, command.seeds, command.preset, recipe, data, out, progress)
+        if command.profile:
+            failed += study.profile(chosen, recipe, data, out, progress)
     finished = record.results(out)
     if finished:
         written = report.write(out)

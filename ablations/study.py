@@ -12,15 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ablations import profiling, profiling_views
 from ablations.arms import Arm
 from ablations.pictures import tokenized
 from ablations.presets import PRECISIONS, Recipe
-from ablations.record import Recorder, Result, Row, cell_folder, finished
+from ablations.record import Recorder, Result, Row, cell_folder, finished, write_json
 from core import graph, rng, vit, weights
 from core.data import Data, Split
-from core.engine import build
+from core.engine import Loop, build, loop
 from core.errors import InputError
-from core.measure import Ticks, peak_bytes
+from core.measure import Ticks, ceiling, gpu_state, peak_bytes, reserved_bytes, synchronize
 from core.ops import Ops, Params
 from core.step import Batch, Metrics, Prepare, State, Step, cast, memory, objective, start
 from core.transforms import REGISTRY
@@ -41,6 +42,9 @@ class Progress(Protocol):
     def done(self, outcome: Result) -> None:
         """The cell finished (its result) or failed (its error)."""
 
+    def profiled(self, arm: str, outcome: str) -> None:
+        """An arm's step was profiled (where that can be read), or not (why)."""
+
 
 def check(arms: Sequence[Arm], recipe: Recipe, data: Data) -> None:
     """Refuse what cannot run before anything is written: the loss of each arm on two images."""
@@ -60,10 +64,10 @@ def check(arms: Sequence[Arm], recipe: Recipe, data: Data) -> None:
 def run(arms: Sequence[Arm], seeds: int, preset: str, recipe: Recipe, data: Data, out: Path, progress: Progress) -> int:
     """Train every cell that has no result yet, seed by seed so that arms are met alike; returns how many failed.
 
-    An arm's seeds share its step, so that only the first compiles.
+    An arm's seeds share its loop, so that only the first compiles.
     """
     data = data.to(torch.device(recipe.device))
-    failed, steps = 0, dict[str, Step]()
+    failed, loops = 0, dict[str, tuple[Step, Loop, Params]]()
     for seed in range(seeds):
         for arm in arms:
             folder = cell_folder(out, arm.name, seed)
@@ -71,9 +75,9 @@ def run(arms: Sequence[Arm], seeds: int, preset: str, recipe: Recipe, data: Data
                 continue
             recorder = Recorder(folder)
             try:
-                if arm.name not in steps:
-                    steps[arm.name] = _step(arm, recipe, data)
-                result, best = train(arm, seed, steps[arm.name], recipe, data, recorder, progress)
+                if arm.name not in loops:
+                    loops[arm.name] = _loop(arm, recipe, data)
+                result, best = train(arm, seed, *loops[arm.name], recipe, data, recorder, progress)
                 config = dataclasses.asdict(recipe.model(arm, data))
                 weights.save(folder / "best.safetensors", best, {"arm": arm.name, "config": config})
                 result = {"arm": arm.name, "seed": seed, "preset": preset, "data": data.name, **result}
@@ -86,16 +90,54 @@ def run(arms: Sequence[Arm], seeds: int, preset: str, recipe: Recipe, data: Data
     return failed
 
 
-def _step(arm: Arm, recipe: Recipe, data: Data) -> Step:
-    loss = objective(recipe.model(arm, data), arm.ops, recipe.prepare(data), PRECISIONS[recipe.precision])
+def _loop(arm: Arm, recipe: Recipe, data: Data) -> tuple[Step, Loop, Params]:
+    """An arm's step, the loop that runs it, and the gradient norms that the loop remembers."""
+    device, config = torch.device(recipe.device), recipe.model(arm, data)
+    loss = objective(config, arm.ops, recipe.prepare(data), PRECISIONS[recipe.precision])
     optimizer = recipe.optimizer(len(data.train.labels) // recipe.batch_size)
-    return build(loss, optimizer, recipe.engine, recipe.differentiator)
+    step = build(loss, optimizer, recipe.engine, recipe.differentiator)
+    norms = memory(config, len(data.train.labels), device) if arm.remembers else {}
+    return step, loop(recipe.engine, step, data.train, recipe.batch_size, device, norms), norms
+
+
+def profile(arms: Sequence[Arm], recipe: Recipe, data: Data, out: Path, progress: Progress) -> int:
+    """A pass of its own over each arm's step (see profiling.py), where there is none yet, and the views of all;
+    returns how many failed. Of the engine graphed it shows the compiled step that the graph replays."""
+    device, folders, failed = torch.device(recipe.device), dict[str, Path](), 0
+    data = data.to(device)
+    for arm in arms:
+        folder = out / arm.name / "profile"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "failed.json").unlink(missing_ok=True)
+        try:
+            if not (folder / "profile.json").is_file():
+                step, _, norms = _loop(arm, recipe, data)
+                state = start(_to(vit.init(recipe.model(arm, data), 0), device), rng.key(0, device))
+                batch = _first_batch(data.train, norms, recipe.batch_size, device)
+                profiling.profile(step, state, batch, folder, arm.name)
+            folders[arm.name] = folder
+            progress.profiled(arm.name, f"{folder / 'operations.md'}")
+        except Exception as error:  # recorded and counted; the other arms go on
+            failed += 1
+            text = f"{type(error).__name__}: {error}"
+            write_json(folder / "failed.json", {"arm": arm.name, "error": text, "traceback": traceback.format_exc()})
+            progress.profiled(arm.name, f"failed: {text}")
+    profiling_views.views(folders)
+    return failed
 
 
 def train(
-    arm: Arm, seed: int, step: Step, recipe: Recipe, data: Data, recorder: Recorder, progress: Progress
+    arm: Arm,
+    seed: int,
+    step: Step,
+    steps: Loop,
+    norms: Params,
+    recipe: Recipe,
+    data: Data,
+    recorder: Recorder,
+    progress: Progress,
 ) -> tuple[Result, Params]:
-    """One cell: its result and the parameters with the best validation accuracy, under the arm's step.
+    """One cell: its result and the parameters with the best validation accuracy, by the arm's loop.
 
     Initial weights, data order and augmentation depend on the seed alone. Evaluation, logging, compilation and
     the memory pass are outside the training time. Raises FloatingPointError if the loss stops being finite.
@@ -109,18 +151,24 @@ def train(
         if layout := REGISTRY[name].layout:
             recorder.picture("tokens", _tokenized(layout(**parameters), data, prepare, device))
 
-    norms = memory(config, len(data.train.labels), device) if arm.remembers else {}
     account = graph.account(config, ops, recipe.batch_size, dtype, remembers=arm.remembers)
-    warmup_seconds, peak = _warm_up(step, state, data.train, norms, recipe.batch_size, device)
+    warmup_seconds, peak, reserved = _warm_up(step, steps, state, data.train, norms, recipe.batch_size, device)
     rows: list[Row] = []
     intervals: list[float] = []
     best: tuple[float, Params] = (-1.0, state.params)
     for epoch in range(1, recipe.epochs + 1):
         order = rng.permutation(rng.fold_in(order_key, epoch), len(data.train.labels))
-        state, metrics, ticks = _epoch(step, state, data.train, norms, order, recipe.batch_size, device, progress)
-        intervals += ticks
+        ticks = Ticks(device)
+        ticks.mark()
+
+        def done(ticks: Ticks = ticks) -> None:
+            ticks.mark()
+            progress.step()
+
+        state, metrics = steps.epoch(state, order, done)
+        intervals += ticks.intervals()
         accuracy, val_loss = evaluate(state.params, data.val, config, ops, prepare, dtype, device)
-        row = _row(epoch, metrics, ticks, recipe.batch_size) | {
+        row = _row(epoch, metrics, ticks.intervals(), recipe.batch_size) | {
             "val/accuracy": accuracy,
             "val/loss": val_loss,
             "memory/peak_mib": peak / 2**20,
@@ -143,9 +191,12 @@ def train(
         "images_per_second": len(intervals) * recipe.batch_size / sum(intervals),
         "step_ms_median": median(intervals) * 1000,
         "peak_bytes": peak,
+        "reserved_bytes": reserved,
         "predicted_peak_bytes": account.peak_bytes,
         "kept_bytes": account.kept_bytes,
         "flops_per_image": account.flops // recipe.batch_size,
+        "mfu": account.flops / median(intervals) / ceiling(dtype, device),
+        "gpu": gpu_state(device),
         "kept_by_op": account.kept_by_op,
         "warmup_seconds": warmup_seconds,
         "batch_size": recipe.batch_size,
@@ -169,53 +220,35 @@ def _tokenized(
 
 
 def _warm_up(
-    step: Step, state: State, train: Split, norms: Params, batch_size: int, device: torch.device
-) -> tuple[float, int]:
-    """Compile and warm up on one batch (the step is pure: the state stays), then take its peak bytes."""
-    batch = _training_batch(train, norms, torch.arange(batch_size), device)
+    step: Step, steps: Loop, state: State, train: Split, norms: Params, size: int, device: torch.device
+) -> tuple[float, int, int]:
+    """Compile, capture and warm up, timed (the step is pure: the state stays); then peak and reserved bytes of one
+    step."""
     begin = time.perf_counter()
-    step(state, batch)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    steps.warm_up(state)
+    synchronize(device)
     seconds = time.perf_counter() - begin
-    return seconds, peak_bytes(step, state, batch, device=device)
+    for rows in norms.values():
+        rows.zero_()
+    peak = peak_bytes(step, state, _first_batch(train, norms, size, device), device=device)
+    return seconds, peak, reserved_bytes(device)
 
 
-def _epoch(
-    step: Step,
-    state: State,
-    train: Split,
-    norms: Params,
-    order: Tensor,
-    size: int,
-    device: torch.device,
-    progress: Progress,
-) -> tuple[State, list[Metrics], list[float]]:
-    """All whole batches in this order; the seconds of each include fetching it."""
-    ticks, metrics = Ticks(device), []
-    ticks.mark()
-    for index in order.split(size):
-        if len(index) < size:
-            break
-        state, measured = step(state, _training_batch(train, norms, index, device))
-        for name, rows in (measured.norms or {}).items():
-            norms[name][index] = rows
-        metrics.append(measured._replace(norms=None))
-        ticks.mark()
-        progress.step()
-    return state, metrics, ticks.intervals()
+def _first_batch(train: Split, norms: Params, size: int, device: torch.device) -> Batch:
+    batch = _batch(train, torch.arange(size), device)
+    return (*batch, {name: rows[:size] for name, rows in norms.items()}) if norms else batch
 
 
-def _row(epoch: int, metrics: list[Metrics], seconds: list[float], batch_size: int) -> Row:
+def _row(epoch: int, metrics: Metrics, seconds: list[float], batch_size: int) -> Row:
     names = ("loss", "cross_entropy", "penalty", "correct")
-    means = {name: torch.stack([getattr(m, name) for m in metrics]).double().mean().item() for name in names}
+    means = {name: getattr(metrics, name).double().mean().item() for name in names}
     return {
         "epoch": epoch,
         "train/loss": means["loss"],
         "train/cross_entropy": means["cross_entropy"],
         "train/penalty": means["penalty"],
         "train/accuracy": means["correct"] / batch_size,
-        "train/learning_rate": metrics[-1].learning_rate.item(),
+        "train/learning_rate": metrics.learning_rate[-1].item(),
         "speed/images_per_second": len(seconds) * batch_size / sum(seconds),
         "speed/step_ms": median(seconds) * 1000,
     }
@@ -247,12 +280,6 @@ def evaluate(
 def _batch(split: Split, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     index = index.to(split.labels.device)
     return split.images[index].to(device), split.labels[index].to(device)
-
-
-def _training_batch(split: Split, norms: Params, index: Tensor, device: torch.device) -> Batch:
-    """The batch, with its rows of the remembered gradient norms if there are any."""
-    batch = _batch(split, index, device)
-    return (*batch, {name: rows[index.to(device)] for name, rows in norms.items()}) if norms else batch
 
 
 def _to(params: Params, device: torch.device) -> Params:

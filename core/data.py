@@ -26,7 +26,8 @@ from core.errors import InputError, choose
 
 NAMES = ("digits", "cifar10", "cifar100", "cifar100-coarse", "folder:PATH", "folder:PATH@coarse")
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
+_PIECE = 1 << 26  # bytes
 
 
 class Split(NamedTuple):
@@ -88,16 +89,26 @@ def outline(name: str, root: str | Path = "data", image: int | None = None) -> D
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 images [N,C,S,S], as fractions of 255, exact."""
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+    """Mean and standard deviation per channel of uint8 images [N,C,S,S], as fractions of 255, exact; a piece of the
+    images at a time, so that a memory map needs no more memory than that."""
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for piece in images.split(max(1, _PIECE // max(1, images[0].numel()))):
+        counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in piece.unbind(1)])
     weights, levels = counts / counts.sum(1, keepdim=True).double(), torch.arange(256).double() / 255
     mean = weights @ levels
     variance = weights @ levels.square() - mean.square()
     return tuple(mean.tolist()), tuple(variance.clamp_min(1e-12).sqrt().tolist())
 
 
-def _build(name: str, train: Split, val: Split, classes: Sequence[str], mirrors: bool = True) -> Data:
-    mean, std = statistics(train.images)
+def _build(
+    name: str,
+    train: Split,
+    val: Split,
+    classes: Sequence[str],
+    mirrors: bool = True,
+    known: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+) -> Data:
+    mean, std = known or statistics(train.images)
     return Data(name, train, val, tuple(classes), mean, std, mirrors)
 
 
@@ -179,12 +190,12 @@ def _folder(name: str, root: Path, image: int | None) -> Data:
     names = classes
     if coarse:
         names, index = _coarse(path, classes)
-    images = _cached(path, [file for file, _ in train], [file for file, _ in val], root, image)
+    *images, known = _cached(path, [file for file, _ in train], [file for file, _ in val], root, image)
     parts = [
         Split(pixels, torch.tensor([index[label] for _, label in samples]))
         for pixels, samples in zip(images, (train, val), strict=True)
     ]
-    return _build(name, parts[0], parts[1], names)
+    return _build(name, parts[0], parts[1], names, known=known)
 
 
 def _listing(path: Path) -> tuple[list[str], list[tuple[str, int]]]:
@@ -223,8 +234,11 @@ def _coarse(path: Path, classes: list[str]) -> tuple[list[str], list[int]]:
     return names, [names.index(coarse_of[c]) for c in classes]
 
 
-def _cached(path: Path, train: list[str], val: list[str], root: Path, image: int | None) -> list[Tensor]:
-    """Decoded images of both splits, from the cache; a change to any file, or to the size, makes a new one."""
+def _cached(
+    path: Path, train: list[str], val: list[str], root: Path, image: int | None
+) -> tuple[Tensor, Tensor, tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Decoded images of both splits and the training images' statistics, from the cache; a change to any file, or to
+    the size, makes a new one."""
     try:
         listing = [(file, (stat := os.stat(file)).st_size, stat.st_mtime_ns) for file in train + val]
     except OSError as error:
@@ -238,11 +252,18 @@ def _cached(path: Path, train: list[str], val: list[str], root: Path, image: int
             side = image or _native(train[0])
             _decode(train, side, image is None, temporary / "train.npy")
             _decode(val, side, image is None, temporary / "val.npy")
+            (temporary / "statistics.json").write_text(json.dumps(statistics(_mapped(temporary / "train.npy"))))
             if not folder.is_dir():  # another process may have finished first
                 temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return [torch.from_numpy(np.load(folder / f"{part}.npy", mmap_mode="c")) for part in ("train", "val")]
+    mean, std = json.loads((folder / "statistics.json").read_text())
+    return _mapped(folder / "train.npy"), _mapped(folder / "val.npy"), (tuple(mean), tuple(std))
+
+
+def _mapped(path: Path) -> Tensor:
+    """Images on disk, read when they are used."""
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
 def _native(file: str) -> int:

@@ -1,7 +1,9 @@
 """Time and memory of a step, taken the same way on CPU and CUDA."""
 
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from statistics import median
 from typing import Any
 
 import torch
@@ -32,6 +34,27 @@ class Ticks:
             torch.cuda.synchronize()
             return [a.elapsed_time(b) / 1000 for a, b in pairs]
         return [b - a for a, b in pairs]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of every block of every contender: each warmed up by one block, then one block of each in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            synchronize(device)
+            begin = time.perf_counter()
+            run()
+            synchronize(device)
+            seconds[name].append(time.perf_counter() - begin)
+    return seconds
 
 
 def tensor_bytes(tree: Any) -> int:
@@ -72,3 +95,49 @@ def peak_bytes(fn: Callable[..., Any], *args: Any, device: torch.device) -> int:
         live += event.nbytes()
         peak = max(peak, live)
     return tensor_bytes(args) + peak
+
+
+def reserved_bytes(device: torch.device) -> int:
+    """The most that the CUDA allocator held since `peak_bytes` last looked, free blocks included; 0 on CPU."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
+
+
+def ceiling(dtype: torch.dtype, device: torch.device, side: int = 0) -> float:
+    """FLOP/s of a product of square matrices, the median of seven runs: what MFU is a share of.
+
+    side: of the matrices; 0 for 8192 on CUDA and 1536 on CPU.
+    """
+    side = side or (8192 if device.type == "cuda" else 1536)
+    a = torch.ones(side, side, dtype=dtype, device=device)
+    for _ in range(2):
+        a @ a
+    ticks = Ticks(device)
+    ticks.mark()
+    for _ in range(7):
+        a @ a
+        ticks.mark()
+    return 2 * side**3 / median(ticks.intervals())
+
+
+def gpu_state(device: torch.device) -> dict[str, str]:
+    """Clocks (MHz), reasons for throttling, temperature (°C) and power (W) of a GPU as nvidia-smi tells them, or why
+    they are not known; {} on CPU."""
+    if device.type != "cuda":
+        return {}
+    identity = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    query = ["nvidia-smi", f"--id={identity}", f"--query-gpu={','.join(_GPU)}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"unknown": str(error)}
+    return dict(zip(_GPU, (value.strip() for value in answer.split(",")), strict=True))
+
+
+_GPU = (
+    "clocks.sm",
+    "clocks.max.sm",
+    "clocks.mem",
+    "clocks_event_reasons.active",
+    "temperature.gpu",
+    "power.draw",
+)

@@ -18,7 +18,7 @@ FIELDS = {
     "final_train_loss", "train_seconds", "images_per_second", "step_ms_median", "peak_bytes", "engine", "device",
     "precision", "torch",
 }  # fmt: skip
-TIMES = {"train_seconds", "images_per_second", "step_ms_median", "warmup_seconds"}
+TIMES = {"mfu", "train_seconds", "images_per_second", "step_ms_median", "warmup_seconds"}
 
 
 @pytest.fixture
@@ -273,3 +273,23 @@ def test_published_report_names_the_terms(command):
     assert "`baseline` is a larger model" in text
     assert "The published DeCAtt arm computed something else" in text
     assert "epochs 50 -> 1" in text
+
+
+def test_profiles_are_a_pass_of_their_own(command, monkeypatch, capsys):
+    assert command("--arms", "baseline,flash,decatt", "--profile") == 0
+    for arm in ("baseline", "flash", "decatt"):
+        folder = command.out / arm / "profile"
+        assert {"operations.md", "categories.png", "memory.png", "trace.json.gz"} <= {p.name for p in folder.iterdir()}
+    assert "Difference from `baseline`" in (command.out / "flash" / "profile" / "operations.md").read_text()
+    before = (command.out / "flash" / "profile" / "profile.json").stat().st_mtime_ns
+    shutil.rmtree(command.out / "decatt" / "profile")
+
+    def failing(*args, **options):
+        raise RuntimeError("no profiler")
+
+    monkeypatch.setattr(study.profiling, "profile", failing)
+    assert command("--arms", "baseline,flash,decatt", "--profile") == 1
+    assert "profile of decatt: failed: RuntimeError: no profiler" in capsys.readouterr().out
+    assert "no profiler" in (command.out / "decatt" / "profile" / "failed.json").read_text()
+    assert (command.out / "flash" / "profile" / "profile.json").stat().st_mtime_ns == before
+    assert len(record.results(command.out)) == 3
