@@ -103,7 +103,8 @@ def _part(text: str, settings: Settings) -> tuple[str, str, dict[str, Any]]:
 
 
 def _at(base: str, value: Any) -> str:
-    return f"{base}@{value:g}" if isinstance(value, float) else f"{base}@{value}"
+    short = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return f"{base}@{short}"
 
 
 def _example(base: str) -> str:
@@ -124,7 +125,7 @@ def convert(base: str, parameter: str, text: str) -> Any:
             return kinds[0](text)
         except ValueError:
             kind = "a whole" if kinds[0] is int else "a"
-            raise InputError(f"{base} {parameter} '{text}' is not {kind} number") from None
+            raise InputError(f"{base} {parameter} '{text}' is not {kind} number; write {_example(base)}") from None
     if hint is str or kinds == (str, type(None)):
         return text
     try:

@@ -4,6 +4,7 @@ python ablations/bench.py            needs the extra `test` (timm, transformers)
 """
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the memory pass would print a banner
 
 import torch
 import tyro

@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -20,16 +19,17 @@ from core.vit import VitConfig
 
 Entry = dict[str, Any]
 
+_LARGEST = 2**20
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def read_bytes(text: str) -> int:
     """ "24GiB" -> 25769803776; InputError for what is no size above 0."""
     match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([kmgt]i?)?b?", text.strip().lower())
-    size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
-    if size <= 0:
+    size = float(match[1]) * _UNITS[match[2] or ""] if match else 0
+    if not 1 <= size < 2**63:
         raise InputError(f"budget '{text}' is no size; write a number and a unit, such as 24GiB or 900MB")
-    return size
+    return int(size)
 
 
 def entries(
@@ -40,11 +40,10 @@ def entries(
     compiled: also `kept_bytes_compiled`, what torch.compile's partitioner keeps. With a budget in bytes also whether
     the recipe's batch fits, and the largest batch whose predicted peak does (0: none).
     """
-    dtype = PRECISIONS[recipe.precision]
     for arm in arms:
         config = recipe.model(arm, data)
         try:
-            account = graph.account(config, arm.ops, recipe.batch_size, dtype, remembers=arm.remembers)
+            account = accounted(arm, config, recipe)
             entry = {
                 "arm": arm.name,
                 "parameters": account.parameters,
@@ -55,26 +54,39 @@ def entries(
             }
             if compiled:
                 entry["kept_bytes_compiled"] = graph.kept_bytes_compiled(
-                    config, arm.ops, recipe.batch_size, dtype, arm.remembers
+                    config, arm.ops, recipe.batch_size, PRECISIONS[recipe.precision], arm.remembers
                 )
         except InputError as error:
             raise InputError(f"arm '{arm.name}': {error}") from error
         if budget is not None:
             entry["fits"] = account.peak_bytes <= budget
-            entry["largest_batch"] = largest(partial(_peak, config, arm, dtype), budget, recipe.batch_size)
+            entry["largest_batch"] = largest(partial(_peak, arm, config, recipe), budget, recipe.batch_size)
         yield entry
 
 
-def _peak(config: VitConfig, arm: Arm, dtype: torch.dtype, batch: int) -> int:
-    return graph.account(config, arm.ops, batch, dtype, remembers=arm.remembers).peak_bytes
+def accounted(arm: Arm, config: VitConfig, recipe: Recipe) -> graph.Account:
+    """The account of an arm's training step under a recipe."""
+    return graph.account(
+        config,
+        arm.ops,
+        recipe.batch_size,
+        PRECISIONS[recipe.precision],
+        remembers=arm.remembers,
+        differentiator=recipe.differentiator,
+        clip=recipe.clip,
+    )
+
+
+def _peak(arm: Arm, config: VitConfig, recipe: Recipe, batch: int) -> int:
+    return accounted(arm, config, replace(recipe, batch_size=batch)).peak_bytes
 
 
 def largest(peak: Callable[[int], int], budget: int, start: int) -> int:
-    """The largest batch whose peak, which grows with the batch, is within the budget; 0 if none is."""
+    """The largest batch, up to a million, whose peak, which grows with the batch, is within the budget; 0 if none."""
     fits, too_large = 0, None
     sizes: dict[int, int] = {}
     guess = start
-    while too_large is None or too_large - fits > 1:
+    while (too_large is None or too_large - fits > 1) and fits < _LARGEST:
         sizes[guess] = peak(guess)
         if sizes[guess] <= budget:
             fits = guess
@@ -83,7 +95,7 @@ def largest(peak: Callable[[int], int], budget: int, start: int) -> int:
         (low, at_low), (high, at_high) = sorted(sizes.items())[0], sorted(sizes.items())[-1]
         slope = (at_high - at_low) / (high - low) if high > low else sizes[guess] / guess
         guess = int(high + (budget - at_high) / slope) if slope > 0 else 2 * fits
-        guess = max(fits + 1, guess if too_large is None else min(guess, too_large - 1))
+        guess = min(_LARGEST, max(fits + 1, guess if too_large is None else min(guess, too_large - 1)))
     return fits
 
 

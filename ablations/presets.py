@@ -121,6 +121,8 @@ class Recipe:
     def _equal_tokens(self, image: int) -> tuple[str, ...]:
         """Settings that give `mrt` the baseline's number of tokens, from half its patch to twice it, and `uniform`
         its patch; for what the preset and the command line leave open."""
+        if self.patch < 1:
+            raise InputError(f"patch {self.patch} is too small: at least 1")
         same = (f"uniform.patch={self.patch}",)
         if self.patch % 2 or image % (2 * self.patch):
             return same

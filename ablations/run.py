@@ -49,8 +49,8 @@ class Command:
     list: Flag = False
     """Print arms, presets, data sets and engines, and stop."""
     plan: Flag = False
-    """Print what every arm would compute and keep in memory, and stop: nothing is trained, no data is fetched. With
-    --engine compiled also what the compiler keeps (slower)."""
+    """Print what every arm would compute and keep in memory, and stop: nothing is trained; no data is fetched, but a
+    folder is read. With --engine compiled also what the compiler keeps (slower)."""
     json: Flag = False
     """With --plan: as JSON."""
     budget: str | None = None
@@ -75,7 +75,7 @@ def read(arguments: list[str], console: Console) -> Command:
         command = replace(command, recipe=replace(command.recipe, set=base.set + command.recipe.set))
     if command.seeds < 1:
         raise InputError(f"seeds {command.seeds} is too small: at least 1")
-    if (command.json or command.budget) and not command.plan:
+    if (command.json or command.budget is not None) and not command.plan:
         raise InputError(f"{'--json' if command.json else '--budget'} belongs to --plan; add --plan")
     return command
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from ablations import profiling, profiling_views
 from ablations.arms import Arm
 from ablations.pictures import tokenized
+from ablations.plan import accounted
 from ablations.presets import PRECISIONS, Recipe
 from ablations.record import Recorder, Result, Row, cell_folder, finished, write_json
-from core import graph, rng, vit, weights
+from core import rng, vit, weights
 from core.data import Data, Split
 from core.engine import Loop, build, loop
 from core.errors import InputError
@@ -151,7 +152,7 @@ def train(
         if layout := REGISTRY[name].layout:
             recorder.picture("tokens", _tokenized(layout(**parameters), data, prepare, device))
 
-    account = graph.account(config, ops, recipe.batch_size, dtype, remembers=arm.remembers)
+    account = accounted(arm, config, recipe)
     warmup_seconds, peak, reserved = _warm_up(step, steps, state, data.train, norms, recipe.batch_size, device)
     rows: list[Row] = []
     intervals: list[float] = []

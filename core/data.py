@@ -69,23 +69,28 @@ def load(name: str, root: str | Path = "data", image: int | None = None) -> Data
 
     root: where downloads and caches are kept. Raises InputError for whatever the user can mend.
     """
-    if image is not None and image < 1:
-        raise InputError(f"image {image} is too small: at least 1 pixel")
+    _check(name, image)
     if name.startswith("folder:"):
         return _folder(name, Path(root), image)
-    choose("data set", name, NAMES)
     return _digits(image or 24) if name == "digits" else _cifar(name, Path(root), image)
 
 
 def outline(name: str, root: str | Path = "data", image: int | None = None) -> Data:
     """The data set of this name without its images, where these are known beforehand; a folder is loaded."""
+    _check(name, image)
     if name.startswith("folder:"):
         return load(name, root, image)
-    choose("data set", name, NAMES)
     classes = {"cifar100": 100, "cifar100-coarse": 20}.get(name, 10)
     side = image or (24 if name == "digits" else 32)
     none = Split(torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
     return Data(name, none, none, tuple(map(str, range(classes))), (0.0,) * 3, (1.0,) * 3, name != "digits")
+
+
+def _check(name: str, image: int | None) -> None:
+    if image is not None and image < 1:
+        raise InputError(f"image {image} is too small: at least 1 pixel")
+    if not name.startswith("folder:"):
+        choose("data set", name, NAMES)
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -13,6 +13,7 @@ def choose(what: str, value: str, legal: Iterable[str]) -> str:
     names = list(legal)
     if value in names:
         return value
-    close = get_close_matches(value, names, n=1, cutoff=0.4)
+    lower = {name.lower(): name for name in names}
+    close = [lower[name] for name in get_close_matches(value.lower(), lower, n=1, cutoff=0.4)]
     hint = f"; did you mean '{close[0]}'?" if close else ""
     raise InputError(f"unknown {what} '{value}'; legal: {', '.join(names)}{hint}")

@@ -135,10 +135,12 @@ def account(
     dtype: torch.dtype = torch.float32,
     mode: str = "train",
     remembers: bool = False,
+    differentiator: str = "autograd",
+    clip: float | None = None,
 ) -> Account:
-    """The account of a step of `batch` uint8 images: forward pass in `dtype`, float32 state, AdamW.
+    """The account of a step of `batch` uint8 images: forward pass in `dtype`, float32 state, AdamW with this clip.
 
-    remembers: the batch brings gradient norms (see step.memory).
+    remembers: the batch brings gradient norms (see step.memory); the table they come from is not part of a step.
 
     Raises InputError for a batch below 1 or an unknown mode, and what the ops raise for such a model.
     """
@@ -146,7 +148,7 @@ def account(
     if batch < 1:
         raise InputError(f"batch size {batch} is too small: at least 1")
     with FakeTensorMode(allow_non_fake_inputs=True):
-        state, data = _inputs(config, batch)
+        state, data = _inputs(config, batch, remembers)
         if mode == "eval":
             state = state._replace(mean={}, square={})
         live = _Live({p.untyped_storage()._cdata: name for name, p in state.params.items()})
@@ -163,8 +165,7 @@ def account(
         loss = objective(config, ops, _normalised, dtype)
         with live:
             if mode == "train":
-                norms = (memory(config, batch, torch.device("cpu")),) if remembers else ()
-                make_step(watched, AdamW())(state, (*data, *norms))
+                make_step(watched, AdamW(clip=clip), differentiator)(state, data)
             else:
                 with torch.no_grad():
                     vit.forward(cast(state.params, dtype), _normalised(data[0], None), config, ops)
@@ -183,11 +184,14 @@ def account(
     )
 
 
-def _inputs(config: vit.VitConfig, batch: int) -> tuple[State, Batch]:
+def _inputs(config: vit.VitConfig, batch: int, remembers: bool) -> tuple[State, Batch]:
     params = {name: torch.empty(shape) for name, shape in vit.shapes(config).items()}
     images = torch.empty(batch, config.channels, config.image, config.image, dtype=torch.uint8)
     key = torch.empty(2, dtype=torch.int64)
-    return start(params, key), (images, torch.empty(batch, dtype=torch.int64))
+    labels = torch.empty(batch, dtype=torch.int64)
+    if not remembers:
+        return start(params, key), (images, labels)
+    return start(params, key), (images, labels, memory(config, batch, images.device))
 
 
 def _normalised(images: Tensor, key: Tensor | None) -> Tensor:
@@ -245,8 +249,8 @@ def graphs(
         decompositions=select_decomp_table(),
     )
     with FakeTensorMode(allow_non_fake_inputs=True):
-        state, data = _inputs(config, batch)
-        params = state.params | (memory(config, batch, torch.device("cpu")) if remembers else {})
+        state, data = _inputs(config, batch, remembers)
+        params = state.params | (data[2] if len(data) == 3 else {})
         leaves = {name: p.requires_grad_() for name, p in params.items()}
         loss: Objective = objective(config, ops, _normalised, dtype)
         torch.compile(fresh(loss), fullgraph=True, dynamic=False, backend=backend)(leaves, data, state.key)

@@ -129,7 +129,7 @@ def sampled_linear(
         scale = torch.cat((scale.new_ones(B), scale))
     else:
         index, scale = draw(p, k, key)
-    sampled = rows.index_select(0, index) * scale[:, None].to(x.dtype)
+    sampled = (rows.index_select(0, index) * scale[:, None]).to(x.dtype)  # a rounded weight would be a bias
 
     def gradient(G: Tensor, sampled: Tensor, index: Tensor) -> tuple[Tensor, ...]:
         of_weight = G.flatten(0, -2).index_select(0, index).mT @ sampled
@@ -155,7 +155,7 @@ def sampled_product(a: Tensor, b: Tensor, ratio: float, key: Tensor, draw: Sampl
     x, z = a.detach(), b.detach()
     y = x @ z
     columns, scale = draw(_norms(z, -2), _share(ratio, z.shape[-1]), first)
-    kept_b = torch.take_along_dim(z, columns[..., None, :], -1) * scale[..., None, :].to(z.dtype)
+    kept_b = (torch.take_along_dim(z, columns[..., None, :], -1) * scale[..., None, :]).to(z.dtype)
     k = _share(ratio, x.shape[-2])
     if keep_cls and x.shape[-2] > 1:
         drawn, scale = draw(_norms(x, -1)[..., 1:], max(k - 1, 1), second)
@@ -163,7 +163,7 @@ def sampled_product(a: Tensor, b: Tensor, ratio: float, key: Tensor, draw: Sampl
         scale = torch.cat((torch.ones_like(scale[..., :1]), scale), -1)
     else:
         rows, scale = draw(_norms(x, -1), k, second)
-    kept_a = torch.take_along_dim(x, rows[..., None], -2) * scale[..., None].to(x.dtype)
+    kept_a = (torch.take_along_dim(x, rows[..., None], -2) * scale[..., None]).to(x.dtype)
 
     def gradient(G: Tensor, kept_a: Tensor, kept_b: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         grad_a = torch.take_along_dim(G, columns[..., None, :], -1) @ kept_b.mT
@@ -183,11 +183,11 @@ def _norms(x: Tensor, axis: int) -> Tensor:
 def sample(p: Tensor, k: int, key: Tensor, estimator: str = "wta") -> tuple[Tensor, Tensor]:
     """k rows of n by their sizes p [...,n] >= 0 (of any scale): index [...,k] int64 and weight [...,k].
 
-    Unbiased: the expected total weight of every row with p > 0 is 1. The c largest are winners, with weight 1; the
-    s = k - c others are drawn from the rest of sum T and weigh T / (s p_i).
+    Unbiased: the expected total weight of every row with p > 0 is 1, to the 24 bits of a draw. The c largest are
+    winners, with weight 1; the s = k - c others are drawn from the rest of sum T and weigh T / (s p_i).
     "plain": c = 0, draws with replacement. "wta": c minimises T² / s, the bound of the variance (Liu et al.,
     equation 6, prints T / s), draws with replacement. "systematic": c such that no inclusion probability s p_i / T is
-    above 1, draws at equal distances (Madow 1949): no row twice.
+    above 1, draws at equal distances (Madow 1949): no row of p > 0 twice, but for rounding.
     Sums are taken from the smallest up, in at least float32. Raises ValueError for k outside 1 to n, InputError for
     an unknown estimator.
     """

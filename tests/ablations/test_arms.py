@@ -103,3 +103,9 @@ def test_a_required_parameter_must_be_given(monkeypatch):
     with pytest.raises(InputError, match=r"'crs' needs its ratio: write for example crs@0.5"):
         arms.parse("crs")
     assert arms.parse("crs@0.30").name == "crs@0.3"
+
+
+def test_near_values_have_names_of_their_own():
+    chosen = arms.select("crs@0.3000001,crs@0.3,crs@0.9999999")
+    assert [arm.name for arm in chosen] == ["crs@0.3000001", "crs@0.3", "crs@0.9999999"]
+    assert all(arms.parse(arm.name).parameters == arm.parameters for arm in chosen)

@@ -24,7 +24,7 @@ def test_read_bytes(text, size):
     assert plan.read_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-3GB", "0", "24 apples", "1e9"])
+@pytest.mark.parametrize("text", ["", "GiB", "-3GB", "0", "0.5", "24 apples", "1e9", "9" * 400])
 def test_read_bytes_refuses(text):
     with pytest.raises(InputError, match=f"budget '{text}' is no size"):
         plan.read_bytes(text)
@@ -45,6 +45,10 @@ def test_largest_batch(slope, offset, start):
             asked.clear()
             assert plan.largest(peak, budget, start) == expected
             assert len(asked) < 60
+
+
+def test_no_batch_is_too_large_for_an_endless_budget():
+    assert plan.largest(lambda batch: 1000 + batch, 10**18, 32) == 2**20
 
 
 def test_json_for_every_arm_without_data(tmp_path):
@@ -88,6 +92,11 @@ def test_outline_is_the_data_without_images():
         (("--arms", "crs@2"), "crs ratio 2.0 is outside (0, 1]"),
         (("--arms", "crs@0.3+flash", "--set", "crs.scope=published"), "arm 'crs@0.3+flash': flash cannot be combined"),
         (("--data", "folder:/nowhere"), "/nowhere"),
+        (("--patch", "0"), "patch 0 is too small: at least 1"),
+        (("--image", "-8"), "image -8 is too small: at least 1 pixel"),
+        (("--image", "0"), "image 0 is too small"),
+        (("--arms", "crs@abc"), "crs ratio 'abc' is not a number; write crs@0.5"),
+        (("--arms", "FLASH"), "did you mean 'flash'"),
     ],
 )
 def test_bad_input(options, message):
@@ -98,7 +107,7 @@ def test_bad_input(options, message):
 
 
 def test_json_and_budget_need_plan():
-    for option in (("--json",), ("--budget", "1GB")):
+    for option in (("--json",), ("--budget", "1GB"), ("--budget", "")):
         out = subprocess.run([*COMMAND[:-1], *option], capture_output=True, text=True)
         assert out.returncode == 2
         assert f"{option[0]} belongs to --plan" in out.stderr

@@ -9,7 +9,7 @@ from core import rng, vit
 from core.errors import InputError
 from core.ops import EXACT, Site
 from core.step import AdamW, make_step, memory, objective, start
-from core.transforms.crs import ESTIMATORS, crs, sample, sampled_linear, sampled_product
+from core.transforms.crs import ESTIMATORS, _norms, crs, sample, sampled_linear, sampled_product
 from core.transforms.flash import flash
 
 DRAWS = 4000
@@ -172,6 +172,35 @@ def test_product_gradients_are_unbiased_and_independent(keep_cls):
     assert abs(correlation) < 4 / len(da) ** 0.5
 
 
+def test_sampled_attention_is_unbiased_for_queries_keys_and_values():
+    """The two products must draw apart: the gradient of the first goes through the second's."""
+    torch.manual_seed(4)
+    q, k, v = (torch.randn(1, 2, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    G = torch.randn(1, 2, 6, 4, dtype=torch.float64)
+    ops = crs(0.4, "published", keep_cls=False)(EXACT)
+    draws = [gradients(ops.attend(ops, q, k, v, rng.key(i)), G, q, k, v) for i in range(2000)]
+    for mine, exact in zip(
+        map(torch.stack, zip(*draws, strict=True)),
+        gradients(EXACT.attend(EXACT, q, k, v, None), G, q, k, v),
+        strict=True,
+    ):
+        standard = (mine.var(0).sum() / len(mine)).sqrt()
+        assert (mine.mean(0) - exact).norm() < 4 * standard
+
+
+def test_low_precision_rounds_rows_and_not_their_weights():
+    """A weight rounded to bfloat16 (3.33 -> 3.328) would be a bias; norms of bfloat16 rows are float32."""
+    x = torch.ones(1000, 4, dtype=torch.bfloat16)
+    weight, bias = torch.ones(2, 4, dtype=torch.bfloat16).requires_grad_(), torch.zeros(2, dtype=torch.bfloat16)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        crs(0.301, estimator="plain")(EXACT).linear(x * 1.0078125, weight, bias, rng.key(0))
+    rows = next(t for t in kept if t.shape == (301, 4))
+    exact = torch.tensor(1000 / 301 * 1.0078125).to(torch.bfloat16)
+    assert torch.equal(rows, exact.expand(301, 4))
+    assert _norms(x, -1).dtype == torch.float32
+
+
 def test_scopes(layer):
     """maps leaves proj exact under fused attention, and published samples qkv alone."""
     x, w, b, G = layer
@@ -208,9 +237,12 @@ def test_compiled_draws_are_the_eager_ones(estimator):
         assert torch.allclose(mine.double(), eager.double(), rtol=1e-6)
 
 
-def test_cached_norms_are_unbiased_and_come_back_as_gradient(layer):
+@pytest.mark.parametrize("known", [0.0, 0.6, 1.0])
+def test_cached_norms_are_unbiased_and_come_back_as_gradient(layer, known):
+    """Also where some or all rows were never seen (0)."""
     x, w, b, G = layer
-    norms = (torch.rand(4, 9, generator=torch.Generator().manual_seed(3)) * 5).requires_grad_()
+    norms, seen = torch.rand(2, 4, 9, generator=torch.Generator().manual_seed(3))
+    norms = (norms * 5 * (seen < known)).requires_grad_()
     linear = crs(0.3, norms="cached")(EXACT).linear
     draws, new = [], None
     for i in range(1500):

@@ -8,7 +8,7 @@ from core import graph, rng, vit
 from core.errors import InputError
 from core.measure import peak_bytes
 from core.ops import EXACT
-from core.step import AdamW, make_step, memory, objective, start
+from core.step import DIFFERENTIATORS, AdamW, make_step, memory, objective, start
 
 B16 = vit.VitConfig(image=224, patch=16, width=768, depth=12, heads=12, mlp=3072, classes=1000)
 MIB = 2**20
@@ -30,10 +30,9 @@ SMALL = vit.VitConfig(image=32, patch=4, width=32, depth=3, heads=2, mlp=64, cla
 def test_vit_b_16_keeps_what_the_arithmetic_says(name):
     account = graph.account(B16, parse(name).ops, 64)
     block, peak = SPEC[name]
-    # crs alone samples proj too, but plain attention still keeps q, k, v, P; the table's rows round to 3 figures
-    assert account.kept_bytes_per_block / MIB == pytest.approx(block, rel=0.03 if name != "crs@0.5" else 0.05)
-    if peak and "flash" in name:
-        assert round(account.peak_bytes / 1e9, 1) <= peak
+    assert account.kept_bytes_per_block / MIB == pytest.approx(block, rel=0.005)  # the table rounds to 3 figures
+    if peak:
+        assert 0.95 * peak < account.peak_bytes / 1e9 < peak + 0.05
     assert account.parameters == vit.parameters(B16) == 86_567_656
     assert sum(account.kept_by_op.values()) == sum(account.kept_by_block.values()) == account.kept_bytes
 
@@ -62,15 +61,19 @@ def test_kept_bytes_are_what_autograd_keeps(name):
     assert graph.account(SMALL, ops, 8).kept_bytes == pytest.approx(kept_by_hooks(SMALL, ops, 8), rel=0.01)
 
 
+@pytest.mark.parametrize("differentiator", DIFFERENTIATORS)
+@pytest.mark.parametrize(("size", "clip"), [(16, None), (1, 1.0)])
 @pytest.mark.parametrize("name", ["baseline", "crs@0.3+decatt+flash", "recompute@True"])
-def test_predicted_peak_is_the_measured_one(name):
+def test_predicted_peak_is_the_measured_one(name, size, clip, differentiator):
     ops, cpu = parse(name).ops, torch.device("cpu")
-    step = make_step(objective(SMALL, ops, lambda i, k: i.float() / 255), AdamW())
-    batch = torch.zeros(16, 3, 32, 32, dtype=torch.uint8), torch.zeros(16, dtype=torch.int64)
+    step = make_step(objective(SMALL, ops, lambda i, k: i.float() / 255), AdamW(clip=clip), differentiator)
+    batch = torch.zeros(size, 3, 32, 32, dtype=torch.uint8), torch.zeros(size, dtype=torch.int64)
     state = start(vit.init(SMALL, 0), rng.key(0))
     step(state, batch)
-    predicted = graph.account(SMALL, ops, 16).peak_bytes
-    assert predicted == pytest.approx(peak_bytes(step, state, batch, device=cpu), rel=0.02)
+    predicted = graph.account(SMALL, ops, size, differentiator=differentiator, clip=clip).peak_bytes
+    # torch.func's wrappers hold some tensors of a custom gradient a little longer than on fake tensors
+    near = 0.03 if differentiator == "func" and "crs" in name else 1e-3
+    assert predicted == pytest.approx(peak_bytes(step, state, batch, device=cpu), rel=near)
 
 
 @pytest.mark.gpu
@@ -110,7 +113,10 @@ def test_remembered_norms_are_accounted_for():
     ops = parse("crs@0.3", {"crs": {"norms": "cached"}}).ops
     with pytest.raises(InputError, match="by image index"):
         graph.account(SMALL, ops, 8)
-    assert graph.account(SMALL, ops, 8, remembers=True).kept_bytes > 0
+    account = graph.account(SMALL, ops, 8, remembers=True)
+    assert "input zeros" not in account.kept_by_op  # the batch's own norms came with it
+    activation = graph.account(SMALL, parse("crs@0.3").ops, 8).kept_bytes
+    assert account.kept_bytes == pytest.approx(activation, rel=0.01)
     assert memory(SMALL, 8, torch.device("cpu"))["blocks.2.mlp.fc1.norms"].shape == (8, SMALL.tokens)
 
 
