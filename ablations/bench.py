@@ -27,7 +27,7 @@ from ablations.presets import PRECISIONS
 from core import engine, graph, rng, vit
 from core.data import Split
 from core.errors import InputError, choose
-from core.measure import ceiling, gpu_state, interleaved, peak_bytes
+from core.measure import ceiling, gpu_state, idle_share, interleaved, peak_bytes
 from core.ops import EXACT
 from core.step import AdamW, objective, start
 
@@ -121,7 +121,8 @@ def ours(arm: str, how: str, config: vit.VitConfig, batch: Split, dtype: torch.d
 
 def compare(bench: Bench, config: vit.VitConfig, size: int, precision: str) -> Figures:
     """images/s (median and quartiles over blocks), the median of the blockwise ratios to the first peer, peak bytes of
-    a step and MFU; the first arm twice, as A/A, shows the noise. A contender that cannot run says why instead."""
+    a step, MFU, and on CUDA the share of a block in which the GPU idles. The first arm twice, as A/A, shows the noise;
+    a contender that cannot run says why instead."""
     device, dtype, steps = torch.device(bench.device), PRECISIONS[precision], bench.steps
     images = torch.randn(size, config.channels, config.image, config.image, device=device)
     batch = Split(images, torch.randint(config.classes, (size,), device=device))
@@ -140,7 +141,7 @@ def compare(bench: Bench, config: vit.VitConfig, size: int, precision: str) -> F
         try:
             made = make()
             made.run()
-            figures[name], running[name] = {"peak_bytes": made.peak()}, made.run
+            figures[name], running[name] = {"peak_bytes": made.peak(), "idle": idle_share(made.run, device)}, made.run
         except (InputError, torch.cuda.OutOfMemoryError) as error:
             figures[name] = {"error": str(error).splitlines()[0]}
     seconds, top = interleaved(running, bench.rounds, device), ceiling(dtype, device)
@@ -172,14 +173,15 @@ def no_bf16_units() -> str | None:
 
 def show(figures: Figures, title: str, reference: str, console: Console) -> None:
     """One row a contender."""
-    table = Table("contender", "images/s", "quartiles", f"× {reference}", "peak MiB", "MFU", title=title)
+    table = Table("contender", "images/s", "quartiles", f"× {reference}", "peak MiB", "MFU", "idle %", title=title)
     for name, f in figures.items():
         if "error" in f:
             table.add_row(name, "", f["error"])
             continue
         quartiles = f"{f['lower_quartile']:,.0f} to {f['upper_quartile']:,.0f}"
         speed, peak = f"{f['images_per_second']:,.0f}", f"{f['peak_bytes'] / 2**20:,.0f}"
-        table.add_row(name, speed, quartiles, f"{f['ratio']:.3f}", peak, f"{f['mfu']:.2f}")
+        idle = "" if f["idle"] is None else f"{100 * f['idle']:.1f}"
+        table.add_row(name, speed, quartiles, f"{f['ratio']:.3f}", peak, f"{f['mfu']:.2f}", idle)
     console.print(table)
 
 
@@ -204,6 +206,8 @@ def train(bench: Bench, console: Console) -> Figures:
 def main() -> None:
     """The command."""
     bench, console = tyro.cli(Bench), Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
     try:
         bench = settled(bench)
         device, dtype = torch.device(bench.device), PRECISIONS[bench.precision.split(",")[0]]

@@ -1,6 +1,6 @@
 """Batches of a split, on the device: gathered there, or read from the host's memory map one batch ahead."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -27,12 +27,12 @@ def batches(split: Split, order: Tensor, size: int, device: torch.device) -> Ite
     Images in the host's memory, or on its disk behind a memory map, are read by a thread one batch ahead; on CUDA
     they pass through pinned buffers and a stream of their own. A batch is valid until the next one is asked for.
     """
-    indices = order.split(size)[: len(order) // size]
+    whole = order[: len(order) // size * size]
     if resident(split, device):
-        for index in indices:
+        for index in whole.split(size):
             yield gather(split, index)
-    elif indices:
-        yield from _ahead(split, [index.cpu() for index in indices], device)
+    elif len(whole):
+        yield from _ahead(split, whole.cpu().split(size), device)
 
 
 class _Slot(NamedTuple):
@@ -42,7 +42,7 @@ class _Slot(NamedTuple):
     copied: torch.cuda.Event | None
 
 
-def _ahead(split: Split, indices: list[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _ahead(split: Split, indices: Sequence[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     cuda = device.type == "cuda"
     stream = torch.cuda.Stream(device) if cuda else None
     shape = (len(indices[0]), *split.images.shape[1:])

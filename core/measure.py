@@ -2,12 +2,13 @@
 
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -117,6 +118,27 @@ def ceiling(dtype: torch.dtype, device: torch.device, side: int = 0) -> float:
         a @ a
         ticks.mark()
     return 2 * side**3 / median(ticks.intervals())
+
+
+def idle_share(run: Callable[[], object], device: torch.device) -> float | None:
+    """The share of a run in which a GPU computes nothing, between its first kernel and its last; None on CPU."""
+    if device.type != "cuda":
+        return None
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        run()
+        torch.cuda.synchronize(device)
+    events = trace.profiler.kineto_results.events()
+    return 1 - busy_share([(e.start_ns(), e.end_ns()) for e in events if e.device_type() == DeviceType.CUDA])
+
+
+def busy_share(spans: Sequence[tuple[int, int]]) -> float:
+    """The share of the time from the first begin to the last end that spans (begin, end), in any order, cover."""
+    covered, until = 0, min(begin for begin, _ in spans)
+    first = until
+    for begin, end in sorted(spans):
+        covered += max(0, end - max(begin, until))
+        until = max(until, end)
+    return covered / (until - first)
 
 
 def gpu_state(device: torch.device) -> dict[str, str]:

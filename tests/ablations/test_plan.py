@@ -1,19 +1,31 @@
 import json
-import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from ablations import arms, plan
+from ablations import run as command
 from ablations.presets import PRESETS
 from core import data, vit
 from core.errors import InputError
 
-COMMAND = [sys.executable, "ablations/run.py", "--preset", "quick", "--plan"]
 
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(*options) -> what the command prints and its exit status."""
 
-def run(*options):
-    return subprocess.run([*COMMAND, *options], capture_output=True, text=True)
+    def call(*options, plan=("--plan",)):
+        monkeypatch.setattr(sys, "argv", ["run.py", "--preset", "quick", *plan, *options])
+        code = 0
+        try:
+            command.main()
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return SimpleNamespace(stdout=out, stderr=err, returncode=code)
+
+    return call
 
 
 @pytest.mark.parametrize(
@@ -51,7 +63,7 @@ def test_no_batch_is_too_large_for_an_endless_budget():
     assert plan.largest(lambda batch: 1000 + batch, 10**18, 32) == 2**20
 
 
-def test_json_for_every_arm_without_data(tmp_path):
+def test_json_for_every_arm_without_data(run, tmp_path):
     """CIFAR-10 is not at hand here, and is not needed."""
     out = run("--json", "--data", "cifar10", "--data-root", str(tmp_path), "--arms", "baseline,flash,crs@0.3+mrt")
     planned = json.loads(out.stdout)
@@ -64,7 +76,7 @@ def test_json_for_every_arm_without_data(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_table_and_the_budget():
+def test_the_table_and_the_budget(run):
     out = run("--arms", "baseline,flash,crs@0.3+flash", "--budget", "25MiB")
     assert out.returncode == 0
     rows = {line.split()[0]: line.split()[-2:] for line in out.stdout.splitlines() if line.strip()[-1:].isdigit()}
@@ -73,7 +85,7 @@ def test_the_table_and_the_budget():
     assert int(rows["baseline"][1]) < 32 <= int(rows["flash"][1]) < int(rows["crs@0.3+flash"][1])
 
 
-def test_compiled_bytes_are_added_on_demand():
+def test_compiled_bytes_are_added_on_demand(run):
     options = ("--arms", "flash", "--depth", "2", "--width", "16", "--mlp", "32", "--batch-size", "4")
     assert json.loads(run("--json", "--engine", "compiled", *options).stdout)[0]["kept_bytes_compiled"] > 0
 
@@ -99,15 +111,15 @@ def test_outline_is_the_data_without_images():
         (("--arms", "FLASH"), "did you mean 'flash'"),
     ],
 )
-def test_bad_input(options, message):
+def test_bad_input(run, options, message):
     out = run(*options)
     assert out.returncode == 2
     assert message in out.stderr
     assert "Traceback" not in out.stderr
 
 
-def test_json_and_budget_need_plan():
+def test_json_and_budget_need_plan(run):
     for option in (("--json",), ("--budget", "1GB"), ("--budget", "")):
-        out = subprocess.run([*COMMAND[:-1], *option], capture_output=True, text=True)
+        out = run(*option, plan=())
         assert out.returncode == 2
         assert f"{option[0]} belongs to --plan" in out.stderr

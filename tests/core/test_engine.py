@@ -204,9 +204,10 @@ def test_graphed_equals_compiled_on_cuda(arm, per_replay):
         )
         state = start({n: p.to(device) for n, p in vit.init(CONFIG, 0).items()}, rng.key(0, device))
         steps.warm_up(state)
+        orders = [rng.permutation(rng.key(epoch, device), 40) for epoch in range(4)]
         torch.cuda.set_sync_debug_mode("error")
         try:
-            out = [steps.epoch(state, rng.permutation(rng.key(e, device), 40))[1].loss for e in range(4)]
+            out = [steps.epoch(state, order)[1].loss for order in orders]
         finally:
             torch.cuda.set_sync_debug_mode("default")
         losses.append(torch.cat(out).tolist())

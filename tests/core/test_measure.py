@@ -1,9 +1,11 @@
+import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from core.measure import Ticks, peak_bytes, tensor_bytes
+from core.measure import Ticks, busy_share, ceiling, gpu_state, peak_bytes, tensor_bytes
 
 CPU = torch.device("cpu")
 
@@ -41,3 +43,32 @@ def test_peak_on_cuda():
     x = torch.zeros(1_000_000, device="cuda")
     peak = peak_bytes(lambda x: (x + 1) * 2, x, device=torch.device("cuda"))
     assert peak == pytest.approx(12_000_000, rel=0.05)
+
+
+def test_busy_share_counts_overlaps_once():
+    assert busy_share([(0, 10)]) == 1
+    assert busy_share([(40, 60), (0, 10), (5, 20), (6, 8)]) == pytest.approx(40 / 60)
+    assert busy_share([(0, 1), (99, 100)]) == pytest.approx(0.02)
+
+
+def test_ceiling_is_of_the_order_of_a_product():
+    assert 1e8 < ceiling(torch.float32, CPU, side=256) < 1e14
+
+
+def test_gpu_state_is_read_or_says_why_not(monkeypatch):
+    assert gpu_state(CPU) == {}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1"))
+
+    def answer(query, **options):
+        assert query[1] == "--id=GPU-1"
+        return SimpleNamespace(stdout="1980, 1980, 3201, 0x0000000000000004, 41, 300.5\n")
+
+    monkeypatch.setattr(subprocess, "run", answer)
+    found = gpu_state(torch.device("cuda"))
+    assert (found["clocks.sm"], found["clocks_event_reasons.active"]) == ("1980", "0x0000000000000004")
+
+    def missing(query, **options):
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert gpu_state(torch.device("cuda")) == {"unknown": "nvidia-smi"}
