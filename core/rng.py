@@ -24,9 +24,11 @@ def philox(key: Tensor, counter: Words) -> Words:
     rounds = torch.arange(10, device=key.device)
     first, second = (key[0] + rounds * 0x9E3779B9) & _WORD, (key[1] + rounds * 0xBB67AE85) & _WORD
     for k0, k1 in zip(first.unbind(), second.unbind(), strict=True):
-        # The 64-bit products wrap; after the shift and the mask only their true bits are left.
-        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & _WORD, p1 & _WORD, ((p0 >> 32) ^ c3 ^ k1) & _WORD, p0 & _WORD
+        # The multipliers less 2^32, for c·M overflows int64 and C++ leaves undefined what that gives: the low word is
+        # the same, the high word lacks c.
+        p0, p1 = c0 * (0xD2511F53 - (1 << 32)), c2 * (0xCD9E8D57 - (1 << 32))
+        high0, high1 = (p0 >> 32) + c0, (p1 >> 32) + c2
+        c0, c1, c2, c3 = (high1 ^ c1 ^ k0) & _WORD, p1 & _WORD, (high0 ^ c3 ^ k1) & _WORD, p0 & _WORD
     return c0, c1, c2, c3
 
 
