@@ -18,7 +18,7 @@ from core.ops import Params
 from core.step import AdamW, Batch, Metrics, Objective, State, Step, make_step
 
 ENGINES = ("auto", "eager", "compiled", "graphed")
-REPAYS = 3e15  # FLOPs of a cell from which compiling pays on a CPU: see docs/measuring.md
+REPAYS = 2e14  # FLOPs of a cell from which compiling pays on a CPU: docs/results/cpu.md, "Engines"
 
 
 def resolve(name: str, device: str, work: float = 0.0) -> tuple[str, str]:
