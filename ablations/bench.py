@@ -81,7 +81,10 @@ def settled(bench: Bench) -> Bench:
     if cuda and not torch.cuda.is_available():
         raise InputError("device 'cuda' is not available here: pass --device cpu")
     if bench.rounds < 2 or min(bench.steps, bench.batch_size) < 0:
-        raise InputError(f"rounds {bench.rounds}, steps {bench.steps}, batch size {bench.batch_size}: at least 2, 0, 0")
+        raise InputError(
+            f"rounds {bench.rounds}, steps {bench.steps}, batch size {bench.batch_size}: at least 2, "
+            "0 and 0 (which stands for the device's own)"
+        )
     bench = replace(
         bench,
         shapes=bench.shapes or (",".join(SHAPES) if cuda else "4.2M"),
@@ -98,25 +101,27 @@ def settled(bench: Bench) -> Bench:
         for name in names.split(","):
             choose(kind, name, legal)
     for name in bench.engines.split(","):
-        engine.resolve(name, bench.device)
+        engine.resolve(choose("engine", name, engine.ENGINES[1:]), bench.device)
     for arm in bench.arms.split(","):
         parse(arm)
     return bench
 
 
-def ours(arm: str, how: str, config: vit.VitConfig, batch: Split, dtype: torch.dtype, steps: int) -> Contender:
-    """The training loop of one of our arms; a block is an epoch of the batch, `steps` times over."""
-    device, size = batch.images.device, len(batch.labels)
+def ours(arm: str, how: str, config: vit.VitConfig, data: Split, size: int, dtype: torch.dtype) -> Contender:
+    """The training loop of one of our arms; a block is an epoch of the data, `size` images a step."""
+    device = data.images.device
     step = engine.build(objective(config, parse(arm).ops, lambda images, key: images, dtype), AdamW(), how)
-    repeated = Split(batch.images.repeat(steps, 1, 1, 1), batch.labels.repeat(steps))
-    loop = engine.loop(how, step, repeated, size, device, {})
+    loop = engine.loop(how, step, data, size, device, {})
     state = [start({name: p.to(device) for name, p in vit.init(config, 0).items()}, rng.key(0, device))]
-    order = torch.arange(steps * size, device=device)
+    order = torch.arange(len(data.labels), device=device)
 
     def run() -> None:
         state[0], _ = loop.epoch(state[0], order)
 
-    return Contender(run, lambda: peak_bytes(step, state[0], (batch.images, batch.labels), device=device))
+    def peak() -> int:
+        return peak_bytes(step, state[0], tuple(t[:size].clone() for t in data), device=device)
+
+    return Contender(run, peak)
 
 
 def compare(bench: Bench, config: vit.VitConfig, size: int, precision: str) -> Figures:
@@ -131,10 +136,11 @@ def compare(bench: Bench, config: vit.VitConfig, size: int, precision: str) -> F
     for name in peers:
         base, _, compiled = name.partition(":")
         build[name] = partial(contender, base, config, batch, half, bool(compiled), steps)
+    data = Split(batch.images.repeat(steps, 1, 1, 1), batch.labels.repeat(steps))
     pairs = [(arm, how) for arm in bench.arms.split(",") for how in bench.engines.split(",")]
     for arm, how in pairs:
-        build[f"{arm}, {how}"] = partial(ours, arm, how, config, batch, dtype, steps)
-    build[f"{pairs[0][0]}, {pairs[0][1]} (A/A)"] = partial(ours, *pairs[0], config, batch, dtype, steps)
+        build[f"{arm}, {how}"] = partial(ours, arm, how, config, data, size, dtype)
+    build[f"{pairs[0][0]}, {pairs[0][1]} (A/A)"] = partial(ours, *pairs[0], config, data, size, dtype)
     figures: Figures = {}
     running: dict[str, Callable[[], object]] = {}
     for name, make in build.items():
@@ -144,6 +150,8 @@ def compare(bench: Bench, config: vit.VitConfig, size: int, precision: str) -> F
             figures[name], running[name] = {"peak_bytes": made.peak(), "idle": idle_share(made.run, device)}, made.run
         except (InputError, torch.cuda.OutOfMemoryError) as error:
             figures[name] = {"error": str(error).splitlines()[0]}
+    if "error" in figures[peers[0]]:
+        raise InputError(f"'{peers[0]}', which ratios refer to, cannot run: {figures[peers[0]]['error']}")
     seconds, top = interleaved(running, bench.rounds, device), ceiling(dtype, device)
     flops = graph.account(config, EXACT, size).flops
     for name, blocks in seconds.items():

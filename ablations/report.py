@@ -44,6 +44,7 @@ COLUMNS: dict[str, tuple[Callable[[Result], float], str]] = {
     "peak MiB": (lambda r: r["peak_bytes"] / 2**20, ",.0f"),
     "predicted": (lambda r: r["predicted_peak_bytes"] / 2**20, ",.0f"),
     "kept MiB": (lambda r: r["kept_bytes"] / 2**20, ",.0f"),
+    "MFU": (lambda r: r["mfu"], ".2f"),
 }
 BRIEF = ("best %", "train s", "img/s", "peak MiB")
 RATIOS = {"time ×": "step_ms_median", "peak ×": "peak_bytes"}
@@ -183,7 +184,8 @@ def _reading(finished: Sequence[Result]) -> str:
         "step ms: median; cells run one after another, so small differences can be the machine's drift "
         "(ablations/bench.py interleaves). peak MiB: parameters, optimizer state, batch and everything else alive at "
         "once in one training step, measured in a pass of its own; predicted: the same, accounted for without running "
-        "it, for eager PyTorch; kept MiB: the part kept for the backward pass. time × and peak ×: step ms and peak MiB "
+        "it, for eager PyTorch; kept MiB: the part kept for the backward pass. MFU: the arm's own FLOPs a second over "
+        "those of a large matrix product, measured as the cell ended. time × and peak ×: step ms and peak MiB "
         "over the baseline's."
     )
 

@@ -77,6 +77,8 @@ def read(arguments: list[str], console: Console) -> Command:
         raise InputError(f"seeds {command.seeds} is too small: at least 1")
     if (command.json or command.budget is not None) and not command.plan:
         raise InputError(f"{'--json' if command.json else '--budget'} belongs to --plan; add --plan")
+    if command.profile and command.plan:
+        raise InputError("--profile belongs to a run, and --plan runs nothing; leave out one")
     return command
 
 

@@ -308,6 +308,6 @@ def _decode(files: list[str], side: int, exact: bool, out: Path) -> None:
         array[i] = np.asarray(picture).transpose(2, 0, 1)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(one, range(len(files))):
-            pass
+        for part in range(0, len(files), 4096):  # map() would queue every file of a large folder at once
+            list(pool.map(one, range(part, min(part + 4096, len(files)))))
     array.flush()

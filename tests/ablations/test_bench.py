@@ -75,11 +75,12 @@ def test_blocks_are_interleaved():
         ({"precision": "fp16"}, "unknown precision 'fp16'"),
         ({"shapes": "B32"}, "unknown shape 'B32'; legal: 4.2M"),
         ({"engines": "eagre"}, "unknown engine 'eagre'"),
+        ({"engines": "auto"}, "unknown engine 'auto'; legal: eager, compiled, graphed"),
         ({"engines": "graphed"}, "graphed.*needs --device cuda"),
         ({"peers": "tim"}, "unknown peer 'tim'.*did you mean 'timm'"),
         ({"arms": "flush"}, "flush"),
         ({"rounds": 1}, "rounds 1, .* at least 2"),
-        ({"batch_size": -1}, "batch size -1: at least 2, 0, 0"),
+        ({"batch_size": -1}, "batch size -1: at least 2, 0 and 0"),
     ],
 )
 def test_bad_options_are_refused(option, message):

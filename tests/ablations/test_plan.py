@@ -118,6 +118,12 @@ def test_bad_input(run, options, message):
     assert "Traceback" not in out.stderr
 
 
+def test_a_plan_profiles_nothing(run):
+    out = run("--profile", "--arms", "flash")
+    assert out.returncode == 2
+    assert "--profile belongs to a run" in out.stderr
+
+
 def test_json_and_budget_need_plan(run):
     for option in (("--json",), ("--budget", "1GB"), ("--budget", "")):
         out = run(*option, plan=())

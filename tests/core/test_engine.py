@@ -187,16 +187,16 @@ def test_engines_that_are_not_to_be_had():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("arm", ["baseline", "decatt+flash", "crs@0.3+flash", "mrt"])
+@pytest.mark.parametrize("arm", ["baseline", "decatt+flash@tiled", "crs@0.3", "mrt"])
 @pytest.mark.parametrize("per_replay", [1, 5])
 def test_graphed_equals_compiled_on_cuda(arm, per_replay):
+    """In float32: the flash kernel takes bfloat16 alone and adds up its dQ in no fixed order."""
     device = torch.device("cuda")
     data = Split(*(t.to(device) for t in split()))
-    dtype = torch.bfloat16 if "flash" in arm else torch.float32
     prepare = preparation((0.4,) * 3, (0.3,) * 3, True, 1, 5.0)
     losses = []
     for how in ("compiled", "graphed"):
-        step = engine.build(objective(CONFIG, parse(arm, MRT).ops, prepare, dtype), AdamW(1e-2), how)
+        step = engine.build(objective(CONFIG, parse(arm, MRT).ops, prepare), AdamW(1e-2), how)
         steps = (
             engine.Graphed(step, data, 8, device, {}, per_replay)
             if how == "graphed"
