@@ -89,7 +89,7 @@ def settled(bench: Bench) -> Bench:
         bench,
         shapes=bench.shapes or (",".join(SHAPES) if cuda else "4.2M"),
         engines=bench.engines or ("eager,compiled,graphed" if cuda else "eager"),
-        precision=bench.precision or ("fp32,bf16" if cuda else "fp32"),
+        precision=bench.precision or ("fp32" if not cuda else "fp32,bf16" if bench.what == "train" else "bf16"),
         steps=bench.steps or (20 if cuda else 3),
         peers=bench.peers + (",timm:compiled" if cuda and "timm:compiled" not in bench.peers else ""),
     )
@@ -108,18 +108,24 @@ def settled(bench: Bench) -> Bench:
 
 
 def ours(arm: str, how: str, config: vit.VitConfig, data: Split, size: int, dtype: torch.dtype) -> Contender:
-    """The training loop of one of our arms; a block is an epoch of the data, `size` images a step."""
+    """The training loop of one of our arms; a block is a step of the `size` images for every `size` labels."""
     device = data.images.device
-    step = engine.build(objective(config, parse(arm).ops, lambda images, key: images, dtype), AdamW(), how)
+    loss = objective(config, parse(arm).ops, lambda images, key: images, dtype)
+    params = {name: p.to(device) for name, p in vit.init(config, 0).items()}
+    with torch.no_grad():  # what cannot run says so here: inside a compiled graph it would be the compiler's error
+        loss(params, (data.images[:2], data.labels[:2]), rng.key(0, device))
+    step = engine.build(loss, AdamW(), how)
     loop = engine.loop(how, step, data, size, device, {})
-    state = [start({name: p.to(device) for name, p in vit.init(config, 0).items()}, rng.key(0, device))]
-    order = torch.arange(len(data.labels), device=device)
+    state = [start(params, rng.key(0, device))]
+    order = torch.arange(size, device=device).repeat(len(data.labels) // size)
 
     def run() -> None:
         state[0], _ = loop.epoch(state[0], order)
 
     def peak() -> int:
-        return peak_bytes(step, state[0], tuple(t[:size].clone() for t in data), device=device)
+        batch = data.images, data.labels[:size].clone()
+        step(state[0], batch)
+        return peak_bytes(step, state[0], batch, device=device)
 
     return Contender(run, peak)
 
@@ -136,7 +142,7 @@ def compare(bench: Bench, config: vit.VitConfig, size: int, precision: str) -> F
     for name in peers:
         base, _, compiled = name.partition(":")
         build[name] = partial(contender, base, config, batch, half, bool(compiled), steps)
-    data = Split(batch.images.repeat(steps, 1, 1, 1), batch.labels.repeat(steps))
+    data = Split(batch.images, batch.labels.repeat(steps))
     pairs = [(arm, how) for arm in bench.arms.split(",") for how in bench.engines.split(",")]
     for arm, how in pairs:
         build[f"{arm}, {how}"] = partial(ours, arm, how, config, data, size, dtype)
@@ -205,6 +211,7 @@ def train(bench: Bench, console: Console) -> Figures:
             show(every[title], title, bench.peers.split(",")[0], console)
             if precision == "bf16" and bench.device == "cpu" and (why := no_bf16_units()):
                 console.print(why)
+            torch._dynamo.reset()
             gc.collect()
             if bench.device == "cuda":
                 torch.cuda.empty_cache()
@@ -216,6 +223,7 @@ def main() -> None:
     bench, console = tyro.cli(Bench), Console()
     if not console.is_terminal:
         console.width = max(console.width, 120)
+    torch.backends.cudnn.allow_tf32 = False
     try:
         bench = settled(bench)
         device, dtype = torch.device(bench.device), PRECISIONS[bench.precision.split(",")[0]]

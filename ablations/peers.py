@@ -128,7 +128,7 @@ def contender(
     images, labels = batch
     model: Any = PEERS[name](config).to(images.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    forward = torch.compile(model) if compiled else model
+    forward = torch.compile(model, dynamic=False) if compiled else model
 
     def one() -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=half):

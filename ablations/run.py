@@ -95,6 +95,7 @@ def _last(option: str, arguments: list[str]) -> str | None:
 
 def execute(command: Command, console: Console) -> int:
     """Run or continue the study of a command; returns the number of failed cells."""
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions too
     recipe = command.recipe.resolve_machine()
     arm_names.select(command.arms, arm_names.read_settings(recipe.set))  # refused before data is fetched
     data = data_sets.load(recipe.data, command.data_root, recipe.image)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -35,27 +36,38 @@ def batches(split: Split, order: Tensor, size: int, device: torch.device) -> Ite
         yield from _ahead(split, whole.cpu().split(size), device)
 
 
+@cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all copies: each new stream would keep memory of its own."""
+    return torch.cuda.Stream(device)
+
+
 class _Slot(NamedTuple):
-    """A host buffer for one batch. copied: when the device has it (CUDA)."""
+    """A host buffer for one batch. CUDA events: when the device has the batch, and when it has used it."""
 
     images: Tensor
     copied: torch.cuda.Event | None
+    used: torch.cuda.Event | None
 
 
 def _ahead(split: Split, indices: Sequence[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     cuda = device.type == "cuda"
-    stream = torch.cuda.Stream(device) if cuda else None
+    stream = _copies(device) if cuda else None
     shape = (len(indices[0]), *split.images.shape[1:])
     slots = [
-        _Slot(torch.empty(shape, dtype=split.images.dtype, pin_memory=cuda), torch.cuda.Event() if cuda else None)
+        _Slot(
+            torch.empty(shape, dtype=split.images.dtype, pin_memory=cuda),
+            *((torch.cuda.Event(), torch.cuda.Event()) if cuda else (None, None)),
+        )
         for _ in range(2)
     ]
     source = split.images.numpy()
 
     def read(i: int) -> tuple[Tensor, Tensor]:
         slot, index = slots[i % 2], indices[i]
-        if slot.copied is not None:
+        if slot.copied is not None and slot.used is not None:
             slot.copied.synchronize()
+            slot.used.synchronize()  # or the host would run far ahead, with a batch on the device for each step
         np.take(source, index.numpy(), axis=0, out=slot.images.numpy(), mode="clip")  # the other modes copy twice
         labels = split.labels[index]
         if slot.copied is None:
@@ -77,3 +89,5 @@ def _ahead(split: Split, indices: Sequence[Tensor], device: torch.device) -> Ite
             if i + 1 < len(indices):
                 ahead = reader.submit(read, i + 1)
             yield batch
+            if (event := slots[i % 2].used) is not None:
+                event.record(torch.cuda.current_stream(device))

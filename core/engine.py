@@ -139,7 +139,8 @@ class Graphed:
     def epoch(self, state: State, order: Tensor, done: Callable[[], None] = lambda: None) -> tuple[State, Metrics]:
         """A step for every whole batch of this order [n]; `done` is called when each replay was issued. The metrics
         are [steps]."""
-        self.warm_up(state)
+        if self._replay is None:
+            self.warm_up(state)
         self._start(state)
         self._order.copy_(order[: self._order.numel()].view_as(self._order))
         if self._resident:
@@ -216,12 +217,16 @@ def _on_side_stream(device: torch.device) -> Iterator[None]:
 
 @cache
 def _pool() -> Any:
-    """One memory pool for all graphs: nothing of theirs outlives a replay, so they may share it."""
-    return torch.cuda.graph_pool_handle()
+    """A graph whose memory pool all others share: nothing of theirs outlives a replay. It is kept for ever, since a
+    pool cannot be used again once its last graph is gone."""
+    keeper = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(keeper):
+        torch.zeros(1, device="cuda")
+    return keeper
 
 
 def _cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_pool()):
+    with torch.cuda.graph(graph, pool=_pool().pool()):
         body()
     return graph.replay

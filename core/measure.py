@@ -83,6 +83,7 @@ def peak_bytes(fn: Callable[..., Any], *args: Any, device: torch.device) -> int:
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         fn(*args)
@@ -99,7 +100,8 @@ def peak_bytes(fn: Callable[..., Any], *args: Any, device: torch.device) -> int:
 
 
 def reserved_bytes(device: torch.device) -> int:
-    """The most that the CUDA allocator held since `peak_bytes` last looked, free blocks included; 0 on CPU."""
+    """The most that the CUDA allocator held since `peak_bytes` last looked, for the whole process, other arms' graphs
+    and free blocks included; 0 on CPU."""
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
 
 
@@ -109,8 +111,8 @@ def ceiling(dtype: torch.dtype, device: torch.device, side: int = 0) -> float:
     side: of the matrices; 0 for 8192 on CUDA and 1536 on CPU.
     """
     side = side or (8192 if device.type == "cuda" else 1536)
-    a = torch.ones(side, side, dtype=dtype, device=device)
-    for _ in range(2):
+    a = torch.randn(side, side, device=device).to(dtype)  # constants would draw less power and run at higher clocks
+    for _ in range(10 if device.type == "cuda" else 2):
         a @ a
     ticks = Ticks(device)
     ticks.mark()
@@ -121,14 +123,16 @@ def ceiling(dtype: torch.dtype, device: torch.device, side: int = 0) -> float:
 
 
 def idle_share(run: Callable[[], object], device: torch.device) -> float | None:
-    """The share of a run in which a GPU computes nothing, between its first kernel and its last; None on CPU."""
+    """The share of a run in which a GPU computes nothing, between its first kernel and its last, at most: tracing
+    itself adds gaps. None on CPU, and where kernels cannot be traced."""
     if device.type != "cuda":
         return None
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         run()
         torch.cuda.synchronize(device)
     events = trace.profiler.kineto_results.events()
-    return 1 - busy_share([(e.start_ns(), e.end_ns()) for e in events if e.device_type() == DeviceType.CUDA])
+    spans = [(e.start_ns(), e.end_ns()) for e in events if e.device_type() == DeviceType.CUDA]
+    return 1 - busy_share(spans) if spans else None
 
 
 def busy_share(spans: Sequence[tuple[int, int]]) -> float:
@@ -138,7 +142,7 @@ def busy_share(spans: Sequence[tuple[int, int]]) -> float:
     for begin, end in sorted(spans):
         covered += max(0, end - max(begin, until))
         until = max(until, end)
-    return covered / (until - first)
+    return covered / max(until - first, 1)
 
 
 def gpu_state(device: torch.device) -> dict[str, str]:

@@ -189,11 +189,11 @@ def adamw(state: State, gradients: Params, optimizer: AdamW) -> tuple[State, Ten
         first = torch._foreach_lerp(m, g, 1 - optimizer.beta1)
         second = torch._foreach_addcmul(torch._foreach_mul(v, optimizer.beta2), g, g, value=1 - optimizer.beta2)
         update = torch._foreach_sqrt(second)
-        torch._foreach_div_(update, root)
+        torch._foreach_div_(update, root.to(p[0].dtype))  # of another type it would be one launch a tensor
         torch._foreach_add_(update, optimizer.eps)
         torch._foreach_reciprocal_(update)
         torch._foreach_mul_(update, first)
-        torch._foreach_mul_(update, scale)
+        torch._foreach_mul_(update, scale.to(p[0].dtype))
         decayed = [old * kept if optimizer.decays(name) else old for name, old in zip(names, p, strict=True)]
         new = torch._foreach_sub(decayed, update)
         for tree, tensors in ((params, new), (mean, first), (square, second)):

@@ -1,6 +1,7 @@
 """Scores of patches for mixed-resolution tokenization: the lowest is split first. None passes a gradient on."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -116,7 +117,8 @@ def _neighbour(i: int, k: int) -> tuple[int, float]:
 def random_scores(images: Tensor, min_patch: int, max_patch: int) -> dict[int, Tensor]:
     """Uniform draws from a fixed seed, the same for every batch of one size: for control arms."""
     B, _, S, _ = images.shape
-    keys = rng.split(rng.key(0, images.device), 32)
+    seed = torch.zeros(2, dtype=torch.int64, device=images.device)  # key 0, without a copy from the host
+    keys = rng.split(seed, 32)
     found = enumerate(splittable(min_patch, max_patch))
     return {size: rng.uniform(keys[i], (B, (S // size) ** 2)) for i, size in found}
 
@@ -127,7 +129,7 @@ def feature_scores(weights: str | None) -> Scorer:
     weights: a file of its state dict (.pth), or None for torchvision's ImageNet weights. Raises InputError where they
     cannot be had, and, when called, for a feature map coarser than the patch grid.
     """
-    early, late = _shufflenet(weights)
+    networks = {"cpu": _shufflenet(weights)}  # a copy for each kind of device, made by the first eager call there
 
     def scores(images: Tensor, min_patch: int, max_patch: int) -> dict[int, Tensor]:
         side, finest = images.shape[-1], 2 * min_patch
@@ -136,9 +138,11 @@ def feature_scores(weights: str | None) -> Scorer:
                 f"scorer 'features' sees nothing finer than 16 pixels, and min patch {min_patch} needs {finest}; "
                 "use a larger min patch (a larger mrt.image) or --set mrt.scorer=blur"
             )
-        if not torch.compiler.is_compiling():  # the first eager call takes the network to the images' device
-            early.to(images.device)
-            late.to(images.device)
+        kind = images.device.type
+        if not torch.compiler.is_compiling() and kind not in networks:
+            first, second = deepcopy(networks["cpu"])
+            networks[kind] = first.to(images.device), second.to(images.device)
+        early, late = networks[kind]
         with torch.no_grad():
             features = early(images.float())
             if finest >= 32:

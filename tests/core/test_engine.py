@@ -140,7 +140,7 @@ def on(device):
     return state, (images, torch.empty(8, dtype=torch.int64, device=device))
 
 
-@pytest.mark.parametrize("arm", ["baseline", "decatt+flash@tiled", "mrt", "crs@0.3", "recompute@True"])
+@pytest.mark.parametrize("arm", ["baseline", "decatt+flash@tiled", "mrt", "mrt random", "crs@0.3", "recompute@True"])
 def test_forward_pass_on_cuda_needs_no_host(arm, hopper):
     """Fake CUDA tensors: no GPU is needed to see a constant copied from the host."""
     prepare = preparation((0.4,) * 3, (0.3,) * 3, True, 1, 5.0)
@@ -150,7 +150,9 @@ def test_forward_pass_on_cuda_needs_no_host(arm, hopper):
             pixels = prepare(images, rng.fold_in(state.key, state.step))
             key = rng.split(state.key, 2)[1]
             params = cast(state.params, torch.bfloat16)
-            output = vit.forward(params, pixels, CONFIG, parse(arm, MRT).ops, key)
+            name, *scorer = arm.split()
+            settings = {"mrt": MRT["mrt"] | ({"scorer": scorer[0]} if scorer else {})}
+            output = vit.forward(params, pixels, CONFIG, parse(name, settings).ops, key)
     assert output.logits.device.type == "cuda"
 
 
