@@ -130,8 +130,8 @@ def foresee(command: Command, console: Console) -> None:
     """Print the account of every arm."""
     budget = None if command.budget is None else plan.read_bytes(command.budget)
     recipe = command.recipe.resolve_machine()
-    recipe = recipe.resolve_shape(data_sets.outline(recipe.data, command.data_root, recipe.image))
     data = data_sets.outline(recipe.data, command.data_root, recipe.image)
+    recipe = recipe.resolve_shape(data)
     chosen = arm_names.select(command.arms, arm_names.read_settings(recipe.set))
     planned = []
     for entry in plan.entries(chosen, recipe, data, command.recipe.engine == "compiled", budget):

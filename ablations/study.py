@@ -19,6 +19,7 @@ from ablations.plan import accounted
 from ablations.presets import PRECISIONS, Recipe
 from ablations.record import Recorder, Result, Row, cell_folder, finished, write_json
 from core import rng, vit, weights
+from core.batches import gather
 from core.data import Data, Split
 from core.engine import Loop, build, loop
 from core.errors import InputError
@@ -167,9 +168,10 @@ def train(
             progress.step()
 
         state, metrics = steps.epoch(state, order, done)
-        intervals += ticks.intervals()
+        seconds = ticks.intervals()
+        intervals += seconds
         accuracy, val_loss = evaluate(state.params, data.val, config, ops, prepare, dtype, device)
-        row = _row(epoch, metrics, ticks.intervals(), recipe.batch_size) | {
+        row = _row(epoch, metrics, seconds, recipe.batch_size) | {
             "val/accuracy": accuracy,
             "val/loss": val_loss,
             "memory/peak_mib": peak / 2**20,
@@ -281,8 +283,8 @@ def evaluate(
 
 
 def _batch(split: Split, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    index = index.to(split.labels.device)
-    return split.images[index].to(device), split.labels[index].to(device)
+    images, labels = gather(split, index.to(split.labels.device))
+    return images.to(device), labels.to(device)
 
 
 def _to(params: Params, device: torch.device) -> Params:

@@ -31,10 +31,9 @@ def preparation(
             angle = torch.deg2rad((2 * draws[1] - 1) * rotate)
             x, y = (torch.floor(u * (2 * shift + 1)) - shift for u in draws[2:])
             pixels = affine(pixels, mirror, angle, x, y)
+        # filled on the device: a copy from the host cannot be captured in a CUDA graph
         centre, scale = (torch.stack([pixels.new_full((1, 1), v) for v in values]) for values in (mean, std))
-        return (
-            pixels - centre
-        ) / scale  # filled on the device: a copy from the host cannot be captured in a CUDA graph
+        return (pixels - centre) / scale
 
     return prepare
 

@@ -121,7 +121,7 @@ class Graphed:
         self._order = torch.zeros(steps, size, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._metrics = torch.zeros(steps, len(Metrics._fields) - 1, dtype=torch.float64, device=device)
-        self._streamed = () if self._resident else tuple(_like(t[:size], device) for t in split)
+        self._streamed = () if self._resident else tuple(torch.zeros_like(t[:size], device=device) for t in split)
         self._state: State | None = None
         self._replay: Callable[[], None] | None = None
 
@@ -196,10 +196,6 @@ def loop(engine: str, step: Step, split: Split, size: int, device: torch.device,
 def _overwrite(old: State, new: State) -> None:
     for mine, other in ((old[:3], new[:3]), (old[3:], new[3:])):  # floats, integers: one launch for each kind
         torch._foreach_copy_(tree_leaves(mine), tree_leaves(other))
-
-
-def _like(rows: Tensor, device: torch.device) -> Tensor:
-    return torch.zeros(rows.shape, dtype=rows.dtype, device=device)
 
 
 @contextmanager
