@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any, get_args, get_type_hints
 
+import torch
+
 from core.errors import InputError, choose
 from core.ops import EXACT, Ops, Rewrite
 from core.transforms import REGISTRY
 
 BASELINE = "baseline"
+AGAIN = "baseline-again"  # the same arm a second time: what differs between the two is noise
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PUBLISHED = (  # the eight arms of study 1
     BASELINE,
     "decatt",
@@ -35,6 +39,8 @@ class Arm:
     transforms: tuple[Rewrite, ...]
     parameters: Settings = field(default_factory=dict)
     """Every parameter of its transforms, by their names."""
+    precision: str | None = None
+    """fp32 or bf16 instead of the recipe's."""
 
     @cached_property
     def ops(self) -> Ops:
@@ -57,14 +63,19 @@ class Arm:
 
 
 def parse(name: str, settings: Settings | None = None) -> Arm:
-    """The arm of a name: parts joined by + in any order, each NAME or NAME@VALUE (the first parameter).
+    """The arm of a name: parts joined by + in any order, each NAME or NAME@VALUE (the first parameter), or a
+    precision.
 
     settings: parameters for the transforms by name, below a value in the arm's own name. Raises InputError
     for an unknown part, a part twice, an illegal value, or transforms that cannot be combined.
     """
-    if name == BASELINE:
-        return Arm(BASELINE, ())
-    parts = sorted((_part(text, settings or {}) for text in name.split("+")), key=lambda part: part[0])
+    if name in (BASELINE, AGAIN):
+        return Arm(name, ())
+    texts = name.split("+")
+    precisions = [text for text in texts if text in PRECISIONS]
+    if len(precisions) > 1:
+        raise InputError(f"arm '{name}' has two precisions; choose one")
+    parts = sorted((_part(text, settings or {}) for text in texts if text not in PRECISIONS), key=lambda part: part[0])
     bases = [base for _, base, _ in parts]
     fields = [REGISTRY[base].field for base in bases]
     for i, base in enumerate(bases):
@@ -74,7 +85,12 @@ def parse(name: str, settings: Settings | None = None) -> Arm:
             other = bases[fields.index(fields[i])]
             raise InputError(f"arm '{name}': {other} and {base} both replace the model's {fields[i]}; choose one")
     rewrites = tuple(REGISTRY[base].build(**parameters) for _, base, parameters in parts)
-    arm = Arm("+".join(part for part, _, _ in parts), rewrites, {base: given for _, base, given in parts})
+    arm = Arm(
+        "+".join(sorted([*precisions, *(part for part, _, _ in parts)])),
+        rewrites,
+        {base: given for _, base, given in parts},
+        precisions[0] if precisions else None,
+    )
     try:
         _ = arm.ops
     except InputError as error:
@@ -85,9 +101,11 @@ def parse(name: str, settings: Settings | None = None) -> Arm:
 def _part(text: str, settings: Settings) -> tuple[str, str, dict[str, Any]]:
     """Canonical name, transform and all its parameters, of one part."""
     base, at, value = text.strip().partition("@")
-    choose("optimization", base, [*REGISTRY, BASELINE])
+    choose("optimization", base, [*REGISTRY, BASELINE, *PRECISIONS])
     if base == BASELINE:
         raise InputError("'baseline' stands alone: it is the arm without optimizations")
+    if base in PRECISIONS:
+        raise InputError(f"'{text}' has a value; write {base}")
     signature = inspect.signature(REGISTRY[base].build)
     first = next(iter(signature.parameters.values()))
     given, name = dict(settings.get(base, {})), base
@@ -157,11 +175,11 @@ def lattice() -> list[str]:
 
 
 def _group(name: str) -> Sequence[str]:
-    """What `all`, `published` and `controls` (each alone and with each exact optimization) stand for; any other name
-    for itself."""
+    """What `all` (the lattice, and the baseline a second time), `published` and `controls` (each alone and with each
+    exact optimization) stand for; any other name for itself."""
     exact = ["", *(f"+{name}" for name, t in REGISTRY.items() if t.contract == "exact" and not t.control)]
     controls = [name + other for name, t in REGISTRY.items() if t.control for other in exact]
-    return {"all": lattice(), "published": PUBLISHED, "controls": controls}.get(name, [name])
+    return {"all": [*lattice(), AGAIN], "published": PUBLISHED, "controls": controls}.get(name, [name])
 
 
 def select(text: str, settings: Settings | None = None) -> list[Arm]:

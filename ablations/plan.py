@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ablations.arms import Arm
-from ablations.presets import PRECISIONS, Recipe
+from ablations.presets import Recipe
 from core import graph
 from core.data import Data
 from core.errors import InputError
@@ -54,7 +54,7 @@ def entries(
             }
             if compiled:
                 entry["kept_bytes_compiled"] = graph.kept_bytes_compiled(
-                    config, arm.ops, recipe.batch_size, PRECISIONS[recipe.precision], arm.remembers
+                    config, arm.ops, recipe.batch_size, recipe.dtype(arm), arm.remembers
                 )
         except InputError as error:
             raise InputError(f"arm '{arm.name}': {error}") from error
@@ -70,11 +70,17 @@ def accounted(arm: Arm, config: VitConfig, recipe: Recipe) -> graph.Account:
         config,
         arm.ops,
         recipe.batch_size,
-        PRECISIONS[recipe.precision],
+        recipe.dtype(arm),
         remembers=arm.remembers,
         differentiator=recipe.differentiator,
         clip=recipe.clip,
     )
+
+
+def bytes_per_image(arm: Arm, config: VitConfig, recipe: Recipe) -> int:
+    """By how much one more image in the batch raises an arm's predicted peak."""
+    size = recipe.batch_size
+    return (_peak(arm, config, recipe, 2 * size) - _peak(arm, config, recipe, size)) // size
 
 
 def _peak(arm: Arm, config: VitConfig, recipe: Recipe, batch: int) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ablations.arms import BASELINE, Arm, parse
+from ablations.arms import AGAIN, BASELINE, PRECISIONS, Arm, parse
 from core import engine, graph
 from core.augment import preparation
 from core.data import Data
@@ -14,7 +14,6 @@ from core.step import DIFFERENTIATORS, AdamW, Prepare
 from core.vit import VitConfig
 
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class Recipe:
 
     def model(self, arm: Arm, data: Data) -> VitConfig:
         """The model of an arm: the recipe's, with what the arm's transforms ask for."""
-        alone = arm.name == BASELINE
+        alone = arm.name in (BASELINE, AGAIN)
         own = VitConfig(
             image=data.image,
             patch=self.patch,
@@ -146,6 +145,14 @@ class Recipe:
             head=self.head,
         )
         return replace(own, **arm.shape)
+
+    def dtype(self, arm: Arm) -> torch.dtype:
+        """What an arm computes in; InputError for an arm that names the recipe's own precision."""
+        if arm.precision == self.precision:
+            raise InputError(
+                f"{self.precision} is the precision of the whole study; leave it out, or pass another --precision"
+            )
+        return PRECISIONS[arm.precision or self.precision]
 
     def optimizer(self, steps_per_epoch: int) -> AdamW:
         """AdamW over the whole run."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -32,6 +33,17 @@ LAYOUT = {
 }
 
 
+METRICS = (
+    "best_val_accuracy",
+    "final_val_accuracy",
+    "final_val_loss",
+    "final_train_loss",
+    "images_per_second",
+    "step_ms_median",
+    "train_seconds",
+    "mfu",
+    "parameters",
+)
 MACHINE = ("torch", "device_name", "threads")
 
 
@@ -157,12 +169,16 @@ class Recorder:
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(self.folder / f"{tag}.png")
         self._writer.add_image(tag, pixels, 0)
 
+    def correct(self, table: Tensor) -> None:
+        """Keep which validation images were classified correctly after each epoch: bool [epochs, images]."""
+        np.savez_compressed(self.folder / "correct.npz", correct=table.numpy())
+
     def finish(self, result: Result, settings: dict[str, Any]) -> None:
         """Close the cell: HParams in the cell's own event file, then the result."""
         from torch.utils.tensorboard.summary import hparams
 
-        measured = {f"result/{k}": result[k] for k in ("best_val_accuracy", "images_per_second", "step_ms_median")}
-        measured["result/peak_mib"] = result["peak_bytes"] / 2**20
+        measured = {f"result/{k}": float(result[k]) for k in METRICS}
+        measured |= {f"result/{k}_mib": result[f"{k}_bytes"] / 2**20 for k in ("peak", "kept")}
         shown = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
         for summary in hparams(shown, measured):
             self._writer._get_file_writer().add_summary(summary)

@@ -41,7 +41,9 @@ class Command:
     preset: str = ""
     """quick, matched or published; without one: matched on a GPU, else quick. Its values are the defaults below."""
     seeds: int = 1
-    """Seeds an arm: 0, 1, …"""
+    """Seeds an arm."""
+    first_seed: int = 0
+    """The first of them; the others follow. Studies of different seeds can be joined (report.py A B)."""
     data_root: Path = Path("data")
     """Where downloads and the cache of decoded images are kept."""
     out: Path | None = None
@@ -75,6 +77,8 @@ def read(arguments: list[str], console: Console) -> Command:
         command = replace(command, recipe=replace(command.recipe, set=base.set + command.recipe.set))
     if command.seeds < 1:
         raise InputError(f"seeds {command.seeds} is too small: at least 1")
+    if command.first_seed < 0:
+        raise InputError(f"first seed {command.first_seed} is too small: at least 0")
     if (command.json or command.budget is not None) and not command.plan:
         raise InputError(f"{'--json' if command.json else '--budget'} belongs to --plan; add --plan")
     if command.profile and command.plan:
@@ -104,10 +108,9 @@ def execute(command: Command, console: Console) -> int:
     study.check(chosen, recipe, data)
     out = command.out or Path("runs") / f"{command.preset}-{_file_name(data.name)}"
     record.open_study(out, command.preset, asdict(recipe), record.environment(recipe.device))
-    left = sum(
-        not record.finished(record.cell_folder(out, arm.name, seed)) for arm in chosen for seed in range(command.seeds)
-    )
-    total = len(chosen) * command.seeds
+    seeds = range(command.first_seed, command.first_seed + command.seeds)
+    left = sum(not record.finished(record.cell_folder(out, arm.name, seed)) for arm in chosen for seed in seeds)
+    total = len(chosen) * len(seeds)
     console.print(
         f"{out}: {total - left} of {total} cells finished before, {left} to run; device {recipe.device}, engine "
         f"{recipe.engine} ({why}), {recipe.precision}, {torch.get_num_threads()} threads, data {data.name} "
@@ -115,7 +118,7 @@ def execute(command: Command, console: Console) -> int:
         highlight=False,
     )
     with record.locked(out), Terminal(console, left) as progress:
-        failed = study.run(chosen, command.seeds, command.preset, recipe, data, out, progress)
+        failed = study.run(chosen, seeds, command.preset, recipe, data, out, progress)
         if command.profile:
             failed += study.profile(chosen, recipe, data, out, progress)
     finished = record.results(out)

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from ablations import profiling, profiling_views
 from ablations.arms import Arm
+from ablations.evaluate import Evaluation, describe, evaluate, fetch
 from ablations.pictures import tokenized
-from ablations.plan import accounted
-from ablations.presets import PRECISIONS, Recipe
+from ablations.plan import accounted, bytes_per_image
+from ablations.presets import Recipe
 from ablations.record import Recorder, Result, Row, cell_folder, finished, write_json
 from core import rng, vit, weights
-from core.batches import gather
 from core.data import Data, Split
 from core.engine import Loop, build, loop
 from core.errors import InputError
 from core.measure import Ticks, ceiling, gpu_state, peak_bytes, reserved_bytes, synchronize
-from core.ops import Ops, Params
-from core.step import Batch, Metrics, Prepare, State, Step, cast, memory, objective, start
+from core.ops import Params
+from core.step import Batch, Metrics, Prepare, State, Step, memory, objective, start
 from core.transforms import REGISTRY
 
 
@@ -54,23 +54,25 @@ def check(arms: Sequence[Arm], recipe: Recipe, data: Data) -> None:
     recipe.optimizer(len(data.train.labels) // recipe.batch_size)
     for arm in arms:
         config = recipe.model(arm, data)
-        loss = objective(config, arm.ops, recipe.prepare(data), PRECISIONS[recipe.precision])
-        batch = _batch(data.train, torch.arange(min(2, len(data.train.labels))), device)
+        batch = fetch(data.train, torch.arange(min(2, len(data.train.labels))), device)
         try:
+            loss = objective(config, arm.ops, recipe.prepare(data), recipe.dtype(arm))
             params = _to(vit.init(config, 0), device) | memory(config, len(batch[0]), device)
             loss(params, batch, rng.key(0, device))
         except InputError as error:
             raise InputError(f"arm '{arm.name}': {error}") from error
 
 
-def run(arms: Sequence[Arm], seeds: int, preset: str, recipe: Recipe, data: Data, out: Path, progress: Progress) -> int:
+def run(
+    arms: Sequence[Arm], seeds: Sequence[int], preset: str, recipe: Recipe, data: Data, out: Path, progress: Progress
+) -> int:
     """Train every cell that has no result yet, seed by seed so that arms are met alike; returns how many failed.
 
     An arm's seeds share its loop, so that only the first compiles.
     """
     data = data.to(torch.device(recipe.device))
     failed, loops = 0, dict[str, tuple[Step, Loop, Params]]()
-    for seed in range(seeds):
+    for seed in seeds:
         for arm in arms:
             folder = cell_folder(out, arm.name, seed)
             if finished(folder):
@@ -80,8 +82,8 @@ def run(arms: Sequence[Arm], seeds: int, preset: str, recipe: Recipe, data: Data
                 if arm.name not in loops:
                     loops[arm.name] = _loop(arm, recipe, data)
                 result, best = train(arm, seed, *loops[arm.name], recipe, data, recorder, progress)
-                config = dataclasses.asdict(recipe.model(arm, data))
-                weights.save(folder / "best.safetensors", best, {"arm": arm.name, "config": config})
+                about = describe(arm, seed, recipe.model(arm, data), recipe, data, result["best_val_accuracy"])
+                weights.save(folder / "best.safetensors", best, about)
                 result = {"arm": arm.name, "seed": seed, "preset": preset, "data": data.name, **result}
                 recorder.finish(result, _settings(arm, seed, preset, recipe))
                 progress.done(result)
@@ -95,7 +97,7 @@ def run(arms: Sequence[Arm], seeds: int, preset: str, recipe: Recipe, data: Data
 def _loop(arm: Arm, recipe: Recipe, data: Data) -> tuple[Step, Loop, Params]:
     """An arm's step, the loop that runs it, and the gradient norms that the loop remembers."""
     device, config = torch.device(recipe.device), recipe.model(arm, data)
-    loss = objective(config, arm.ops, recipe.prepare(data), PRECISIONS[recipe.precision])
+    loss = objective(config, arm.ops, recipe.prepare(data), recipe.dtype(arm))
     optimizer = recipe.optimizer(len(data.train.labels) // recipe.batch_size)
     step = build(loss, optimizer, recipe.engine, recipe.differentiator)
     norms = memory(config, len(data.train.labels), device) if arm.remembers else {}
@@ -145,7 +147,7 @@ def train(
     the memory pass are outside the training time. Raises FloatingPointError if the loss stops being finite.
     """
     device, config, ops = torch.device(recipe.device), recipe.model(arm, data), arm.ops
-    dtype, prepare = PRECISIONS[recipe.precision], recipe.prepare(data)
+    dtype, prepare = recipe.dtype(arm), recipe.prepare(data)
     order_key, step_key = rng.split(rng.key(seed, device), 2)
     state = start(_to(vit.init(config, seed), device), step_key)
     progress.cell(arm.name, seed, len(data.train.labels) // recipe.batch_size * recipe.epochs)
@@ -155,7 +157,8 @@ def train(
 
     account = accounted(arm, config, recipe)
     warmup_seconds, peak, reserved = _warm_up(step, steps, state, data.train, norms, recipe.batch_size, device)
-    rows: list[Row] = []
+    history: list[Row] = []
+    evaluations: list[Evaluation] = []
     intervals: list[float] = []
     best: tuple[float, Params] = (-1.0, state.params)
     for epoch in range(1, recipe.epochs + 1):
@@ -170,32 +173,36 @@ def train(
         state, metrics = steps.epoch(state, order, done)
         seconds = ticks.intervals()
         intervals += seconds
-        accuracy, val_loss = evaluate(state.params, data.val, config, ops, prepare, dtype, device)
+        evaluated = evaluate(state.params, data.val, config, ops, prepare, dtype, device)
         row = _row(epoch, metrics, seconds, recipe.batch_size) | {
-            "val/accuracy": accuracy,
-            "val/loss": val_loss,
+            "val/accuracy": evaluated.accuracy,
+            "val/loss": evaluated.loss,
             "memory/peak_mib": peak / 2**20,
             "seconds": sum(intervals),
         }
-        rows.append(row)
+        history.append(row)
+        evaluations.append(evaluated)
         recorder.epoch(row)
         progress.epoch(row)
-        if not all(map(_finite, (row["train/loss"], val_loss))):
-            raise FloatingPointError(f"loss is {row['train/loss']} (validation {val_loss}) after epoch {epoch}")
-        if accuracy > best[0]:
-            best = accuracy, state.params
+        if not all(map(_finite, (row["train/loss"], row["val/loss"]))):
+            raise FloatingPointError(f"loss is {row['train/loss']} (validation {evaluated.loss}) after epoch {epoch}")
+        if evaluated.accuracy > best[0]:
+            best = evaluated.accuracy, state.params
+    recorder.correct(torch.stack([e.correct for e in evaluations]))
     result = {
         "parameters": vit.parameters(config),
         "epochs": recipe.epochs,
         "best_val_accuracy": best[0],
-        "final_val_accuracy": rows[-1]["val/accuracy"],
-        "final_train_loss": rows[-1]["train/loss"],
+        "final_val_accuracy": evaluations[-1].accuracy,
+        "final_val_loss": evaluations[-1].loss,
+        "final_train_loss": history[-1]["train/loss"],
         "train_seconds": sum(intervals),
         "images_per_second": len(intervals) * recipe.batch_size / sum(intervals),
         "step_ms_median": median(intervals) * 1000,
         "peak_bytes": peak,
         "reserved_bytes": reserved,
         "predicted_peak_bytes": account.peak_bytes,
+        "bytes_per_image": bytes_per_image(arm, config, recipe),
         "kept_bytes": account.kept_bytes,
         "flops_per_image": account.flops // recipe.batch_size,
         "mfu": account.flops / median(intervals) / ceiling(dtype, device),
@@ -206,7 +213,7 @@ def train(
         "engine": recipe.engine,
         "differentiator": recipe.differentiator,
         "device": recipe.device,
-        "precision": recipe.precision,
+        "precision": arm.precision or recipe.precision,
         "torch": torch.__version__,
     }
     return result, best[1]
@@ -240,7 +247,7 @@ def _warm_up(
 
 
 def _first_batch(train: Split, norms: Params, size: int, device: torch.device) -> Batch:
-    batch = _batch(train, torch.arange(size), device)
+    batch = fetch(train, torch.arange(size), device)
     return (*batch, {name: rows[:size] for name, rows in norms.items()}) if norms else batch
 
 
@@ -257,34 +264,6 @@ def _row(epoch: int, metrics: Metrics, seconds: list[float], batch_size: int) ->
         "speed/images_per_second": len(seconds) * batch_size / sum(seconds),
         "speed/step_ms": median(seconds) * 1000,
     }
-
-
-@torch.no_grad()
-def evaluate(
-    params: Params,
-    split: Split,
-    config: vit.VitConfig,
-    ops: Ops,
-    prepare: Prepare,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | None = None,
-    batch_size: int = 500,
-) -> tuple[float, float]:
-    """Accuracy (0 to 1) and mean cross entropy over a split, without any randomness."""
-    device = device or split.images.device
-    params = cast(params, dtype)
-    correct = loss = torch.zeros((), dtype=torch.float64, device=device)
-    for index in torch.arange(len(split.labels)).split(batch_size):
-        images, labels = _batch(split, index, device)
-        logits = vit.forward(params, prepare(images, None), config, ops).logits.float()
-        correct = correct + (logits.argmax(-1) == labels).sum()
-        loss = loss + F.cross_entropy(logits, labels, reduction="sum")
-    return correct.item() / len(split.labels), loss.item() / len(split.labels)
-
-
-def _batch(split: Split, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    images, labels = gather(split, index.to(split.labels.device))
-    return images.to(device), labels.to(device)
 
 
 def _to(params: Params, device: torch.device) -> Params:

@@ -1,8 +1,10 @@
 import itertools
 
 import pytest
+import torch
 
 from ablations import arms
+from ablations.presets import Recipe
 from core.errors import InputError
 from core.ops import EXACT
 from core.transforms import REGISTRY, Transform
@@ -47,11 +49,22 @@ def test_lattice_is_every_combination_of_levels(monkeypatch):
     assert [name.count("+") for name in names] == sorted(name.count("+") for name in names)
 
 
+def test_a_precision_is_a_part_of_an_arm():
+    arm = arms.parse("flash+bf16")
+    assert (arm.name, arm.precision, len(arm.transforms)) == ("bf16+flash", "bf16", 1)
+    assert Recipe(precision="fp32").dtype(arm) == torch.bfloat16
+    for name, message in (("bf16+fp32", "two precisions"), ("bf16@1", "write bf16")):
+        with pytest.raises(InputError, match=message):
+            arms.parse(name)
+    with pytest.raises(InputError, match="bf16 is the precision of the whole study"):
+        Recipe(precision="bf16").dtype(arm)
+
+
 def test_select():
     assert [a.name for a in arms.select("flash, baseline,flash+decatt,decatt+flash")] == [
         "flash", "baseline", "decatt+flash",
     ]  # fmt: skip
-    assert [a.name for a in arms.select("all")] == arms.lattice()
+    assert [a.name for a in arms.select("all")] == [*arms.lattice(), arms.AGAIN]
     assert [a.name for a in arms.select("all,controls")] == [
         *arms.lattice(),
         *("recompute", "flash+recompute", "uniform", "flash+uniform"),

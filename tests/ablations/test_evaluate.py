@@ -1,0 +1,83 @@
+"""The best model of a cell, reloaded from its checkpoint by the command."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch.func import functional_call
+
+from ablations import evaluate, record, run
+from core import data, weights
+
+TINY = "--preset quick --device cpu --image 8 --width 16 --depth 1 --heads 2 --mlp 32 --epochs 2 --batch-size 128"
+ARMS = "baseline,decatt+mrt,crs@0.5+flash"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluate") / "study"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["run.py", "--out", str(out), "--arms", ARMS, *TINY.split()])
+        with pytest.raises(SystemExit) as stop:
+            run.main()
+    assert stop.value.code == 0
+    return out
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *map(str, arguments)])
+    evaluate.main()
+
+
+@pytest.mark.parametrize("arm", ARMS.split(","))
+def test_the_best_weights_give_their_accuracy_again(study, arm, monkeypatch, capsys):
+    (result,) = (r for r in record.results(study) if r["arm"] == arm)
+    call(monkeypatch, study / arm / "seed0")
+    again, recorded = map(float, re.findall(r"([\d.]+) %", capsys.readouterr().out))
+    assert again == recorded == round(100 * result["best_val_accuracy"], 2)
+
+
+def test_the_checkpoint_is_timms_model(study):
+    """Independent of this project's forward pass, preparation and evaluation."""
+    params, _ = weights.load(study / "baseline" / "seed0" / "best.safetensors")
+    model = VisionTransformer(img_size=8, patch_size=4, num_classes=10, embed_dim=16, depth=1, num_heads=2, mlp_ratio=2)
+    digits = data.load("digits", "data", 8)
+    pixels = digits.train.images.double() / 255
+    centred = (digits.val.images.double() / 255 - pixels.mean((0, 2, 3))[:, None, None]) / pixels.std(
+        (0, 2, 3), correction=0
+    )[:, None, None]
+    correct = functional_call(model.eval(), params, centred.float()).argmax(-1) == digits.val.labels
+    (result,) = (r for r in record.results(study) if r["arm"] == "baseline")
+    assert correct.double().mean().item() == result["best_val_accuracy"]
+
+
+def test_correctness_of_every_image_is_kept(study):
+    for result in record.results(study):
+        table = np.load(study / result["arm"] / "seed0" / "correct.npz")["correct"]
+        rows = record.history(study, result)
+        assert table.shape == (2, 360)
+        assert table.mean(1).tolist() == [row["val/accuracy"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        (["{study}/nowhere"], "checkpoint '{study}/nowhere' does not exist"),
+        (["{study}/baseline/seed0", "--data", "folder:{images}"], "tells 10 classes apart (0, 1, 2, …), "),
+        (["{study}/other.safetensors"], "is not a checkpoint of a study"),
+        (["{study}/broken.safetensors"], "head.weight has shape (7, 16), the model needs (10, 16)"),
+        (["{study}/baseline/seed0", "--device", "tpu"], "unknown device 'tpu'"),
+    ],
+)
+def test_bad_input_is_one_message(study, image_folder, monkeypatch, capsys, what, expected):
+    params, about = weights.load(study / "baseline" / "seed0" / "best.safetensors")
+    weights.save(study / "other.safetensors", params, {})
+    weights.save(study / "broken.safetensors", params | {"head.weight": torch.zeros(7, 16)}, about)
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, *(word.format(study=study, images=image_folder) for word in what))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert expected.format(study=study) in error
+    assert "Traceback" not in error
