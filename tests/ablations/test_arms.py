@@ -67,6 +67,7 @@ def test_select():
     assert [a.name for a in arms.select("all")] == [*arms.lattice(), arms.AGAIN]
     assert [a.name for a in arms.select("all,controls")] == [
         *arms.lattice(),
+        arms.AGAIN,
         *("recompute", "flash+recompute", "uniform", "flash+uniform"),
     ]
     assert len(arms.select("published")) == 8
