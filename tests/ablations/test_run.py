@@ -8,7 +8,7 @@ import torch
 
 from ablations import arms, evaluate, record, report, run, study
 from core import data as data_sets
-from core import engine, weights
+from core import engine, vit, weights
 
 TINY = [
     "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
@@ -269,39 +269,39 @@ def test_published_report_names_the_terms(command):
 SMALL = ["--device", "cpu", "--patch", "4", "--width", "16", "--depth", "2", "--heads", "2", "--mlp", "32"]
 
 
-@pytest.fixture
-def checkpoint(image_folder, tmp_path, monkeypatch):
-    """The weights of a tiny model from the preset pretrain, in runs/pretrain-images."""
-    monkeypatch.chdir(tmp_path)
-    options = ["--data", f"folder:{image_folder}", "--image", "8", "--batch-size", "8", "--epochs", "3"]
-    monkeypatch.setattr("sys.argv", ["run.py", "--preset", "pretrain", *SMALL, *options, "--learning-rate", "3e-3"])
-    with pytest.raises(SystemExit) as stop:
-        run.main()
-    assert stop.value.code == 0
-    return tmp_path / "runs" / "pretrain-images" / "baseline" / "seed0" / "best.safetensors"
-
-
-def finetune(checkpoint, image_folder, monkeypatch, *options):
-    fixed = ["--data", f"folder:{image_folder}", "--image", "16", "--batch-size", "8", "--epochs", "2"]
-    command = ["run.py", "--preset", "finetune", *SMALL, *fixed, "--weights", str(checkpoint), *options]
-    monkeypatch.setattr("sys.argv", command)
+def exits(monkeypatch, *options):
+    """The exit status of the command."""
+    monkeypatch.setattr("sys.argv", ["run.py", *map(str, options)])
     with pytest.raises(SystemExit) as stop:
         run.main()
     return stop.value.code
 
 
-def test_pretraining_then_fine_tuning(checkpoint, image_folder, monkeypatch, capsys):
+@pytest.fixture
+def finetune(image_folder, tmp_path, monkeypatch):
+    """finetune(checkpoint, *options) -> exit status; the study is runs/finetune-images of tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    fixed = ["--data", f"folder:{image_folder}", "--image", "16", "--batch-size", "8", "--epochs", "2", *SMALL]
+    return lambda checkpoint, *options: exits(
+        monkeypatch, "--preset", "finetune", "--weights", checkpoint, *fixed, *options
+    )
+
+
+def test_pretraining_then_fine_tuning(finetune, image_folder, tmp_path, monkeypatch, capsys):
     """Study 2 without a network, at another image size; it starts from the checkpoint, and is evaluated again."""
+    monkeypatch.setattr(study, "ceiling", lambda dtype, device: 1e12)  # slow in bf16 on most CPUs
+    options = ["--data", f"folder:{image_folder}", "--image", "8", "--batch-size", "8", "--epochs", "2"]
+    assert exits(monkeypatch, "--preset", "pretrain", *SMALL, *options) == 0
+    checkpoint = tmp_path / "runs" / "pretrain-images" / "baseline" / "seed0" / "best.safetensors"
     started = {}
     start = study.start
     monkeypatch.setattr(study, "start", lambda params, key: started.update(params) or start(params, key))
-    assert finetune(checkpoint, image_folder, monkeypatch) == 0
+    assert finetune(checkpoint) == 0
     assert "| 1 (control: exact recomputation) |" in capsys.readouterr().out
-    out = checkpoint.parents[3] / "finetune-images"
+    out = tmp_path / "runs" / "finetune-images"
     assert {r["arm"] for r in record.results(out)} == set(arms.FINETUNE)
     params, about = weights.load(checkpoint)
-    same = {name for name in params if torch.equal(started[name], params[name])}
-    assert set(params) - same == {"pos_embed", "head.weight"}  # the head's bias is 0 in both only at the start
+    assert {n for n in params if not torch.equal(started[n], params[n])} == {"pos_embed", "head.weight", "head.bias"}
     (result,) = (r for r in record.results(out) if r["arm"] == "crs@0.5")
     trained = evaluate.load(out / "crs@0.5" / "seed0")
     assert trained.about["mean"] == about["mean"]
@@ -310,6 +310,13 @@ def test_pretraining_then_fine_tuning(checkpoint, image_folder, monkeypatch, cap
     text = (out / "report.md").read_text()
     assert "SHORT RUN: 2 of 8 epochs" in text
     assert f"weights torchvision:vit_b_16 -> {checkpoint}" in text
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    config = vit.VitConfig(image=8, patch=4, width=16, depth=2, heads=2, mlp=32, classes=2)
+    weights.save(tmp_path / "own.safetensors", vit.init(config, 0), {"config": vars(config)})
+    return tmp_path / "own.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -324,18 +331,17 @@ def test_pretraining_then_fine_tuning(checkpoint, image_folder, monkeypatch, cap
         (["--arms", "mrt"], "arm 'mrt': its transforms ask for a model of patch 2 (the weights: 4); give them other"),
     ],
 )
-def test_weights_of_another_shape_are_refused(checkpoint, image_folder, monkeypatch, capsys, options, expected):
-    capsys.readouterr()
-    assert finetune(checkpoint, image_folder, monkeypatch, *options) == 2
+def test_weights_of_another_shape_are_refused(finetune, checkpoint, capsys, options, expected):
+    assert finetune(checkpoint, *options) == 2
     error = capsys.readouterr().err
     assert expected in error
     assert len(error.splitlines()) == 1
-    assert not (checkpoint.parents[3] / "finetune-images").exists()
+    assert not checkpoint.with_name("runs").exists()
 
 
-def test_mrt_starts_from_weights_of_its_patch(checkpoint, image_folder, monkeypatch):
+def test_mrt_starts_from_weights_of_its_patch(finetune, checkpoint):
     sizes = ["mrt.min_patch=4", "mrt.max_patch=8", "mrt.tokens=10"]
-    assert finetune(checkpoint, image_folder, monkeypatch, "--arms", "mrt,uniform", "--set", *sizes) == 0
+    assert finetune(checkpoint, "--arms", "mrt,uniform", "--epochs", "1", "--set", *sizes) == 0
 
 
 def test_several_data_sets(image_folder, tmp_path, monkeypatch, capsys):
@@ -343,20 +349,18 @@ def test_several_data_sets(image_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def call(data):
-        monkeypatch.setattr("sys.argv", ["run.py", *TINY, "--arms", "baseline", "--batch-size", "8", "--data", data])
-        with pytest.raises(SystemExit) as stop:
-            run.main()
-        return stop.value.code
+        return exits(monkeypatch, *TINY, "--arms", "baseline", "--batch-size", "8", "--data", data)
 
     assert call(f"folder:{image_folder},digit") == 2
     assert "did you mean 'digits'?" in capsys.readouterr().err
     assert call("digits,digits") == 2
     assert "gives two studies one folder" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
-    assert call(f"folder:{image_folder},digits") == 0
-    assert {p.name for p in (tmp_path / "runs").iterdir()} == {"quick-images", "quick-digits"}
+    shutil.copytree(image_folder, tmp_path / "others")
+    assert call(f"folder:{image_folder},folder:others") == 0
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == {"quick-images", "quick-others"}
     monkeypatch.setattr(run, "execute", lambda command, console: int(command.recipe.data == "digits"))
-    assert call(f"digits,folder:{image_folder}") == 1
+    assert call("digits,folder:others") == 1
 
 
 def test_profiles_are_a_pass_of_their_own(command, monkeypatch, capsys):
