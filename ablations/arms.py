@@ -27,6 +27,7 @@ PUBLISHED = (  # the eight arms of study 1
     "decatt+mrt",
     "decatt+flash+mrt",
 )
+FINETUNE = (BASELINE, "crs@0.5", "crs@0.3", "recompute", "bf16")  # study 2, and the controls that save memory too
 
 Settings = Mapping[str, Mapping[str, Any]]  # parameters by transform name
 
@@ -175,15 +176,16 @@ def lattice() -> list[str]:
 
 
 def _group(name: str) -> Sequence[str]:
-    """What `all` (the lattice, and the baseline a second time), `published` and `controls` (each alone and with each
-    exact optimization) stand for; any other name for itself."""
+    """What `all` (the lattice, and the baseline a second time), `published`, `finetune` and `controls` (each alone and
+    with each exact optimization) stand for; any other name for itself."""
     exact = ["", *(f"+{name}" for name, t in REGISTRY.items() if t.contract == "exact" and not t.control)]
     controls = [name + other for name, t in REGISTRY.items() if t.control for other in exact]
-    return {"all": [*lattice(), AGAIN], "published": PUBLISHED, "controls": controls}.get(name, [name])
+    groups = {"all": [*lattice(), AGAIN], "published": PUBLISHED, "finetune": FINETUNE, "controls": controls}
+    return groups.get(name, [name])
 
 
 def select(text: str, settings: Settings | None = None) -> list[Arm]:
-    """The arms of a comma-separated list (`all`, `published`, `controls` stand for several), each once, in order."""
+    """The arms of a comma-separated list (`all` and the like stand for several, see `_group`), each once, in order."""
     names = itertools.chain.from_iterable(map(_group, text.replace(" ", "").split(",")))
     arms = {arm.name: arm for arm in (parse(name, settings) for name in names)}
     return list(arms.values())

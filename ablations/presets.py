@@ -21,7 +21,8 @@ class Recipe:
     """A preset's values."""
 
     data: str = "digits"
-    """digits, cifar10, cifar100, cifar100-coarse, folder:PATH or folder:PATH@coarse."""
+    """digits, cifar10, cifar100, cifar100-coarse, folder:PATH or folder:PATH@coarse; several, joined by commas: a study
+    each, one after the other."""
     image: int | None = None
     """Side in pixels that images are resized to; None: as they are."""
 
@@ -45,6 +46,13 @@ class Recipe:
     """Width of the arm `baseline` alone; None: as the others."""
     baseline_heads: int | None = None
     """Heads of the arm `baseline` alone; None: as the others."""
+    eps: float | None = None
+    """Epsilon of every LayerNorm; None: that of the weights, else 1e-6."""
+    weights: str | None = None
+    """Pretrained weights to start from, all but the head: vit_b_16 (torchvision's), torchvision:NAME, timm:NAME,
+    hf:NAME, or PATH.safetensors (a study's checkpoint, or a state dict of one of these); None: random ones. Positions
+    are interpolated to the image's grid, and images normalised as the weights' were (where that is not known: by the
+    data's own statistics). mrt and uniform have sinusoidal positions instead."""
 
     epochs: int = 6
     """Passes over the training images."""
@@ -143,6 +151,7 @@ class Recipe:
             dropout=self.dropout,
             patch_norm=self.patch_norm,
             head=self.head,
+            eps=1e-6 if self.eps is None else self.eps,
         )
         return replace(own, **arm.shape)
 
@@ -219,16 +228,50 @@ _MATCHED_256 = replace(
         "uniform.image=256",
     ),
 )
+_FINETUNE = Recipe(
+    data="cifar10",
+    image=224,
+    patch=16,
+    width=768,
+    depth=12,
+    heads=12,
+    mlp=3072,
+    weights="torchvision:vit_b_16",
+    epochs=8,
+    batch_size=64,
+    learning_rate=3e-5,  # the write-ups give none
+    weight_decay=0.01,
+    clip=1.0,
+    rotate=0.0,
+    precision="fp32",
+    set=("crs.scope=published",),
+)
+_PRETRAIN = replace(
+    _FINETUNE,
+    data="cifar100",
+    weights=None,
+    epochs=100,
+    batch_size=128,
+    learning_rate=5e-4,
+    weight_decay=0.05,
+    precision="auto",
+    set=(),
+)
 
 PRESETS: dict[str, Recipe] = {
     "quick": _QUICK,
     "matched": _MATCHED,
     "matched-256": _MATCHED_256,
     "published": _PUBLISHED,
+    "finetune": _FINETUNE,
+    "pretrain": _PRETRAIN,
 }
 ABOUT: dict[str, str] = {
     "quick": "0.2 M parameters on digits, minutes on a CPU; the default without an accelerator",
     "matched": "the published study with one model for all arms, cosine schedule; the default on a GPU",
     "matched-256": "matched, images resized to 256: --arms mrt,uniform compares 64 mixed tokens with all 256",
     "published": "the published study as it was: a baseline of 12.0 M parameters against arms of 4.2 M",
+    "finetune": "the published study of column-row sampling: a pretrained ViT-B/16 on CIFAR-10, 8 epochs",
+    "pretrain": "the same model from scratch: its best.safetensors is what finetune --weights takes",
 }
+ARMS = {"published": "published", "finetune": "finetune", "pretrain": BASELINE}  # unless given; of the others: all

@@ -17,22 +17,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ablations import figures
+from ablations import figures, published
 from ablations.arms import BASELINE
 from ablations.presets import PRESETS
 from ablations.record import Result, cell_folder, cells, failures, results, write_text
 from core.errors import InputError
 from core.transforms import REGISTRY
 
-DECATT_NOTE = (
-    "The published DeCAtt arm computed something else: its A was the residual stream after block 3, cut into "
-    'runs of 21 2/3 tokens as "heads", and its penalty sat on its floor. Its model had 3 heads against the '
-    "6 of its baseline, so its published speed-up is not the loss's."
-)
-UNEQUAL_NOTE = (
-    "As published, `baseline` is a larger model than the other arms; differences from it mix size and "
-    "technique. The preset `matched` gives all arms one model."
-)
 COLUMNS: dict[str, tuple[Callable[[Result], float], str]] = {
     "params": (lambda r: r["parameters"], ",.0f"),
     "best %": (lambda r: 100 * r["best_val_accuracy"], ".2f"),
@@ -147,7 +138,7 @@ def _markdown(out: Path, finished: Sequence[Result], drawn: Sequence[Path]) -> s
         "## Arms",
         "",
         *(f"* `{name}`: {t.about}. Contract: {t.contract}." for name, t in REGISTRY.items() if _uses(finished, name)),
-        *_notes(configuration, finished),
+        *published.tables(configuration, environment, [*finished, *failures(out)]),
         *_failed(out),
         "",
         "## Settings and environment",
@@ -221,14 +212,6 @@ def _tensorboard(out: Path, drawn: Sequence[Path]) -> None:
 
 def _uses(finished: Sequence[Result], transform: str) -> bool:
     return any(part.split("@")[0] == transform for r in finished for part in r["arm"].split("+"))
-
-
-def _notes(configuration: dict[str, Any], finished: Sequence[Result]) -> list[str]:
-    if configuration["preset"] != "published":
-        return []
-    notes = [UNEQUAL_NOTE] if BASELINE in {r["arm"] for r in finished} else []
-    notes += [DECATT_NOTE] if _uses(finished, "decatt") else []
-    return ["", "## Terms that differ from the published study", "", *(f"* {note}" for note in notes)]
 
 
 def _failed(out: Path) -> list[str]:

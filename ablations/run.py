@@ -17,8 +17,8 @@ import tyro
 from rich.console import Console
 
 from ablations import arms as arm_names
-from ablations import plan, presets, record, report, study
-from ablations.presets import ABOUT, PRESETS, Recipe
+from ablations import initial, plan, presets, published, record, report, study
+from ablations.presets import ABOUT, ARMS, PRESETS, Recipe
 from ablations.progress import Terminal, show
 from core import data as data_sets
 from core.engine import ENGINES
@@ -37,9 +37,10 @@ class Command:
     """
 
     arms: str = "all"
-    """all, published, or names joined by commas; an arm is baseline or optimizations joined by + (see --list)."""
+    """all, published, finetune, controls, or names joined by commas; an arm is baseline or optimizations joined by +
+    (see --list)."""
     preset: str = ""
-    """quick, matched or published; without one: matched on a GPU, else quick. Its values are the defaults below."""
+    """One of those --list prints; without one: matched on a GPU, else quick. Its values are the defaults below."""
     seeds: int = 1
     """Seeds an arm."""
     first_seed: int = 0
@@ -71,7 +72,7 @@ def read(arguments: list[str], console: Console) -> Command:
         why = "an accelerator is here" if preset == "matched" else "no accelerator in use"
         console.print(f"preset {preset} ({why}): {ABOUT[preset]}; --preset chooses another", highlight=False)
     base = PRESETS[choose("preset", preset, PRESETS)]
-    default = Command(preset=preset, recipe=base)
+    default = Command(arms=ARMS.get(preset, "all"), preset=preset, recipe=base)
     command = tyro.cli(Command, args=arguments, default=default)
     if command.recipe.set != base.set:
         command = replace(command, recipe=replace(command.recipe, set=base.set + command.recipe.set))
@@ -84,6 +85,21 @@ def read(arguments: list[str], console: Console) -> Command:
     if command.profile and command.plan:
         raise InputError("--profile belongs to a run, and --plan runs nothing; leave out one")
     return command
+
+
+def each(command: Command) -> list[Command]:
+    """A command for each of its data sets; of several, InputError for one that is unknown, before any is trained."""
+    names = command.recipe.data.split(",")
+    if len(names) > 1 and (command.out or command.plan):
+        option = "--out" if command.out else "--plan"
+        raise InputError(f"{option} is for one data set, and --data has {len(names)}; leave it out, or pass one")
+    folders = [_file_name(name) for name in names]
+    if len(set(folders)) < len(names):
+        raise InputError(f"--data {','.join(names)} gives two studies one folder; run them one by one, with --out")
+    if len(names) > 1:
+        for name in names:
+            data_sets.outline(name, command.data_root, command.recipe.image)
+    return [replace(command, recipe=replace(command.recipe, data=name)) for name in names]
 
 
 def _last(option: str, arguments: list[str]) -> str | None:
@@ -102,7 +118,8 @@ def execute(command: Command, console: Console) -> int:
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions too
     recipe = command.recipe.resolve_machine()
     arm_names.select(command.arms, arm_names.read_settings(recipe.set))  # refused before data is fetched
-    data = data_sets.load(recipe.data, command.data_root, recipe.image)
+    recipe = initial.resolve(recipe)
+    data = initial.normalise(recipe, data_sets.load(recipe.data, command.data_root, recipe.image))
     recipe, why = recipe.resolve_data(data).resolve_engine(data)
     chosen = arm_names.select(command.arms, arm_names.read_settings(recipe.set))
     study.check(chosen, recipe, data)
@@ -125,6 +142,9 @@ def execute(command: Command, console: Console) -> int:
     if finished:
         written = report.write(out)
         show(console, finished)
+        kept = json.loads((out / "study.json").read_text())
+        beside = published.tables(**kept, finished=[*finished, *record.failures(out)])
+        console.print("\n".join(beside), markup=False, highlight=False, soft_wrap=True)
         console.print(f"{written[0]}   tensorboard --logdir {out}", highlight=False)
     return failed
 
@@ -171,10 +191,11 @@ def main() -> None:
             describe(console)
             return
         command = read(sys.argv[1:], console)
+        commands = each(command)
         if command.plan:
             foresee(command, console)
             return
-        failed = execute(command, console)
+        failed = sum(execute(one, console) for one in commands)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

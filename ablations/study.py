@@ -15,6 +15,7 @@ from torch import Tensor
 from ablations import profiling, profiling_views
 from ablations.arms import Arm
 from ablations.evaluate import Evaluation, describe, evaluate, fetch
+from ablations.initial import initial
 from ablations.pictures import tokenized
 from ablations.plan import accounted, bytes_per_image
 from ablations.presets import Recipe
@@ -57,7 +58,7 @@ def check(arms: Sequence[Arm], recipe: Recipe, data: Data) -> None:
         batch = fetch(data.train, torch.arange(min(2, len(data.train.labels))), device)
         try:
             loss = objective(config, arm.ops, recipe.prepare(data), recipe.dtype(arm))
-            params = _to(vit.init(config, 0), device) | memory(config, len(batch[0]), device)
+            params = _to(initial(recipe, arm, data, 0), device) | memory(config, len(batch[0]), device)
             loss(params, batch, rng.key(0, device))
         except InputError as error:
             raise InputError(f"arm '{arm.name}': {error}") from error
@@ -116,7 +117,7 @@ def profile(arms: Sequence[Arm], recipe: Recipe, data: Data, out: Path, progress
         try:
             if not (folder / "profile.json").is_file():
                 step, _, norms = _loop(arm, recipe, data)
-                state = start(_to(vit.init(recipe.model(arm, data), 0), device), rng.key(0, device))
+                state = start(_to(initial(recipe, arm, data, 0), device), rng.key(0, device))
                 batch = _first_batch(data.train, norms, recipe.batch_size, device)
                 profiling.profile(step, state, batch, folder, arm.name)
             folders[arm.name] = folder
@@ -149,7 +150,7 @@ def train(
     device, config, ops = torch.device(recipe.device), recipe.model(arm, data), arm.ops
     dtype, prepare = recipe.dtype(arm), recipe.prepare(data)
     order_key, step_key = rng.split(rng.key(seed, device), 2)
-    state = start(_to(vit.init(config, seed), device), step_key)
+    state = start(_to(initial(recipe, arm, data, seed), device), step_key)
     progress.cell(arm.name, seed, len(data.train.labels) // recipe.batch_size * recipe.epochs)
     for name, parameters in arm.parameters.items():
         if layout := REGISTRY[name].layout:

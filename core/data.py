@@ -120,8 +120,12 @@ def _build(
 def _resize(images: Tensor, side: int | None) -> Tensor:
     if side is None or side == images.shape[-1]:
         return images
-    resized = F.interpolate(images.float(), (side, side), mode="bilinear", align_corners=False, antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8)
+    resized = images.new_empty((*images.shape[:2], side, side))
+    count = max(1, _PIECE // (resized[0].numel() * 4))  # as float32
+    for piece, target in zip(images.split(count), resized.split(count), strict=True):
+        pixels = F.interpolate(piece.float(), (side, side), mode="bilinear", align_corners=False, antialias=True)
+        target.copy_(pixels.round().clamp(0, 255))
+    return resized
 
 
 def _digits(image: int) -> Data:

@@ -108,9 +108,10 @@ def reserved_bytes(device: torch.device) -> int:
 def ceiling(dtype: torch.dtype, device: torch.device, side: int = 0) -> float:
     """FLOP/s of a product of square matrices, the median of seven runs: what MFU is a share of.
 
-    side: of the matrices; 0 for 8192 on CUDA and 1536 on CPU.
+    side: of the matrices; 0 for 8192 on CUDA and 1536 on CPU, or 512 in bf16: many a CPU has no instructions for it,
+        and needs seconds for a product of 1536.
     """
-    side = side or (8192 if device.type == "cuda" else 1536)
+    side = side or (8192 if device.type == "cuda" else 1536 if dtype == torch.float32 else 512)
     a = torch.randn(side, side, device=device).to(dtype)  # constants would draw less power and run at higher clocks
     for _ in range(10 if device.type == "cuda" else 2):
         a @ a

@@ -56,14 +56,19 @@ def convert(state: Mapping[str, Tensor], config: VitConfig) -> Params:
 
     Raises InputError if a parameter is missing, is left over, or has another shape.
     """
+    return check(rename(state), config)
+
+
+def rename(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A state dict of timm's, torchvision's or Hugging Face's ViT under timm's names; any other unchanged."""
     if "class_token" in state:
-        state = _rename(state, _TORCHVISION)
-    elif any("patch_embeddings.projection" in name for name in state):
-        state = _join_qkv(_rename(state, _HUGGING_FACE))
-    return check(state, config)
+        return _renamed(state, _TORCHVISION)
+    if any("patch_embeddings.projection" in name for name in state):
+        return _join_qkv(_renamed(state, _HUGGING_FACE))
+    return state
 
 
-def _rename(state: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
     out = {}
     for old, tensor in state.items():
         name = old

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ablations import arms
-from ablations.presets import Recipe
+from ablations.presets import PRESETS, Recipe
 from core.errors import InputError
 from core.ops import EXACT
 from core.transforms import REGISTRY, Transform
@@ -71,6 +71,9 @@ def test_select():
         *("recompute", "flash+recompute", "uniform", "flash+uniform"),
     ]
     assert len(arms.select("published")) == 8
+    finetune = arms.select("finetune", arms.read_settings(PRESETS["finetune"].set))
+    assert [a.name for a in finetune] == ["baseline", "crs@0.5", "crs@0.3", "recompute", "bf16"]
+    assert finetune[1].parameters["crs"]["scope"] == "published"
     assert set(arms.PUBLISHED) <= set(arms.lattice())
 
 

@@ -25,13 +25,15 @@ def cifar_like(classes=10, count=300):
         ("published", "decatt", 100, 4_206_724),
         ("matched", "baseline", 10, 4_197_994),
         ("matched", "flash", 10, 4_197_994),
+        ("finetune", "crs@0.5", 1000, 86_567_656),  # torchvision's vit_b_16 as its documentation counts it
         ("published", "mrt", 10, 4_714_506 - 341_792),  # without the scorer
     ],
 )
 def test_parameter_counts(preset, arm, classes, expected):
     recipe = PRESETS[preset]
     settings = read_settings([s for s in recipe.set if "scorer" not in s])  # its scorer's weights are not here
-    assert vit.parameters(recipe.model(parse(arm, settings), cifar_like(classes))) == expected
+    data = cifar_like(classes) if recipe.image is None else replace_side(cifar_like(classes), recipe.image)
+    assert vit.parameters(recipe.model(parse(arm, settings), data)) == expected
 
 
 def test_quick_has_about_a_fifth_of_a_million_parameters():
@@ -51,6 +53,19 @@ def test_matched_warms_up_and_decays_to_zero():
     optimizer = PRESETS["matched"].optimizer(steps_per_epoch=195)
     rates = [optimizer.rate(torch.tensor(s)).item() for s in (0, 974, 975, 50 * 195 - 1)]
     assert rates == pytest.approx([1e-3 / 975, 1e-3, 1e-3, 0], abs=1e-7)
+
+
+def test_fine_tuning_is_study_2_of_what_pretraining_makes():
+    recipe, first = PRESETS["finetune"], PRESETS["pretrain"]
+    assert (recipe.epochs, recipe.batch_size, recipe.image, recipe.precision) == (8, 64, 224, "fp32")
+    model = recipe.model(parse("baseline"), replace_side(cifar_like(), 224))
+    assert (model.width, model.depth, model.heads, model.mlp, model.patch, model.dropout) == (768, 12, 12, 3072, 16, 0)
+    assert model == first.model(parse("baseline"), replace_side(cifar_like(), 224))
+
+
+def replace_side(data, side):
+    images = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    return replace(data, train=Split(images, torch.zeros(1, dtype=torch.int64)))
 
 
 @pytest.mark.parametrize(

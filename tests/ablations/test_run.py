@@ -6,8 +6,9 @@ import shutil
 import pytest
 import torch
 
-from ablations import arms, record, report, run, study
-from core import engine
+from ablations import arms, evaluate, record, report, run, study
+from core import data as data_sets
+from core import engine, vit, weights
 
 TINY = [
     "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
@@ -195,7 +196,8 @@ def test_a_loss_that_is_not_finite_fails_the_cell(command):
         ),
         (
             ["--preset", "quik"],
-            "unknown preset 'quik'; legal: quick, matched, matched-256, published; did you mean 'quick'?",
+            "unknown preset 'quik'; legal: quick, matched, matched-256, published, finetune, pretrain; did you mean "
+            "'quick'?",
         ),
         (["--data", "digit"], "did you mean 'digits'?"),
         (["--engine", "compild"], "did you mean 'compiled'?"),
@@ -207,6 +209,9 @@ def test_a_loss_that_is_not_finite_fails_the_cell(command):
         (["--set", "decatt.norm=frob"], "unknown decatt norm 'frob'"),
         (["--set", "mrt.tokens=8"], "tokens 8 cannot be had from image 8 with patches 2 to 8; nearest: 7 or 10"),
         (["--seeds", "0"], "seeds 0 is too small"),
+        (["--weights", "vit_b_61"], "unknown weights 'vit_b_61'; legal: vit_b_16,"),
+        (["--weights", "none.safetensors"], "checkpoint 'none.safetensors' does not exist"),
+        (["--data", "digits,cifar10"], "--out is for one data set, and --data has 2; leave it out, or pass one"),
         (["--learning-rate", "-1"], "learning rate -1.0 must be finite and above 0"),
     ],
 )
@@ -259,6 +264,103 @@ def test_published_report_names_the_terms(command):
     assert "`baseline` is a larger model" in text
     assert "The published DeCAtt arm computed something else" in text
     assert "epochs 50 -> 1" in text
+
+
+SMALL = ["--device", "cpu", "--patch", "4", "--width", "16", "--depth", "2", "--heads", "2", "--mlp", "32"]
+
+
+def exits(monkeypatch, *options):
+    """The exit status of the command."""
+    monkeypatch.setattr("sys.argv", ["run.py", *map(str, options)])
+    with pytest.raises(SystemExit) as stop:
+        run.main()
+    return stop.value.code
+
+
+@pytest.fixture
+def finetune(image_folder, tmp_path, monkeypatch):
+    """finetune(checkpoint, *options) -> exit status; the study is runs/finetune-images of tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    fixed = ["--data", f"folder:{image_folder}", "--image", "16", "--batch-size", "8", "--epochs", "2", *SMALL]
+    return lambda checkpoint, *options: exits(
+        monkeypatch, "--preset", "finetune", "--weights", checkpoint, *fixed, *options
+    )
+
+
+def test_pretraining_then_fine_tuning(finetune, image_folder, tmp_path, monkeypatch, capsys):
+    """Study 2 without a network, at another image size; it starts from the checkpoint, and is evaluated again."""
+    monkeypatch.setattr(study, "ceiling", lambda dtype, device: 1e12)  # slow in bf16 on most CPUs
+    options = ["--data", f"folder:{image_folder}", "--image", "8", "--batch-size", "8", "--epochs", "2"]
+    assert exits(monkeypatch, "--preset", "pretrain", *SMALL, *options) == 0
+    checkpoint = tmp_path / "runs" / "pretrain-images" / "baseline" / "seed0" / "best.safetensors"
+    started = {}
+    start = study.start
+    monkeypatch.setattr(study, "start", lambda params, key: started.update(params) or start(params, key))
+    assert finetune(checkpoint) == 0
+    assert "| 1 (control: exact recomputation) |" in capsys.readouterr().out
+    out = tmp_path / "runs" / "finetune-images"
+    assert {r["arm"] for r in record.results(out)} == set(arms.FINETUNE)
+    params, about = weights.load(checkpoint)
+    assert {n for n in params if not torch.equal(started[n], params[n])} == {"pos_embed", "head.weight", "head.bias"}
+    (result,) = (r for r in record.results(out) if r["arm"] == "crs@0.5")
+    trained = evaluate.load(out / "crs@0.5" / "seed0")
+    assert trained.about["mean"] == about["mean"]
+    data = data_sets.load(f"folder:{image_folder}", image=16)
+    assert evaluate.accuracy(trained, data, torch.device("cpu")).accuracy == result["best_val_accuracy"]
+    text = (out / "report.md").read_text()
+    assert "SHORT RUN: 2 of 8 epochs" in text
+    assert f"weights torchvision:vit_b_16 -> {checkpoint}" in text
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    config = vit.VitConfig(image=8, patch=4, width=16, depth=2, heads=2, mlp=32, classes=2)
+    weights.save(tmp_path / "own.safetensors", vit.init(config, 0), {"config": vars(config)})
+    return tmp_path / "own.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ["--width", "32", "--depth", "1"],
+            "have width 16, depth 2, the model has width 32, depth 1; pass --width 16 --d",
+        ),
+        (["--heads", "4", "--patch-norm", "True"], "pass --heads 2 --patch-norm False"),
+        (["--baseline-width", "32"], "pass --baseline-width None --baseline-heads None too"),
+        (["--arms", "mrt"], "arm 'mrt': its transforms ask for a model of patch 2 (the weights: 4); give them other"),
+    ],
+)
+def test_weights_of_another_shape_are_refused(finetune, checkpoint, capsys, options, expected):
+    assert finetune(checkpoint, *options) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert len(error.splitlines()) == 1
+    assert not checkpoint.with_name("runs").exists()
+
+
+def test_mrt_starts_from_weights_of_its_patch(finetune, checkpoint):
+    sizes = ["mrt.min_patch=4", "mrt.max_patch=8", "mrt.tokens=10"]
+    assert finetune(checkpoint, "--arms", "mrt,uniform", "--epochs", "1", "--set", *sizes) == 0
+
+
+def test_several_data_sets(image_folder, tmp_path, monkeypatch, capsys):
+    """A study each; an unknown one is refused before the first is trained."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(data):
+        return exits(monkeypatch, *TINY, "--arms", "baseline", "--batch-size", "8", "--data", data)
+
+    assert call(f"folder:{image_folder},digit") == 2
+    assert "did you mean 'digits'?" in capsys.readouterr().err
+    assert call("digits,digits") == 2
+    assert "gives two studies one folder" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    shutil.copytree(image_folder, tmp_path / "others")
+    assert call(f"folder:{image_folder},folder:others") == 0
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == {"quick-images", "quick-others"}
+    monkeypatch.setattr(run, "execute", lambda command, console: int(command.recipe.data == "digits"))
+    assert call("digits,folder:others") == 1
 
 
 def test_profiles_are_a_pass_of_their_own(command, monkeypatch, capsys):

@@ -33,6 +33,15 @@ def test_digits_at_8_pixels_are_the_stored_values(tmp_path):
     assert ours == sorted(map(bytes, stored))
 
 
+def test_resizing_in_pieces_gives_the_same_pixels(monkeypatch):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (7, 3, 8, 8)).astype(np.uint8))
+    whole = data._resize(images, 20)
+    expected = torch.nn.functional.interpolate(images.float(), (20, 20), mode="bilinear", antialias=True)
+    assert torch.equal(whole, expected.round().to(torch.uint8))
+    monkeypatch.setattr(data, "_PIECE", 2 * 3 * 20 * 20 * 4)
+    assert torch.equal(data._resize(images, 20), whole)
+
+
 def test_statistics_equal_numpy():
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (50, 3, 6, 6)).astype(np.uint8))
     mean, std = data.statistics(images)
