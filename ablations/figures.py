@@ -11,7 +11,7 @@ import numpy as np
 from ablations.arms import BASELINE
 from ablations.record import Result, Row
 
-_GREY, _BLUE = "#777777", "#0072B2"  # Okabe and Ito: distinct to colour-blind readers and in grey print
+GREY, BLUE = "#777777", "#0072B2"  # Okabe and Ito: distinct to colour-blind readers and in grey print
 
 Curves = list[tuple[list[float], list[float]]]  # x and validation accuracy in percent of every seed
 AXES = {"epoch": "epoch", "seconds": "training seconds"}
@@ -24,7 +24,7 @@ _HATCHES = ("", "//", "..", "\\\\", "", "xx", "++", "")
 
 def kept(arms: dict[str, dict[str, int]], path: Path) -> None:
     """What a step keeps for its backward pass: a stacked bar an arm, by layer and operation; the small ones as one."""
-    plt = _pyplot()
+    plt = pyplot()
     sums = Counter[str]()
     for made in arms.values():
         sums.update(made)
@@ -39,10 +39,11 @@ def kept(arms: dict[str, dict[str, int]], path: Path) -> None:
     axis.invert_yaxis()
     axis.set_xlabel("MiB kept for the backward pass of a step")
     axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _save(figure, path)
+    save(figure, path)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib.pyplot, without a display."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -51,15 +52,16 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Write and close a figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
-    _pyplot().close(figure)
+    pyplot().close(figure)
 
 
 def accuracy(cells: Sequence[tuple[Result, list[Row]]], x: str, path: Path) -> None:
     """Validation accuracy by "epoch" or "seconds": a panel an arm, the baseline in grey in each."""
-    plt = _pyplot()
+    plt = pyplot()
     curves = _curves(cells, x)
     baseline = curves.pop(BASELINE, None)
     panels = curves or {BASELINE: baseline or []}
@@ -71,8 +73,8 @@ def accuracy(cells: Sequence[tuple[Result, list[Row]]], x: str, path: Path) -> N
     )
     for axis, (arm, seeds) in zip(axes.flat, panels.items(), strict=False):
         if baseline and arm != BASELINE:
-            _draw(axis, baseline, _GREY, "--", BASELINE)
-        _draw(axis, seeds, _BLUE, "-", arm)
+            _draw(axis, baseline, GREY, "--", BASELINE)
+        _draw(axis, seeds, BLUE, "-", arm)
         axis.set_title(arm, fontsize=10)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, loc="lower right")
@@ -80,7 +82,7 @@ def accuracy(cells: Sequence[tuple[Result, list[Row]]], x: str, path: Path) -> N
         axis.set_visible(False)
     figure.supxlabel(AXES[x], fontsize=10)
     figure.supylabel("validation accuracy, %", fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _curves(cells: Sequence[tuple[Result, list[Row]]], x: str) -> dict[str, Curves]:

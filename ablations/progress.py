@@ -1,6 +1,5 @@
 """What a study shows on the terminal while it runs, and its closing table."""
 
-from collections.abc import Sequence
 from types import TracebackType
 
 from rich import box
@@ -9,7 +8,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from ablations.record import Result, Row
-from ablations.report import table
+from ablations.sections import rows
 
 
 class Terminal:
@@ -80,13 +79,13 @@ class Terminal:
         self._console.print(f"profile of {arm}: {outcome}", markup=False, highlight=False)
 
 
-def show(console: Console, finished: Sequence[Result]) -> None:
-    """The table of the report."""
-    header, rows = table(finished, brief=True)
+def show(console: Console, arms: dict[str, list[Result]]) -> None:
+    """The table of the report, of each arm's results."""
+    header, body = rows(arms, brief=True)
     grid = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     grid.add_column(header[0], overflow="fold")
     for title in header[1:]:
         grid.add_column(title, justify="right", no_wrap=True)
-    for row in rows:
+    for row in body:
         grid.add_row(*row)
     console.print(grid)

@@ -8,12 +8,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
 from ablations.arms import BASELINE
 from ablations.presets import PRESETS
 from ablations.record import Result
+from ablations.text import spread
+from ablations.text import table as markdown
 
 _NONE = "—"
 
@@ -118,9 +120,6 @@ def tables(configuration: dict[str, Any], environment: dict[str, str], finished:
         one_model = configuration["baseline_width"] is None and configuration["baseline_heads"] is None
         terms.insert(0, MATCHED_NOTE if one_model else UNEQUAL_NOTE)
     return [
-        "",
-        "## Beside the published study",
-        "",
         *([f"**{short}**: our accuracies are not those of the whole run.", ""] if short else []),
         *table,
         "",
@@ -154,16 +153,16 @@ def _study_1(finished: Sequence[Result], column: str, ours: str) -> list[str]:
         if group:
             seconds = [r["train_seconds"] for r in group]
             multiple = f" = {mean(seconds) / mean(baseline):.2f} T" if baseline else ""
-            text = _spread([s / 60 for s in seconds], ".1f") if mean(seconds) >= 120 else _spread(seconds, ".1f")
+            text = spread([s / 60 for s in seconds], ".1f") if mean(seconds) >= 120 else spread(seconds, ".1f")
             text += " min" if mean(seconds) >= 120 else " s"
             cells = [
                 f"{group[0]['parameters']:,}",
                 f"T = {text}" if row.arm == BASELINE else text + multiple,
-                _spread([100 * r["best_val_accuracy"] for r in group], ".2f") + " %",
+                spread([100 * r["best_val_accuracy"] for r in group], ".2f") + " %",
                 str(group[0]["epochs"]),
             ]
         rows.append([str(i + 1), row.model, row.parameters, time, accuracy, *cells])
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _study_2(finished: Sequence[Result], column: str, ours: str) -> list[str]:
@@ -179,7 +178,7 @@ def _study_2(finished: Sequence[Result], column: str, ours: str) -> list[str]:
         accuracy, peak = missing, missing
         if group:
             peaks = [r["peak_bytes"] / 1e9 for r in group]
-            accuracy, peak = _spread([r["best_val_accuracy"] for r in group], ".4f"), f"{_spread(peaks, '.2f')} GB"
+            accuracy, peak = spread([r["best_val_accuracy"] for r in group], ".4f"), f"{spread(peaks, '.2f')} GB"
             if exact and arm != BASELINE:
                 peak += f" ({mean(exact) / 1e9 / mean(peaks):.1f}x)"
         for rows, i, mine in ((accuracies, 0, accuracy), (memory, 1, peak)):
@@ -187,8 +186,8 @@ def _study_2(finished: Sequence[Result], column: str, ours: str) -> list[str]:
             cells.insert(at, mine)
             rows.append([ratio, *cells])
     return [
-        *("Validation accuracy:", "", *_markdown(["ratio", *header], accuracies)),
-        *("", "Peak memory (in brackets the exact arm's over it):", "", *_markdown(["ratio", *header], memory)),
+        *("Validation accuracy:", "", *markdown(["ratio", *header], accuracies)),
+        *("", "Peak memory (in brackets the exact arm's over it):", "", *markdown(["ratio", *header], memory)),
     ]
 
 
@@ -196,16 +195,6 @@ def _cells(finished: Sequence[Result], arm: str) -> tuple[list[Result], str]:
     """An arm's results, and what stands for them where there are none."""
     rows = [r for r in finished if r["arm"] == arm]
     return [r for r in rows if "error" not in r], "failed" if rows else "not run"
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    """The mean, with the standard deviation of several seeds."""
-    centre = format(mean(values), form)
-    return f"{centre} ± {format(stdev(values), form)}" if len(values) > 1 else centre
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
 
 
 def _terms(configuration: dict[str, Any], environment: dict[str, str], study: Study, column: str) -> list[str]:

@@ -1,237 +1,167 @@
-"""What a study concludes: table, results.csv, report.md and figures, all rebuilt from its cells.
+"""What a study concludes: report.md, report.html, tables and figures, all rebuilt from its cells.
 
-python ablations/report.py runs/NAME
+python ablations/report.py runs/NAME [runs/NAME …]
 """
 
 import csv
 import io
-import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
-from PIL import Image
+import tyro
 
-from ablations import figures, published
-from ablations.arms import BASELINE
-from ablations.presets import PRESETS
-from ablations.record import Result, cell_folder, cells, failures, results, write_text
+from ablations import boards, figures, figures_effects, page, published, sections
+from ablations.cells import read
+from ablations.effects import label
+from ablations.record import write_text
+from ablations.summary import sentences
+from ablations.views import RESPONSES, Views
 from core.errors import InputError
-from core.transforms import REGISTRY
 
-COLUMNS: dict[str, tuple[Callable[[Result], float], str]] = {
-    "params": (lambda r: r["parameters"], ",.0f"),
-    "best %": (lambda r: 100 * r["best_val_accuracy"], ".2f"),
-    "final %": (lambda r: 100 * r["final_val_accuracy"], ".2f"),
-    "loss": (lambda r: r["final_train_loss"], ".3f"),
-    "train s": (lambda r: r["train_seconds"], ".1f"),
-    "img/s": (lambda r: r["images_per_second"], ",.0f"),
-    "step ms": (lambda r: r["step_ms_median"], ".1f"),
-    "peak MiB": (lambda r: r["peak_bytes"] / 2**20, ",.0f"),
-    "predicted": (lambda r: r["predicted_peak_bytes"] / 2**20, ",.0f"),
-    "kept MiB": (lambda r: r["kept_bytes"] / 2**20, ",.0f"),
-    "MFU": (lambda r: r["mfu"], ".2f"),
-}
-BRIEF = ("best %", "train s", "img/s", "peak MiB")
-RATIOS = {"time ×": "step_ms_median", "peak ×": "peak_bytes"}
+Drawn = dict[str, Path]  # figures by name, in the report's order
 
 
-def by_arm(finished: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results by arm: the baseline, then by number of optimizations and name."""
-    names = sorted({r["arm"] for r in finished}, key=lambda name: (name != BASELINE, name.count("+"), name))
-    return {name: [r for r in finished if r["arm"] == name] for name in names}
+def write(folders: Sequence[Path], out: Path | None = None, target: float | None = None) -> list[Path]:
+    """Write the report of a study, or of several joined, with its tables and figures; returns their paths.
 
-
-def table(finished: Sequence[Result], brief: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and one row an arm: means over its seeds, with the standard deviation where there are several.
-
-    brief: fewer columns, and the deviation of the accuracy alone, for a terminal of 80 characters.
+    out: the folder; the study's own, or for several one named after them. target: an accuracy from 0 to 1 that the
+    time to reach it is reported for; one that the baseline reached unless given. Raises InputError for what
+    `cells.read` refuses, and for a target outside 0 to 1.
     """
-    arms = by_arm(finished)
-    shown = {title: column for title, column in COLUMNS.items() if not brief or title in BRIEF}
-    header = ["arm", "seeds", *shown, *(RATIOS if BASELINE in arms else ())]
-    rows = []
-    for name, group in arms.items():
-        row = [name, str(len(group))]
-        for title, (value, form) in shown.items():
-            row.append(_cell([value(r) for r in group], form, not brief or title == "best %"))
-        if BASELINE in arms:
-            row += [f"{_mean(group, key) / _mean(arms[BASELINE], key):.2f}" for key in RATIOS.values()]
-        rows.append(row)
-    return header, rows
+    if target is not None and not 0 < target <= 1:
+        raise InputError(f"target {100 * target:g} is outside 0 to 100 %: write an accuracy in percent, such as 90")
+    views = Views(read(folders))
+    out = out or (folders[0] if len(folders) == 1 else folders[0].parent / "+".join(f.name for f in folders))
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = _draw(views, out)
+    parts = _sections(views, drawn, views.target if target is None else target)
+    text = _markdown(views, parts, drawn, out)
+    write_text(out / "report.md", text)
+    write_text(out / "report.html", page.render(text, out))
+    write_text(out / "results.csv", _csv([_flat(result) for result in views.study.results]))
+    write_text(out / "effects.csv", _csv(_effects(views)))
+    boards.write(out / "report", views, {title: lines for title, _, lines, _ in parts}, drawn)
+    return [out / name for name in ("report.md", "report.html", "results.csv", "effects.csv")] + list(drawn.values())
 
 
-def _mean(group: Sequence[Result], key: str) -> float:
-    return mean(r[key] for r in group)
+def _draw(views: Views, out: Path) -> Drawn:
+    """All figures; those that a study has nothing for are left out."""
+    folder = out / "figures"
+    shutil.rmtree(folder, ignore_errors=True)
+    cells = [(cell.result, cell.rows) for cell in views.study.cells]
+    drawn: Drawn = {}
+    for name, x in (("accuracy_by_epoch", "epoch"), ("accuracy_by_second", "seconds")):
+        drawn[name] = folder / f"{name}.png"
+        figures.accuracy(cells, x, drawn[name])
+    drawn["kept_bytes"] = folder / "kept_bytes.png"
+    figures.kept({arm: group[0]["kept_by_op"] for arm, group in sections.by_arm(views).items()}, drawn["kept_bytes"])
+    drawn |= figures_effects.draw(views, folder)
+    for arm, group in views.study.arms.items():
+        source = group[0].folder / "tokens.png"
+        if source.is_file() and all(source.read_bytes() != p.read_bytes() for n, p in drawn.items() if "tokens" in n):
+            drawn[f"tokens_{arm}"] = folder / f"tokens_{arm}.png"
+            shutil.copyfile(source, drawn[f"tokens_{arm}"])
+    return drawn
 
 
-def _cell(values: list[float], form: str, spread: bool) -> str:
-    centre = format(mean(values), form)
-    return f"{centre} ± {format(stdev(values), form)}" if spread and len(set(values)) > 1 else centre
+Section = tuple[str, str, list[str], list[str]]  # title, words before, lines, figures after
 
 
-def write(out: Path) -> list[Path]:
-    """Write results.csv, report.md and the figures of a study; returns their paths.
-
-    Raises InputError if the folder holds no study, or none of its cells has finished.
-    """
-    if not (out / "study.json").is_file():
-        raise InputError(f"'{out}' holds no study (no study.json); pass a folder that ablations/run.py wrote")
-    finished = results(out)
-    if not finished:
-        raise InputError(f"'{out}' has no finished cell yet; run ablations/run.py --out {out} again")
-    drawn = [out / "figures" / f"accuracy_by_{name}.png" for name in ("epoch", "second")]
-    everything = list(cells(out))
-    for path, x in zip(drawn, ("epoch", "seconds"), strict=True):
-        figures.accuracy(everything, x, path)
-    drawn.append(out / "figures" / "kept_bytes.png")
-    figures.kept({name: group[0]["kept_by_op"] for name, group in by_arm(finished).items()}, drawn[-1])
-    drawn += _pictures(out, finished)
-    _tensorboard(out, drawn)
-    write_text(out / "results.csv", _csv(finished))
-    write_text(out / "report.md", _markdown(out, finished, drawn))
-    return [out / "report.md", out / "results.csv", *drawn]
-
-
-def _pictures(out: Path, finished: Sequence[Result]) -> list[Path]:
-    """Each arm's picture of tokenized images, if its first seed has one, copied to figures/; equal ones once."""
-    copied: list[Path] = []
-    for arm, group in by_arm(finished).items():
-        source = cell_folder(out, arm, group[0]["seed"]) / "tokens.png"
-        if source.is_file() and all(source.read_bytes() != other.read_bytes() for other in copied):
-            copied.append(out / "figures" / f"tokens_{arm}.png")
-            shutil.copyfile(source, copied[-1])
-    return copied
+def _sections(views: Views, drawn: Drawn, target: float) -> list[Section]:
+    """What a report has to say, in its order; empty sections left out."""
+    study = views.study
+    records = [*study.results, *study.failed]
+    beside = published.tables(study.configuration, study.environment, records)
+    tokens = [name for name in drawn if name.startswith("tokens")]
+    parts: list[Section] = [
+        ("Summary", "", [f"* {sentence}" for sentence in sentences(views)], []),
+        ("Arms", "", sections.arms(views), ["pareto"]),
+        (
+            "Effects",
+            "",
+            sections.effects(views),
+            ["effects", "half_normal", *(f"interactions_{r.name.replace(' ', '_')}" for r in RESPONSES)],
+        ),
+        ("Arms against the baseline", "", sections.against_baseline(views, target), []),
+        ("Added to the baseline, taken out of everything", "", sections.swaps(views), []),
+        ("Sampling against exact recomputation", "", sections.against_recomputation(views), []),
+        ("Beside the published study", "", beside, []),
+        ("Learning curves", "Validation accuracy at equal steps, and at equal time.", [], [*drawn][:2]),
+        ("Memory", "What each arm keeps for its backward pass.", [], ["kept_bytes"]),
+        ("Tokens", "How images are cut into patches.", [], tokens),
+        ("How to read this", "", sections.reading(views), []),
+        ("Optimizations", "", sections.optimizations(views), []),
+        ("Failed cells", "", sections.failed(views), []),
+        ("Settings and environment", "", sections.environment(views), []),
+    ]
+    kept = [(title, words, lines, [name for name in names if name in drawn]) for title, words, lines, names in parts]
+    return [part for part in kept if part[2] or part[3]]
 
 
-def _csv(finished: Sequence[Result]) -> str:
+def _markdown(views: Views, parts: Sequence[Section], drawn: Drawn, out: Path) -> str:
+    configuration = views.study.configuration
+    lines = [f"# {configuration['preset']} on {configuration['data']}", "", sections.terms(views)]
+    for title, words, body, names in parts:
+        lines += ["", f"## {title}", ""]
+        lines += [words, ""] if words else []
+        lines += body
+        for name in names:
+            path = drawn[name].relative_to(out).as_posix()
+            lines += ["", f"![{figures_effects.CAPTIONS.get(name, name.replace('_', ' '))}]({path})"]
+    return "\n".join(lines) + "\n"
+
+
+def _flat(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if not isinstance(value, dict)}
+
+
+def _effects(views: Views) -> list[dict[str, Any]]:
+    """All effects with both intervals. Step time and peak memory are differences of natural logarithms."""
+    out = []
+    for response, found in views.effects.items():
+        for term, e in found.effects:
+            (low, high), (low_all, high_all) = e.interval(), e.interval(of=found.together)
+            row: dict[str, Any] = {"response": response, "effect": label(term), "estimate": e.value}
+            row |= {"se": e.se, "df": e.df, "seeds": e.seeds, "low": low, "high": high}
+            out.append(row | {"low_together": low_all, "high_together": high_all})
+    return out
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
-    rows = [{key: value for key, value in r.items() if not isinstance(value, dict)} for r in finished]
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
-def _markdown(out: Path, finished: Sequence[Result], drawn: Sequence[Path]) -> str:
-    study = json.loads((out / "study.json").read_text())
-    configuration, environment = study["configuration"], study["environment"]
-    header, rows = table(finished)
-    lines = [
-        f"# {configuration['preset']} on {configuration['data']}",
-        "",
-        _terms(configuration, environment),
-        "",
-        "| " + " | ".join(header) + " |",
-        "|" + " --- |" * len(header),
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
-        _reading(finished),
-        *_against_recomputation(finished),
-        *(line for path in drawn for line in ("", f"![{path.stem}]({path.relative_to(out).as_posix()})")),
-        "",
-        "## Arms",
-        "",
-        *(f"* `{name}`: {t.about}. Contract: {t.contract}." for name, t in REGISTRY.items() if _uses(finished, name)),
-        *published.tables(configuration, environment, [*finished, *failures(out)]),
-        *_failed(out),
-        "",
-        "## Settings and environment",
-        "",
-        "```json",
-        json.dumps(study, indent=2),
-        "```",
-    ]
-    return "\n".join(lines) + "\n"
+@dataclass(frozen=True)
+class Command:
+    """Rebuild the report of a study from its cells, or join several of one configuration."""
 
-
-def _terms(configuration: dict[str, Any], environment: dict[str, str]) -> str:
-    preset = json.loads(json.dumps(asdict(PRESETS[configuration["preset"]])))
-    undecided = ("auto", None)
-    changed = [
-        f"{k} {preset[k]} -> {v}" for k, v in configuration.items() if k in preset and preset[k] not in (v, *undecided)
-    ]
-    overrides = f" Changed from the preset: {', '.join(changed)}." if changed else ""
-    return (
-        f"{configuration['epochs']} epochs, batch {configuration['batch_size']}, {configuration['precision']}, engine "
-        f"{configuration['engine']}, on {environment['device_name']} ({configuration['device']}), torch "
-        f"{environment['torch']}.{overrides}"
-    )
-
-
-def _reading(finished: Sequence[Result]) -> str:
-    seeds = len({r["seed"] for r in finished})
-    many = (
-        f"Means over {seeds} seeds ± standard deviation." if seeds > 1 else "One seed: differences have no error bar."
-    )
-    return (
-        f"{many} best % and final %: validation accuracy, best epoch and last. loss: mean training loss of the last "
-        "epoch, penalty included. train s: training steps only, without evaluation, logging, warm-up and compilation. "
-        "step ms: median; cells run one after another, so small differences can be the machine's drift "
-        "(ablations/bench.py interleaves). peak MiB: parameters, optimizer state, batch and everything else alive at "
-        "once in one training step, measured in a pass of its own; predicted: the same, accounted for without running "
-        "it, for eager PyTorch; kept MiB: the part kept for the backward pass. MFU: the arm's own FLOPs a second over "
-        "those of a large matrix product, measured as the cell ended. time × and peak ×: step ms and peak MiB "
-        "over the baseline's."
-    )
-
-
-def _against_recomputation(finished: Sequence[Result]) -> list[str]:
-    """What sampling buys over its exact control, of what was measured."""
-    arms = by_arm(finished)
-    sampled = [name for name in arms if "crs@" in name]
-    lines = []
-    for name in sampled:
-        others = [part for part in name.split("+") if not part.startswith("crs@")]
-        control = "+".join(sorted([*others, "recompute"]))
-        if control in arms:
-            peak, time = (_mean(arms[name], k) / _mean(arms[control], k) for k in ("peak_bytes", "step_ms_median"))
-            points = 100 * (_mean(arms[name], "best_val_accuracy") - _mean(arms[control], "best_val_accuracy"))
-            lines.append(f"* `{name}` against `{control}`: {peak:.2f} × peak, {time:.2f} × time, {points:+.2f} points.")
-    if not sampled:
-        return []
-    if not lines:
-        lines = ["No control was run: `--arms all,controls` adds `recompute`, which saves memory without any noise."]
-    return ["", "## What sampling buys over exact recomputation", "", *lines]
-
-
-def _tensorboard(out: Path, drawn: Sequence[Path]) -> None:
-    """The figures as images of the run `report`."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    shutil.rmtree(out / "report", ignore_errors=True)
-    with SummaryWriter(str(out / "report")) as writer:
-        for path in drawn:
-            writer.add_image(path.stem, np.asarray(Image.open(path).convert("RGB")), 0, dataformats="HWC")
-
-
-def _uses(finished: Sequence[Result], transform: str) -> bool:
-    return any(part.split("@")[0] == transform for r in finished for part in r["arm"].split("+"))
-
-
-def _failed(out: Path) -> list[str]:
-    failed = failures(out)
-    if not failed:
-        return []
-    return ["", "## Failed cells", "", *(f"* {f['arm']}, seed {f['seed']}: {f['error']}" for f in failed)]
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Studies that run.py wrote, such as runs/quick-digits."""
+    out: Path | None = None
+    """Where the report goes: the study's folder, or for several studies one named after them."""
+    target: float | None = None
+    """Accuracy in percent to report the time to; one that the baseline reached unless given."""
 
 
 def main() -> None:
-    """The command: rebuild the reports of the folders named."""
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: python ablations/report.py runs/NAME [runs/NAME …]")
-    for name in sys.argv[1:]:
-        try:
-            paths = write(Path(name))
-        except (InputError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        print("\n".join(map(str, paths)))
+    """Exit status: 0, or 2 for bad input."""
+    command: Annotated[Command, tyro.conf.arg(name="")] = tyro.cli(Command)
+    try:
+        if not command.folders:
+            raise InputError("no study given; write python ablations/report.py runs/NAME")
+        paths = write(command.folders, command.out, None if command.target is None else command.target / 100)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print("\n".join(map(str, paths)))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,12 @@ import tyro
 from rich.console import Console
 
 from ablations import arms as arm_names
-from ablations import initial, plan, presets, published, record, report, study
+from ablations import initial, plan, presets, published, record, report, sections, study
+from ablations.cells import read as read_study
 from ablations.presets import ABOUT, ARMS, PRESETS, Recipe
 from ablations.progress import Terminal, show
+from ablations.summary import sentences
+from ablations.views import Views
 from core import data as data_sets
 from core.engine import ENGINES
 from core.errors import InputError, choose
@@ -138,15 +141,21 @@ def execute(command: Command, console: Console) -> int:
         failed = study.run(chosen, seeds, command.preset, recipe, data, out, progress)
         if command.profile:
             failed += study.profile(chosen, recipe, data, out, progress)
-    finished = record.results(out)
-    if finished:
-        written = report.write(out)
-        show(console, finished)
-        kept = json.loads((out / "study.json").read_text())
-        beside = published.tables(**kept, finished=[*finished, *record.failures(out)])
-        console.print("\n".join(beside), markup=False, highlight=False, soft_wrap=True)
-        console.print(f"{written[0]}   tensorboard --logdir {out}", highlight=False)
+    if record.results(out):
+        conclude(out, console)
     return failed
+
+
+def conclude(out: Path, console: Console) -> None:
+    """Write the report, and print its table, its summary and the published figures."""
+    written = report.write([out])
+    views = Views(read_study([out]))
+    show(console, sections.by_arm(views))
+    lines = [f"* {sentence}" for sentence in sentences(views)]
+    records = [*views.study.results, *views.study.failed]
+    lines += ["", *published.tables(views.study.configuration, views.study.environment, records)]
+    console.print("\n".join(lines).replace("**", "").replace("`", ""), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"\n{written[1]}   tensorboard --logdir {out}", highlight=False)
 
 
 def foresee(command: Command, console: Console) -> None:

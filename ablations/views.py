@@ -29,7 +29,9 @@ class Response(NamedTuple):
     random: bool = True
 
     def text(self, value: float) -> str:
-        """A difference with its sign: `+1.25`."""
+        """A difference with its sign: `+1.25`; from a thousand on, which only an interval's end can be, `>+999`."""
+        if self.shown(value) >= 1000:
+            return ">+999"
         written = format(self.shown(value), self.form)
         return written.replace("-", "−") if any(digit in written for digit in "123456789") else written.lstrip("+-")
 

@@ -1,0 +1,197 @@
+"""What a study says, in words: each sentence from its numbers."""
+
+from math import isnan
+
+from ablations.arms import AGAIN, BASELINE
+from ablations.effects import Effect, label, levels, resolvable, seeds_for
+from ablations.text import interval, listed
+from ablations.views import BY_NAME, RESPONSES, Views
+from core.transforms import REGISTRY
+
+_SMALL = 0.002  # accuracy: the difference one usually asks for
+
+
+def sentences(views: Views) -> list[str]:
+    """The summary of a report, a sentence or two each."""
+    study = views.study
+    seeds, arms, images = len(study.seeds), len(study.arms), study.cells[0].correct.shape[1]
+    out = [
+        f"{arms} arm{'s'[: arms > 1]}, {seeds} seed{'s'[: seeds > 1]}, {study.configuration['epochs']} epochs on "
+        f"{study.configuration['data']}, {images:,} validation images: {len(study.cells)} cells finished, "
+        f"{len(study.failed)} failed."
+    ]
+    if BASELINE not in study.arms:
+        out.append("There is no baseline: nothing to compare with. `--arms baseline`, in the same folder, adds it.")
+    elif not views.compared:
+        out.append("There is one arm: nothing to compare. `--arms all`, in the same folder, adds the others.")
+    if seeds == 1 and views.compared:
+        out.append(_one_seed(views))
+    if seeds == 2:
+        out.append("**Two seeds** tell little of how seeds vary: intervals are very wide. `--seeds 5` narrows them.")
+    for response in RESPONSES:
+        out += _mains(views, response.name)
+    out += [text for response in RESPONSES for text in _interactions(views, response.name)]
+    if views.compared:
+        out += [*_leaders(views), *_resolution(views)]
+    return out + _noise_floor(views) + _exactness(views) + _holes(views)
+
+
+def _one_seed(views: Views) -> str:
+    judged = not isnan(views.noise["step time"].deviation) if views.noise["step time"] else False
+    if not judged:
+        return "**One seed and few arms: differences have no error bar.** `--seeds 5` adds them."
+    return (
+        "**One seed**: intervals are Lenth's, who takes the noise from the many effects that should be nothing; they "
+        "do not see what another seed would change. `--seeds 5` gives real ones."
+    )
+
+
+def _mains(views: Views, name: str) -> list[str]:
+    """Which optimizations change a response, on average over the others."""
+    response, found = BY_NAME[name], views.effects[name]
+    mains = [e for e in found.effects if len(e.term) == 1]
+    if not mains or not any(e.estimate.se >= 0 for e in mains):
+        return []
+    said = []
+    up, down = ("raised by", "lowered by")
+    for words, better in ((up if response.better > 0 else down, True), (down if response.better > 0 else up, False)):
+        clear = [e for e in mains if _clear(e, found.together) and (e.estimate.value * response.better > 0) == better]
+        said += [f"{words} {_values(views, name, clear)}"] if clear else []
+    open_ = [e for e in mains if not _clear(e, found.together)]
+    said += [f"not told from no change: {_values(views, name, open_)}"] if open_ else []
+    same = "" if response.random else " (the same in every run)"
+    return [f"**{name.capitalize()}**{same}, averaged over the other optimizations: {'; '.join(said)}."]
+
+
+def _clear(effect: Effect, together: int) -> bool:
+    return effect.estimate.clear(together)
+
+
+def _values(views: Views, name: str, effects: list[Effect]) -> str:
+    response, of = BY_NAME[name], views.effects[name].together
+    unit = f" {response.unit}" if response.unit else ""
+    texts = []
+    for effect in sorted(effects, key=lambda e: -abs(e.estimate.value)):
+        value, _, bounds = interval(response, effect.estimate, of).replace("*", "").partition(" ")
+        texts.append(f"`{label(effect.term)}` {value}{unit}{' ' if bounds else ''}{bounds}")
+    return ", ".join(texts)
+
+
+def _interactions(views: Views, name: str) -> list[str]:
+    """Which pairs do more or less together than their effects add up to."""
+    found = views.effects[name]
+    pairs = [e for e in found.effects if len(e.term) == 2]
+    if not pairs or not any(e.estimate.se >= 0 for e in pairs):
+        return []
+    clear = [e for e in pairs if _clear(e, found.together) and BY_NAME[name].text(e.estimate.value).strip("0.")]
+    if not clear:
+        return [f"{name.capitalize()}: none of the {len(pairs)} two-way interactions is told from zero."]
+    largest = sorted(clear, key=lambda e: -abs(e.estimate.value))[:3]
+    if not BY_NAME[name].random:
+        return [f"{name.capitalize()}: the largest two-way interactions are {_values(views, name, largest)}."]
+    return [
+        f"{name.capitalize()}: {len(clear)} of the {len(pairs)} two-way interactions are told from zero, the largest "
+        f"{_values(views, name, largest)}."
+    ]
+
+
+def _leaders(views: Views) -> list[str]:
+    """The best arm of each response, and how sure that is."""
+    out = []
+    for name in ("accuracy", "step time", "peak memory"):
+        sign = BY_NAME[name].better
+        arms = [BASELINE, *views.compared]
+        best = max(arms, key=lambda arm: sign * views.mean(name, arm))
+        found = views.against(name, best)
+        if best == BASELINE or found is None:
+            out.append(f"No arm has a better mean {name} than the baseline.")
+            continue
+        text = f"Best mean {name}: `{best}`, {_values_of(name, found.value)} from the baseline"
+        if name == "accuracy" and found.se > 0:
+            text += (
+                f" (above it with probability {found.above:.2f}; the best of {len(arms)} is flattered by the choice)"
+            )
+        out.append(text + ".")
+    front = views.front("accuracy", "step time", "peak memory")
+    out.append(
+        "Pareto front of mean accuracy, step time and peak memory (who is better in one is worse in another): "
+        f"{listed(front)}."
+    )
+    return out
+
+
+def _values_of(name: str, value: float) -> str:
+    response = BY_NAME[name]
+    return f"{response.text(value)} {response.unit}".rstrip()
+
+
+def _resolution(views: Views) -> list[str]:
+    """The smallest difference from the baseline that this study can see."""
+    found = [e for arm in views.compared if (e := views.against("accuracy", arm)) and e.se > 0 and e.seeds > 1]
+    if not found:
+        return []
+    typical = sorted(found, key=lambda e: e.se)[len(found) // 2]
+    needed = seeds_for(_SMALL, typical)
+    images = views.study.cells[0].correct.shape[1]
+    more = f"{needed:,} seeds would do" if needed else f"no number of seeds would do with {images:,} validation images"
+    return [
+        f"Resolution: with {typical.seeds} seeds and {images:,} validation images, a difference in accuracy between an "
+        f"arm and the baseline is seen with 80 % probability from {100 * resolvable(typical):.1f} points on (the arm "
+        f"of median spread); for {100 * _SMALL:.1f} points {more}."
+    ]
+
+
+def _noise_floor(views: Views) -> list[str]:
+    """The baseline against itself."""
+    if not {BASELINE, AGAIN} <= set(views.study.arms):
+        return []
+    texts = []
+    for name in ("accuracy", "step time", "peak memory"):
+        found = views.against(name, AGAIN)
+        if found is not None:
+            texts.append(f"{name} {interval(BY_NAME[name], found).replace('*', '')} {BY_NAME[name].unit}")
+    return [f"Noise floor, the baseline trained a second time with the same seeds: {', '.join(texts)}."]
+
+
+def _exactness(views: Views) -> list[str]:
+    """How far arms lie apart that differ by an exact optimization alone."""
+    exact = {name for name, transform in REGISTRY.items() if transform.contract == "exact"}
+    arms = {frozenset(levels(arm).items()): arm for arm in views.study.arms if arm != AGAIN}
+    if views.apart:
+        arms = {setting: arm for setting, arm in arms.items() if arm not in views.apart}
+    gaps = []
+    for setting, arm in arms.items():
+        for factor, level in setting:
+            other = arms.get(setting - {(factor, level)})
+            if factor in exact and other and (found := views.against("accuracy", arm, other)):
+                gaps.append((abs(found.value), arm, other))
+    if not gaps:
+        return []
+    gap, arm, other = max(gaps)
+    return [
+        f"Exact optimizations: over {len(gaps)} pairs of arms that differ by one alone, mean accuracies differ by at "
+        f"most {100 * gap:.2f} points" + (f" (`{arm}` and `{other}`)." if gap else ".")
+    ]
+
+
+def _holes(views: Views) -> list[str]:
+    """Cells that are not there, and effects that cannot be told without them."""
+    out, study = [], views.study
+    if study.missing:
+        shown = ", ".join(f"`{arm}` seed {seed}" for arm, seed in study.missing[:5])
+        more = f" and {len(study.missing) - 5} more" if len(study.missing) > 5 else ""
+        out.append(f"Not there, and fitted without: {shown}{more}.")
+    found = views.effects["step time"]
+    if views.apart and BASELINE in study.arms:
+        out.append("The baseline is another model than the other arms: effects and interactions leave it out.")
+    if found.design.apart and views.compared:
+        pairs = [label(pair) for pair in found.design.apart]
+        text = ", ".join(pairs[:5]) + (f" and {len(pairs) - 5} more" if len(pairs) > 5 else "")
+        out.append(f"These arms do not show the interactions {text}; effects are fitted as if there were none.")
+    if found.lost:
+        out.append(f"These arms do not determine the effects {', '.join(label(term) for term in found.lost)}.")
+    incomplete = [e for e in found.effects if 0 < e.estimate.seeds < len(study.seeds)]
+    if incomplete:
+        texts = [f"`{label(e.term)}` {e.estimate.seeds}" for e in incomplete]
+        out.append(f"Effects from fewer seeds than {len(study.seeds)}: {', '.join(texts)}.")
+    return out

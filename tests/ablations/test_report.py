@@ -1,0 +1,307 @@
+"""Reports of synthetic studies: what they say follows from the cells, and what they refuse."""
+
+import csv
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ablations import arms, report
+from ablations.cells import read
+from ablations.presets import PRESETS
+from ablations.summary import sentences
+from ablations.views import Views
+from core.errors import InputError
+
+IMAGES, EPOCHS = 100, 4
+COST = {"flash": (0.9, 0.8), "decatt": (1.2, 1.0), "mrt": (1.1, 0.98), "crs@0.5": (1.5, 0.9), "crs@0.3": (1.4, 0.8)}
+
+
+def cell(folder, arm, seed, share=0.8, noise=0.02, **changed):
+    """A finished cell: its accuracy near `share`, time and memory the product of its optimizations' ratios."""
+    rng = np.random.default_rng([seed, *arm.encode()])
+    parts = [] if arm.startswith("baseline") else arm.split("+")
+    ratios = np.prod([COST.get(part, (1.0, 1.0)) for part in parts], axis=0) if parts else (1.0, 1.0)
+    step, peak = 20 * ratios[0] * np.exp(noise * rng.standard_normal()), int(ratios[1] * 2**24)
+    growth = [share - 0.1, share - 0.05, share - 0.02, share]
+    correct = np.array([rng.permutation(IMAGES) < round(IMAGES * (a + noise * rng.standard_normal())) for a in growth])
+    seconds = step / 1000 * 50
+    rows = [
+        {"epoch": i + 1, "val/accuracy": float(c.mean()), "val/loss": 1 - c.mean(), "train/loss": 1.1 - c.mean(),
+         "seconds": seconds * (i + 1), "speed/images_per_second": 32 / step * 1000}
+        for i, c in enumerate(correct)
+    ]  # fmt: skip
+    result = {
+        "arm": arm, "seed": seed, "preset": "quick", "data": "digits", "parameters": 1000, "epochs": EPOCHS,
+        "best_val_accuracy": max(r["val/accuracy"] for r in rows), "final_val_accuracy": rows[-1]["val/accuracy"],
+        "final_val_loss": rows[-1]["val/loss"], "final_train_loss": 0.2, "train_seconds": seconds * EPOCHS,
+        "images_per_second": 32 / step * 1000, "step_ms_median": step, "peak_bytes": peak, "reserved_bytes": peak,
+        "predicted_peak_bytes": peak, "bytes_per_image": 2**18, "kept_bytes": peak // 2,
+        "kept_by_op": {"qkv mm": peak // 2}, "flops_per_image": 10**6, "mfu": 0.3, "gpu": {}, "batch_size": 32,
+    }  # fmt: skip
+    path = folder / arm / f"seed{seed}"
+    path.mkdir(parents=True)
+    np.savez_compressed(path / "correct.npz", correct=correct)
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "result.json").write_text(json.dumps(result | changed))
+
+
+def study(folder, names, seeds, accuracy=lambda arm: 0.8, **configuration):
+    """A folder with these cells."""
+    folder.mkdir(parents=True)
+    recipe = {k: v for k, v in vars(PRESETS["quick"]).items() if k != "set"}
+    given = {"preset": "quick", **recipe, "set": [], "epochs": EPOCHS, "batch_size": 32, **configuration}
+    machine = {"torch": "2.15.0", "device_name": "a processor", "threads": "2", "revision": "abc"}
+    (folder / "study.json").write_text(json.dumps({"configuration": given, "environment": machine}))
+    for arm in names:
+        for seed in seeds:
+            cell(folder, arm, seed, accuracy(arm))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lattice(tmp_path_factory):
+    """All arms at five seeds; mrt adds ten points."""
+    folder = tmp_path_factory.mktemp("report") / "lattice"
+    study(folder, [*arms.lattice(), arms.AGAIN, "recompute"], range(5), lambda arm: 0.9 if "mrt" in arm else 0.8)
+    report.write([folder])
+    return folder
+
+
+def said(folder):
+    return "\n".join(sentences(Views(read([folder]))))
+
+
+def test_the_summary_tells_what_was_planted(lattice):
+    text = said(lattice)
+    assert "26 arms, 5 seeds, 4 epochs on digits, 100 validation images: 130 cells finished, 0 failed" in text
+    assert re.search(r"\*\*Accuracy\*\*.*: raised by `mrt` \+(9|10)\.\d\d points \[\+", text)
+    assert re.search(r"\*\*Step time\*\*.*raised by `crs@0\.5` \+(49|50)\.\d %.*lowered by `flash` −\d+\.\d %", text)
+    assert re.search(r"\*\*Peak memory\*\*.*lowered by `crs@0\.3` −20\.0 %, `flash` −20\.0 %, `crs@0\.5` −10\.0 %", text)
+    assert "Accuracy: none of the 9 two-way interactions is told from zero" in text
+    assert re.search(r"Best mean accuracy: `[^`]*mrt[^`]*`", text)
+    assert re.search(r"Noise floor, .*: accuracy [+−]?\d\.\d\d \[", text)
+
+
+def test_every_number_of_the_summary_is_in_the_report(lattice):
+    """Effects in words are those of the table, digit for digit."""
+    text = (lattice / "report.md").read_text()
+    summary, rest = text.split("## Arms", 1)
+    plain = rest.replace("**", "")
+    found = re.findall(r"`([^`]+)` ([+−]\d+\.\d+) \S+ (\[[^\]]+\])", summary)
+    assert len(found) > 10
+    for name, value, interval in found:
+        assert f"{value} {interval}" in plain, name
+
+
+def test_differences_are_paired_by_seed_and_image(lattice):
+    """The table's row by hand, without this project's statistics."""
+    (row,) = re.findall(r"^\| `mrt` \| (.*) \|$", (lattice / "report.md").read_text(), re.M)[-1:] or [""]
+    rows = re.findall(r"^\| `mrt` \| (.*) \|$", (lattice / "report.md").read_text(), re.M)
+    row = next(r.split(" | ") for r in rows if len(r.split(" | ")) == 7)
+    d = np.array(
+        [
+            np.load(lattice / "mrt" / f"seed{s}" / "correct.npz")["correct"][-1].astype(float)
+            - np.load(lattice / "baseline" / f"seed{s}" / "correct.npz")["correct"][-1]
+            for s in range(5)
+        ]
+    )
+    assert row[0].replace("**", "").startswith(f"+{100 * d.mean():.2f}")
+    results = {
+        (arm, s): json.loads((lattice / arm / f"seed{s}" / "result.json").read_text())
+        for arm in ("mrt", "baseline")
+        for s in range(5)
+    }
+    logs = np.log([results["mrt", s]["step_ms_median"] / results["baseline", s]["step_ms_median"] for s in range(5)])
+    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95 ** (1 / 24))
+    assert row[1].replace("**", "").replace("−", "-") == (
+        f"{100 * (np.exp(logs.mean()) - 1):+.1f} [{100 * (np.exp(low) - 1):+.1f}, {100 * (np.exp(high) - 1):+.1f}]"
+    )
+    spare = results["baseline", 0]["peak_bytes"] - results["mrt", 0]["peak_bytes"]
+    assert row[5] == str(32 + spare // 2**18)
+    budget = min(np.mean([c.result["train_seconds"] for c in group]) for group in read([lattice]).arms.values())
+    histories = [
+        [json.loads(line) for line in (lattice / "mrt" / f"seed{s}" / "metrics.jsonl").read_text().splitlines()]
+        for s in range(5)
+    ]
+    points = [np.interp(budget, [r["seconds"] for r in h], [r["val/accuracy"] for r in h]) for h in histories]
+    assert row[4] == f"{100 * np.mean(points):.2f}"
+
+
+def test_leave_one_out_and_add_one_in(lattice):
+    views = Views(read([lattice]))
+    swap = next(s for s in views.swaps("accuracy") if s.level == "mrt")
+    mean = {arm: np.mean([c.result["final_val_accuracy"] for c in group]) for arm, group in views.study.arms.items()}
+    assert swap.everything == "crs@0.3+decatt+flash+mrt"
+    assert swap.added.value == pytest.approx(mean["mrt"] - mean["baseline"])
+    assert swap.removed.value == pytest.approx(mean["crs@0.3+decatt+flash"] - mean[swap.everything])
+    assert next(s for s in views.swaps("accuracy") if s.level == "crs@0.5").everything == "crs@0.5+decatt+flash+mrt"
+
+
+def test_the_front_is_not_dominated(lattice):
+    views = Views(read([lattice]))
+    points = {a: (views.mean("accuracy", a), -views.mean("step time", a)) for a in views.study.arms if a != arms.AGAIN}
+    front = views.front("accuracy", "step time")
+    for arm, point in points.items():
+        beaten = any(q != point and q[0] >= point[0] and q[1] >= point[1] for q in points.values())
+        assert (arm in front) != beaten
+
+
+def test_time_to_a_target(lattice, monkeypatch):
+    views = Views(read([lattice]))
+    reached, number = views.to_target("mrt", 0.85)
+    first = []
+    for c in views.study.arms["mrt"]:
+        first += [next((r["seconds"] for r in c.rows if r["val/accuracy"] >= 0.85), None)]
+    assert number == sum(s is not None for s in first)
+    assert reached == pytest.approx(np.mean([s for s in first if s is not None]))
+    assert views.to_target("mrt", 1.1) == (np.inf, 0)
+    assert all(c.result["best_val_accuracy"] >= views.target for c in views.study.arms["baseline"])
+
+
+def test_effects_are_a_table_for_machines(lattice):
+    rows = list(csv.DictReader((lattice / "effects.csv").open()))
+    assert {r["response"] for r in rows} == {"accuracy", "loss", "step time", "peak memory"}
+    assert len(rows) == 4 * 14
+    mrt = next(r for r in rows if r["response"] == "accuracy" and r["effect"] == "mrt")
+    assert float(mrt["low_together"]) < float(mrt["low"]) < float(mrt["estimate"]) < float(mrt["high"])
+    assert int(mrt["seeds"]) == 5
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.sources, self.tables, self.links, self.ids = [], 0, [], set()
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.tables += tag == "table"
+        self.sources += [given[k] for k in ("src", "data") if k in given]
+        self.links += [given["href"]] if "href" in given else []
+        self.ids |= {given["id"]} if "id" in given else set()
+
+
+def test_the_page_holds_everything(lattice):
+    text, page = (lattice / "report.html").read_text(), Page()
+    page.feed(text)
+    figures = re.findall(r"^!\[", (lattice / "report.md").read_text(), re.M)
+    assert len(page.sources) == len(figures) >= 8
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert page.tables == len(re.findall(r"^\| --- ", (lattice / "report.md").read_text(), re.M))
+    assert page.links
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", text)
+
+
+def test_one_seed_says_so_and_is_judged_by_lenth(tmp_path):
+    folder = study(tmp_path / "one", arms.lattice(), [0], lambda arm: 0.9 if "mrt" in arm else 0.8)
+    written = report.write([folder])
+    text = (folder / "report.md").read_text()
+    assert "**One seed**: intervals are Lenth's" in text
+    assert re.search(r"raised by `mrt` \+\d+\.\d\d points \[", text)
+    assert folder / "figures" / "half_normal.png" in written
+    assert "Resolution" not in text
+
+
+def test_missing_and_failed_cells_are_named(tmp_path):
+    folder = study(tmp_path / "holes", ["baseline", "flash", "mrt", "flash+mrt"], range(3))
+    shutil.rmtree(folder / "mrt" / "seed1")
+    (folder / "mrt" / "seed1").mkdir()
+    (folder / "mrt" / "seed1" / "failed.json").write_text(
+        json.dumps({"arm": "mrt", "seed": 1, "error": "FloatingPointError: loss is nan"})
+    )
+    report.write([folder])
+    text = (folder / "report.md").read_text()
+    assert "Not there, and fitted without: `mrt` seed 1" in text
+    assert "11 cells finished, 1 failed" in text
+    assert "mrt, seed 1: FloatingPointError: loss is nan" in text
+    assert "Effects from fewer seeds than 3: `flash × mrt` 2" in text or "`flash` 2" in text
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["flash", "mrt"], "There is no baseline: nothing to compare with"),
+        (["baseline"], "There is one arm: nothing to compare"),
+        (["baseline", "flash", "mrt"], "do not show the interactions flash × mrt"),
+        (["recompute"], "There is no baseline"),
+    ],
+)
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_arms(tmp_path, names, expected, seeds):
+    folder = study(tmp_path / "few", names, range(seeds))
+    report.write([folder])
+    assert expected in (folder / "report.md").read_text()
+
+
+def test_a_baseline_of_another_size_is_left_out_of_the_effects(tmp_path):
+    names = [*arms.PUBLISHED]
+    folder = study(tmp_path / "p", names, range(3), lambda arm: 0.3 if arm == "baseline" else 0.8, baseline_width=384)
+    report.write([folder])
+    text = (folder / "report.md").read_text()
+    assert "The baseline is another model than the other arms: effects and interactions leave it out" in text
+    effects = {e.term: e.estimate.value for e in Views(read([folder])).effects["accuracy"].effects}
+    assert all(abs(value) < 0.1 for value in effects.values())
+
+
+def test_studies_of_other_seeds_are_joined(tmp_path):
+    names = ["baseline", "flash", "mrt", "flash+mrt"]
+    a, b = (study(tmp_path / n, names, seeds) for n, seeds in (("a", range(2)), ("b", range(2, 5))))
+    whole = study(tmp_path / "whole", names, range(5))
+    written = report.write([a, b])
+    assert written[0] == tmp_path / "a+b" / "report.md"
+    report.write([whole])
+    joined, alone = ((f / "effects.csv").read_text() for f in (tmp_path / "a+b", whole))
+    assert joined == alone
+
+
+@pytest.mark.parametrize(
+    ("configuration", "expected"),
+    [
+        ({"preset": "matched"}, "preset 'quick' and 'matched'"),
+        ({"data": "cifar10"}, "data 'digits' and 'cifar10'"),
+        ({"learning_rate": 1.0, "mlp": 7}, "mlp 256 and 7, learning_rate 0.003 and 1.0"),
+        ({}, "two of the studies have 'baseline' at seed 0; train other seeds (run.py --first-seed)"),
+    ],
+)
+def test_studies_that_differ_are_not_joined(tmp_path, configuration, expected):
+    a, b = (study(tmp_path / n, ["baseline"], [0], **given) for n, given in (("a", {}), ("b", configuration)))
+    with pytest.raises(InputError, match=re.escape(expected)):
+        report.write([a, b])
+    assert not (tmp_path / "a+b").exists()
+
+
+def test_studies_of_other_machines_are_not_joined(tmp_path):
+    a, b = study(tmp_path / "a", ["baseline"], [0]), study(tmp_path / "b", ["baseline"], [1])
+    kept = json.loads((b / "study.json").read_text())
+    kept["environment"]["device_name"] = "another"
+    (b / "study.json").write_text(json.dumps(kept))
+    with pytest.raises(InputError, match="device_name 'a processor' and 'another'"):
+        report.write([a, b])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["{tmp}/none"], "holds no study"),
+        (["{tmp}/empty"], "has no finished cell yet"),
+        (["{tmp}/old"], "has no correct.npz"),
+        (["{tmp}/good", "--target", "120"], "target 120 is outside 0 to 100 %"),
+        ([], "no study given"),
+    ],
+)
+def test_bad_input_is_one_message(tmp_path, monkeypatch, capsys, arguments, expected):
+    study(tmp_path / "empty", [], [])
+    study(tmp_path / "good", ["baseline"], [0])
+    (study(tmp_path / "old", ["baseline"], [0]) / "baseline" / "seed0" / "correct.npz").unlink()
+    monkeypatch.setattr("sys.argv", ["report.py", *(a.format(tmp=tmp_path) for a in arguments)])
+    with pytest.raises(SystemExit) as stop:
+        report.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert len(error.splitlines()) == 1
