@@ -14,7 +14,7 @@ from ablations.profiling import CATEGORIES, Operation, Profile, difference, load
 from ablations.record import write_text
 
 _SHOWN = 25  # rows of a table
-_COLOURS = (figures._BLUE, figures._GREY)
+_COLOURS = (figures.BLUE, figures.GREY)
 
 
 def views(folders: dict[str, Path], baseline: str = BASELINE) -> list[Path]:
@@ -43,10 +43,10 @@ def _draw(made: Profile, reference: Profile | None, baseline: str, folder: Path)
     write_text(folder / "operations.md", "\n".join(texts.values()))
     shown = [p for p in (made, reference if made.arm != baseline else None) if p]
     for name, draw in (("categories", _categories), ("memory", _memory)):
-        figure, axis = figures._pyplot().subplots(figsize=(7, 4.2), layout="constrained")
+        figure, axis = figures.pyplot().subplots(figsize=(7, 4.2), layout="constrained")
         draw(axis, shown)
         axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-        figures._save(figure, folder / f"{name}.png")
+        figures.save(figure, folder / f"{name}.png")
     return texts, [folder / "categories.png", folder / "memory.png"]
 
 

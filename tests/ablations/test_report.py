@@ -81,7 +81,9 @@ def test_the_summary_tells_what_was_planted(lattice):
     assert "26 arms, 5 seeds, 4 epochs on digits, 100 validation images: 130 cells finished, 0 failed" in text
     assert re.search(r"\*\*Accuracy\*\*.*: raised by `mrt` \+(9|10)\.\d\d points \[\+", text)
     assert re.search(r"\*\*Step time\*\*.*raised by `crs@0\.5` \+(49|50)\.\d %.*lowered by `flash` −\d+\.\d %", text)
-    assert re.search(r"\*\*Peak memory\*\*.*lowered by `crs@0\.3` −20\.0 %, `flash` −20\.0 %, `crs@0\.5` −10\.0 %", text)
+    assert re.search(
+        r"\*\*Peak memory\*\*.*lowered by `crs@0\.3` −20\.0 %, `flash` −20\.0 %, `crs@0\.5` −10\.0 %", text
+    )
     assert "Accuracy: none of the 9 two-way interactions is told from zero" in text
     assert re.search(r"Best mean accuracy: `[^`]*mrt[^`]*`", text)
     assert re.search(r"Noise floor, .*: accuracy [+−]?\d\.\d\d \[", text)

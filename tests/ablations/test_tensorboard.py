@@ -17,7 +17,9 @@ def study(tmp_path_factory):
         "--preset quick --device cpu --image 8 --width 16 --depth 1 --heads 2 --mlp 32 --epochs 2 --batch-size 128"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["run.py", "--out", str(out), "--arms", "baseline,decatt", "--seeds", "2", *options.split()])
+        patch.setattr(
+            "sys.argv", ["run.py", "--out", str(out), "--arms", "baseline,decatt", "--seeds", "2", *options.split()]
+        )
         with pytest.raises(SystemExit) as stop:
             run.main()
     assert stop.value.code == 0
