@@ -283,7 +283,8 @@ def power(size: float, found: Estimate, seeds: int, alpha: float = 0.05) -> floa
         return 1.0
     df = min((seeds - 1) * (variance * seeds / spread) ** 2, 1e6) if spread else 1e6
     critical, shift = stats.t.ppf(1 - alpha / 2, df), size / sqrt(variance)
-    return float(stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift))
+    tails = stats.nct.sf(critical, df, shift), stats.nct.cdf(-critical, df, shift)
+    return float(np.nansum(tails))  # scipy gives nan for a tail that vanishes
 
 
 def resolvable(found: Estimate, chance: float = 0.8) -> float:

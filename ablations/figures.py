@@ -33,7 +33,7 @@ def kept(arms: dict[str, dict[str, int]], path: Path) -> None:
     parts["other"] = [sum(size for name, size in made.items() if name not in shown) / 2**20 for made in arms.values()]
     figure, axis = plt.subplots(figsize=(8, 1.4 + 0.28 * len(arms)), layout="constrained")
     left = np.zeros(len(arms))
-    for (name, sizes), colour, hatch in zip(parts.items(), _STACK, _HATCHES, strict=True):
+    for (name, sizes), colour, hatch in zip(parts.items(), _STACK, _HATCHES, strict=False):
         axis.barh(list(arms), sizes, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.4, label=name)
         left += sizes
     axis.invert_yaxis()

@@ -148,6 +148,8 @@ def interactions(views: Views, response: Response, path: Path) -> None:
         axis.grid(alpha=0.3)
         if response.name in ("step time", "peak memory"):
             axis.set_yscale("log")
+            for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+                ticks(plt.matplotlib.ticker.StrMethodFormatter("{x:g}"))
     for axis in axes.flat[len(pairs) :]:
         axis.set_visible(False)
     titles = {"accuracy": "accuracy, %", "step time": "step time, ms", "peak memory": "peak, MiB"}

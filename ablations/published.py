@@ -113,14 +113,15 @@ def tables(configuration: dict[str, Any], environment: dict[str, str], finished:
         column = "cifar10"  # it has no figures of 20 classes
     done, whole = configuration["epochs"], PRESETS[study.preset].epochs
     short = f"SHORT RUN: {done} of {whole} epochs" if done < whole else ""
-    ours = f"here ({', '.join(filter(None, (data, short)))})"
+    ours = "here, SHORT RUN" if short else "here"
     table = _study_1(finished, column, ours) if study is _FIRST else _study_2(finished, column, ours)
     terms = [*_terms(configuration, environment, study, column), *study.notes]
     if study is _FIRST:
         one_model = configuration["baseline_width"] is None and configuration["baseline_heads"] is None
         terms.insert(0, MATCHED_NOTE if one_model else UNEQUAL_NOTE)
     return [
-        *([f"**{short}**: our accuracies are not those of the whole run.", ""] if short else []),
+        f"Here: {data}." + (f" **{short}**: our accuracies are not those of the whole run." if short else ""),
+        "",
         *table,
         "",
         "### Terms that differ from the published study",

@@ -3,9 +3,9 @@
 from math import isnan
 
 from ablations.arms import AGAIN, BASELINE
-from ablations.effects import Effect, label, levels, resolvable, seeds_for
+from ablations.effects import Estimate, label, levels, resolvable, seeds_for
 from ablations.text import interval, listed
-from ablations.views import BY_NAME, RESPONSES, Views
+from ablations.views import BY_NAME, Views
 from core.transforms import REGISTRY
 
 _SMALL = 0.002  # accuracy: the difference one usually asks for
@@ -28,9 +28,7 @@ def sentences(views: Views) -> list[str]:
         out.append(_one_seed(views))
     if seeds == 2:
         out.append("**Two seeds** tell little of how seeds vary: intervals are very wide. `--seeds 5` narrows them.")
-    for response in RESPONSES:
-        out += _mains(views, response.name)
-    out += [text for response in RESPONSES for text in _interactions(views, response.name)]
+    out += [*_optimizations(views), *_interactions(views)]
     if views.compared:
         out += [*_leaders(views), *_resolution(views)]
     return out + _noise_floor(views) + _exactness(views) + _holes(views)
@@ -46,53 +44,61 @@ def _one_seed(views: Views) -> str:
     )
 
 
-def _mains(views: Views, name: str) -> list[str]:
-    """Which optimizations change a response, on average over the others."""
-    response, found = BY_NAME[name], views.effects[name]
-    mains = [e for e in found.effects if len(e.term) == 1]
-    if not mains or not any(e.estimate.se >= 0 for e in mains):
-        return []
-    said = []
-    up, down = ("raised by", "lowered by")
-    for words, better in ((up if response.better > 0 else down, True), (down if response.better > 0 else up, False)):
-        clear = [e for e in mains if _clear(e, found.together) and (e.estimate.value * response.better > 0) == better]
-        said += [f"{words} {_values(views, name, clear)}"] if clear else []
-    open_ = [e for e in mains if not _clear(e, found.together)]
-    said += [f"not told from no change: {_values(views, name, open_)}"] if open_ else []
-    same = "" if response.random else " (the same in every run)"
-    return [f"**{name.capitalize()}**{same}, averaged over the other optimizations: {'; '.join(said)}."]
+def _optimizations(views: Views) -> list[str]:
+    """What each optimization does to accuracy, time and memory, on average over the others."""
+    names = ("accuracy", "step time", "peak memory")
+    by_term = {name: dict(views.effects[name].effects) for name in names}
+    out = []
+    for term in views.effects["step time"].design.mains:
+        clear, still = [], []
+        for name in names:
+            effect = by_term[name].get(term)
+            if effect is None or isnan(effect.se):
+                continue
+            if effect.clear(views.effects[name].together):
+                better = effect.value * BY_NAME[name].better > 0
+                clear.append(f"**{_WORDS[name][better]}** ({_value(views, name, effect)})")
+            else:
+                still.append(_value(views, name, effect))
+        said = [", ".join(clear)] if clear else []
+        said += [f"not told from no change: {', '.join(still)}"] if still else []
+        if said:
+            out.append(f"`{label(term)}`: {'; '.join(said)}.")
+    return out
 
 
-def _clear(effect: Effect, together: int) -> bool:
-    return effect.estimate.clear(together)
+_WORDS = {  # of a response that got worse, better
+    "accuracy": ("less accurate", "more accurate"),
+    "step time": ("slower", "faster"),
+    "peak memory": ("more memory", "less memory"),
+}
 
 
-def _values(views: Views, name: str, effects: list[Effect]) -> str:
-    response, of = BY_NAME[name], views.effects[name].together
-    unit = f" {response.unit}" if response.unit else ""
-    texts = []
-    for effect in sorted(effects, key=lambda e: -abs(e.estimate.value)):
-        value, _, bounds = interval(response, effect.estimate, of).replace("*", "").partition(" ")
-        texts.append(f"`{label(effect.term)}` {value}{unit}{' ' if bounds else ''}{bounds}")
-    return ", ".join(texts)
+def _told(name: str, found: Estimate, of: int = 1) -> str:
+    """`step time +9.5 % [+7.6, +11.6]`; of: how many intervals hold together."""
+    value, _, bounds = interval(BY_NAME[name], found, of).replace("*", "").partition(" ")
+    return " ".join(filter(None, (name, value, BY_NAME[name].unit, bounds)))
 
 
-def _interactions(views: Views, name: str) -> list[str]:
+def _value(views: Views, name: str, effect: Estimate) -> str:
+    """An effect with the interval that holds together with those of its response."""
+    return _told(name, effect, views.effects[name].together)
+
+
+def _interactions(views: Views) -> list[str]:
     """Which pairs do more or less together than their effects add up to."""
-    found = views.effects[name]
-    pairs = [e for e in found.effects if len(e.term) == 2]
-    if not pairs or not any(e.estimate.se >= 0 for e in pairs):
-        return []
-    clear = [e for e in pairs if _clear(e, found.together) and BY_NAME[name].text(e.estimate.value).strip("0.")]
-    if not clear:
-        return [f"{name.capitalize()}: none of the {len(pairs)} two-way interactions is told from zero."]
-    largest = sorted(clear, key=lambda e: -abs(e.estimate.value))[:3]
-    if not BY_NAME[name].random:
-        return [f"{name.capitalize()}: the largest two-way interactions are {_values(views, name, largest)}."]
-    return [
-        f"{name.capitalize()}: {len(clear)} of the {len(pairs)} two-way interactions are told from zero, the largest "
-        f"{_values(views, name, largest)}."
-    ]
+    out = []
+    for name, found in views.effects.items():
+        pairs = [e for e in found.effects if len(e.term) == 2 and e.estimate.se >= 0]
+        clear = [e for e in pairs if e.estimate.clear(found.together) and BY_NAME[name].visible(e.estimate.value)]
+        largest = sorted(clear, key=lambda e: -abs(e.estimate.value))[:3]
+        texts = ", ".join(
+            f"`{label(e.term)}` {_value(views, name, e.estimate).removeprefix(f'{name} ')}" for e in largest
+        )
+        if pairs:
+            more = "the largest " if len(clear) > len(largest) else ""
+            out.append(f"{name} {len(clear)} of {len(pairs)}" + (f" ({more}{texts})" if clear else ""))
+    return [f"Two-way interactions told from zero: {'; '.join(out)}."] if out else []
 
 
 def _leaders(views: Views) -> list[str]:
@@ -149,7 +155,7 @@ def _noise_floor(views: Views) -> list[str]:
     for name in ("accuracy", "step time", "peak memory"):
         found = views.against(name, AGAIN)
         if found is not None:
-            texts.append(f"{name} {interval(BY_NAME[name], found).replace('*', '')} {BY_NAME[name].unit}")
+            texts.append(_told(name, found))
     return [f"Noise floor, the baseline trained a second time with the same seeds: {', '.join(texts)}."]
 
 
@@ -172,8 +178,8 @@ def _exactness(views: Views) -> list[str]:
         return []
     gap, arm, other = max(gaps)
     return [
-        f"Exact optimizations: over {len(gaps)} pairs of arms without sampling that differ by one alone, mean accuracies "
-        f"differ by at most {100 * gap:.2f} points" + (f" (`{arm}` and `{other}`)." if gap else ".")
+        f"Exact optimizations: over {len(gaps)} pairs of arms without sampling that differ by one alone, mean "
+        f"accuracies differ by at most {100 * gap:.2f} points" + (f" (`{arm}` and `{other}`)." if gap else ".")
     ]
 
 

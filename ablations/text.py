@@ -28,7 +28,7 @@ def interval(response: Response, found: Estimate | None, of: int = 1) -> str:
         return value
     low, high = (response.text(x) for x in found.interval(of=of))
     bounds = f" [{low}, {high}]" if low != high else ""
-    return f"**{value}**{bounds}" if found.clear(of) and value != response.text(0.0) else f"{value}{bounds}"
+    return f"**{value}**{bounds}" if found.clear(of) and response.visible(found.value) else f"{value}{bounds}"
 
 
 def listed(names: Sequence[str]) -> str:

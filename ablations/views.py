@@ -33,7 +33,11 @@ class Response(NamedTuple):
         if self.shown(value) >= 1000:
             return ">+999"
         written = format(self.shown(value), self.form)
-        return written.replace("-", "−") if any(digit in written for digit in "123456789") else written.lstrip("+-")
+        return written.replace("-", "−") if self.visible(value) else written.lstrip("+-")
+
+    def visible(self, value: float) -> bool:
+        """Whether a difference is not zero as it is written."""
+        return any(digit in format(self.shown(value), self.form) for digit in "123456789")
 
 
 def _number(key: str, of: Callable[[float], float] = float) -> Callable[[Cell], Values]:
