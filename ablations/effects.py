@@ -150,7 +150,7 @@ def estimate(d: Values) -> Estimate:
 
     Its variance is that of the seeds plus that of the images less their interaction, which is in both (Cameron, Gelbach
     and Miller, J. Business and Economic Statistics 29, 2011); the seeds' cannot be below the interaction's. Degrees of
-    freedom after Satterthwaite. (A bootstrap over so few seeds would cover the truth in 60 to 85 % of the cases.)
+    freedom after Satterthwaite. (A bootstrap over 3 or 5 seeds covers the truth in 75 or 84 % of the cases.)
     """
     S, count = d.shape
     by_seed, by_image = d.mean(1), d.mean(0)

@@ -88,7 +88,8 @@ def test_terms_that_differ_are_named():
     changes["set"] = [*PRESETS["published"].set, "mrt.scorer=blur", "crs.norms=cached"]
     lines = published.tables(configuration("published", **changes), MACHINE, [result("baseline", 240, 0.5, epochs=2)])
     text = "\n".join(lines)
-    assert text.count("SHORT RUN: 2 of 50 epochs") == 1 + 4  # a sentence, and the title of each of our columns
+    assert text.count("SHORT RUN: 2 of 50 epochs") == 1
+    assert text.count("here, SHORT RUN: ") == 4  # the title of each of our columns
     assert rows(lines, "baseline")[0][3:] == [
         "T = 31 min", "78.39 %", "4,197,994", "T = 4.0 min", "50.00 %", "2",
     ]  # fmt: skip
@@ -106,11 +107,11 @@ def test_matched_has_one_model():
 @pytest.mark.parametrize(
     ("data", "place", "figures"),
     [
-        ("cifar10", 1, ["0.9891", "here (cifar10)", "0.9122", "0.9613"]),
-        ("cifar100", 2, ["0.9891", "0.9122", "here (cifar100)", "0.9613"]),
-        ("folder:{}", 2, ["0.9891", "0.9122", "here (folder:{})", "0.9613"]),
-        ("folder:{}@coarse", 3, ["0.9891", "0.9122", "0.9613", "here (folder:{}@coarse)"]),
-        ("digits", 1, ["0.9891", "here (digits)", "0.9122", "0.9613"]),
+        ("cifar10", 1, ["0.9891", "here", "0.9122", "0.9613"]),
+        ("cifar100", 2, ["0.9891", "0.9122", "here", "0.9613"]),
+        ("folder:{}", 2, ["0.9891", "0.9122", "here", "0.9613"]),
+        ("folder:{}@coarse", 3, ["0.9891", "0.9122", "0.9613", "here"]),
+        ("digits", 1, ["0.9891", "here", "0.9122", "0.9613"]),
     ],
 )
 def test_study_2(data, place, figures, tmp_path):
@@ -122,7 +123,8 @@ def test_study_2(data, place, figures, tmp_path):
         result("bf16", 9, 0.9, 4e9, 8),
     ]
     lines = published.tables(configuration("finetune", data=data), MACHINE, finished)
-    assert rows(lines, "ratio")[0][1 + place] == f"here ({data})"
+    assert rows(lines, "ratio")[0][1 + place] == "here"
+    assert lines[0].startswith(f"Here: {data}.")
     accuracy, memory = rows(lines, "0.5")
     assert accuracy[1:] == [f if "here" not in f else "0.9800" for f in figures]
     assert memory[1 + place] == "8.00 GB (2.0x)"

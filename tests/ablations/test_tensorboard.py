@@ -41,7 +41,7 @@ def test_the_figures_are_images_of_the_report(study):
 
 
 def test_the_tables_are_texts_of_the_report(study):
-    (event,) = study.Tensors("report", "Arms_against_the_baseline/text_summary")
+    (event,) = study.Tensors("report", "Arms against the baseline/text_summary")
     assert "| `decatt` |" in event.tensor_proto.string_val[0].decode()
 
 
