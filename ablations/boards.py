@@ -30,9 +30,9 @@ def write(folder: Path, views: Views, texts: Mapping[str, Sequence[str]], drawn:
     shutil.rmtree(folder, ignore_errors=True)
     with SummaryWriter(str(folder)) as writer:
         writer.add_custom_scalars(LAYOUT)
-        for title, lines in texts.items():
+        for i, (title, lines) in enumerate(texts.items(), 1):
             if lines:
-                writer.add_text(title, "\n".join(lines), 0)
+                writer.add_text(f"{i:02} {title}", "\n".join(lines), 0)  # TensorBoard sorts them
         for name, path in drawn.items():
             writer.add_image(name, np.asarray(Image.open(path).convert("RGB")), 0, dataformats="HWC")
     for arm, cells in views.study.arms.items():

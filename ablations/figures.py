@@ -74,10 +74,10 @@ def accuracy(cells: Sequence[tuple[Result, list[Row]]], x: str, path: Path) -> N
     for axis, (arm, seeds) in zip(axes.flat, panels.items(), strict=False):
         if baseline and arm != BASELINE:
             _draw(axis, baseline, GREY, "--", BASELINE)
-        _draw(axis, seeds, BLUE, "-", arm)
+        _draw(axis, seeds, BLUE, "-", "the panel's arm" if len(panels) > 1 else arm)
         axis.set_title(arm, fontsize=10)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, loc="lower right")
+    axes[0, 0].legend(fontsize=7, loc="lower right")
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     figure.supxlabel(AXES[x], fontsize=10)

@@ -155,7 +155,11 @@ def conclude(out: Path, console: Console) -> None:
     records = [*views.study.results, *views.study.failed]
     lines += ["", *published.tables(views.study.configuration, views.study.environment, records)]
     console.print("\n".join(lines).replace("**", "").replace("`", ""), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"\n{written[1]}   tensorboard --logdir {out}", highlight=False)
+    console.print(
+        f"\n{written[1]}   tensorboard --logdir {out / 'report'} (each arm's seeds as one), {out} (every cell)",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def foresee(command: Command, console: Console) -> None:

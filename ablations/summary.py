@@ -16,8 +16,8 @@ def sentences(views: Views) -> list[str]:
     study = views.study
     seeds, arms, images = len(study.seeds), len(study.arms), study.cells[0].correct.shape[1]
     out = [
-        f"{arms} arm{'s'[: arms > 1]}, {seeds} seed{'s'[: seeds > 1]}, {study.configuration['epochs']} epochs on "
-        f"{study.configuration['data']}, {images:,} validation images: {len(study.cells)} cells finished, "
+        f"{_count(arms, 'arm')}, {_count(seeds, 'seed')}, {_count(study.configuration['epochs'], 'epoch')} on "
+        f"{study.configuration['data']}, {images:,} validation images: {_count(len(study.cells), 'cell')} finished, "
         f"{len(study.failed)} failed."
     ]
     if BASELINE not in study.arms:
@@ -32,6 +32,10 @@ def sentences(views: Views) -> list[str]:
     if views.compared:
         out += [*_leaders(views), *_resolution(views)]
     return out + _noise_floor(views) + _exactness(views) + _holes(views)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 def _one_seed(views: Views) -> str:

@@ -115,7 +115,7 @@ def test_the_interval_of_numbers_is_statsmodels():
 def test_intervals_cover_the_planted_truth(seeds):
     """Single intervals 95 % of the time, all of a response together at least that often; within simulation error."""
     rng = np.random.default_rng(3)
-    single, together, studies = [], [], 150
+    single, together, studies = [], [], 80
     for _ in range(studies):
         found = effects.effects(planted(rng, seeds)).effects
         truth = np.array([TRUTH.get(e.term, 0.0) for e in found])

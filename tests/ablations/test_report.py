@@ -18,7 +18,8 @@ from ablations.views import Views
 from core.errors import InputError
 
 IMAGES, EPOCHS = 100, 4
-COST = {"flash": (0.9, 0.8), "decatt": (1.2, 1.0), "mrt": (1.1, 0.98), "crs@0.5": (1.5, 0.9), "crs@0.3": (1.4, 0.8)}
+NAMES = [arm for arm in arms.lattice() if "crs@0.5" not in arm]  # four factors at two levels
+COST = {"flash": (0.9, 0.8), "decatt": (1.2, 1.0), "mrt": (1.1, 0.98), "crs@0.3": (1.4, 0.8)}
 
 
 def cell(folder, arm, seed, share=0.8, noise=0.02, **changed):
@@ -65,9 +66,9 @@ def study(folder, names, seeds, accuracy=lambda arm: 0.8, **configuration):
 
 @pytest.fixture(scope="module")
 def lattice(tmp_path_factory):
-    """All arms at five seeds; mrt adds ten points."""
+    """Five seeds of every combination; mrt adds ten points."""
     folder = tmp_path_factory.mktemp("report") / "lattice"
-    study(folder, [*arms.lattice(), arms.AGAIN, "recompute"], range(5), lambda arm: 0.9 if "mrt" in arm else 0.8)
+    study(folder, [*NAMES, arms.AGAIN, "recompute"], range(5), lambda arm: 0.9 if "mrt" in arm else 0.8)
     report.write([folder])
     return folder
 
@@ -78,11 +79,11 @@ def said(folder):
 
 def test_the_summary_tells_what_was_planted(lattice):
     text = said(lattice)
-    assert "26 arms, 5 seeds, 4 epochs on digits, 100 validation images: 130 cells finished, 0 failed" in text
+    assert "18 arms, 5 seeds, 4 epochs on digits, 100 validation images: 90 cells finished, 0 failed" in text
     assert re.search(r"^`mrt`: \*\*more accurate\*\* \(accuracy \+(9|10)\.\d\d points \[\+", text, re.M)
-    assert re.search(r"^`crs@0\.5`: \*\*slower\*\* \(step time \+(49|50)\.\d % \[\+", text, re.M)
+    assert re.search(r"^`crs@0\.3`: \*\*slower\*\* \(step time \+(39|40)\.\d % \[\+", text, re.M)
     assert re.search(r"^`flash`: \*\*faster\*\* .*\*\*less memory\*\* \(peak memory −20\.0 %\); not told", text, re.M)
-    assert "Two-way interactions told from zero: accuracy 0 of 9; loss 0 of 9; step time 0 of 9" in text
+    assert "Two-way interactions told from zero: accuracy 0 of 6; loss 0 of 6; step time 0 of 6" in text
     assert re.search(r"Best mean accuracy: `[^`]*mrt[^`]*`", text)
     assert re.search(r"Noise floor, .*: accuracy [+−]?\d\.\d\d points \[", text)
 
@@ -116,7 +117,7 @@ def test_differences_are_paired_by_seed_and_image(lattice):
         for s in range(5)
     }
     logs = np.log([results["mrt", s]["step_ms_median"] / results["baseline", s]["step_ms_median"] for s in range(5)])
-    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95 ** (1 / 24))
+    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95 ** (1 / 16))
     assert row[1].replace("**", "").replace("−", "-") == (
         f"{100 * (np.exp(logs.mean()) - 1):+.1f} [{100 * (np.exp(low) - 1):+.1f}, {100 * (np.exp(high) - 1):+.1f}]"
     )
@@ -138,7 +139,6 @@ def test_leave_one_out_and_add_one_in(lattice):
     assert swap.everything == "crs@0.3+decatt+flash+mrt"
     assert swap.added.value == pytest.approx(mean["mrt"] - mean["baseline"])
     assert swap.removed.value == pytest.approx(mean["crs@0.3+decatt+flash"] - mean[swap.everything])
-    assert next(s for s in views.swaps("accuracy") if s.level == "crs@0.5").everything == "crs@0.5+decatt+flash+mrt"
 
 
 def test_the_front_is_not_dominated(lattice):
@@ -165,7 +165,7 @@ def test_time_to_a_target(lattice, monkeypatch):
 def test_effects_are_a_table_for_machines(lattice):
     rows = list(csv.DictReader((lattice / "effects.csv").open()))
     assert {r["response"] for r in rows} == {"accuracy", "loss", "step time", "peak memory"}
-    assert len(rows) == 4 * 14
+    assert len(rows) == 4 * 10
     mrt = next(r for r in rows if r["response"] == "accuracy" and r["effect"] == "mrt")
     assert float(mrt["low_together"]) < float(mrt["low"]) < float(mrt["estimate"]) < float(mrt["high"])
     assert int(mrt["seeds"]) == 5
@@ -197,7 +197,7 @@ def test_the_page_holds_everything(lattice):
 
 
 def test_one_seed_says_so_and_is_judged_by_lenth(tmp_path):
-    folder = study(tmp_path / "one", arms.lattice(), [0], lambda arm: 0.9 if "mrt" in arm else 0.8)
+    folder = study(tmp_path / "one", NAMES, [0], lambda arm: 0.9 if "mrt" in arm else 0.8)
     written = report.write([folder])
     text = (folder / "report.md").read_text()
     assert "**One seed**: intervals are Lenth's" in text

@@ -41,7 +41,10 @@ def test_the_figures_are_images_of_the_report(study):
 
 
 def test_the_tables_are_texts_of_the_report(study):
-    (event,) = study.Tensors("report", "Arms against the baseline/text_summary")
+    (tag,) = (
+        tag for tag in study.Runs()["report"]["tensors"] if tag.endswith("Arms against the baseline/text_summary")
+    )
+    (event,) = study.Tensors("report", tag)
     assert "| `decatt` |" in event.tensor_proto.string_val[0].decode()
 
 
