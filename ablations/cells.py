@@ -1,11 +1,13 @@
 """A study read back from its folders: finished cells, what failed, configuration and environment."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,18 @@ from numpy.typing import NDArray
 from ablations.arms import AGAIN, BASELINE
 from ablations.record import MACHINE, Result, Row, cell_folder, failures, history, results
 from core.errors import InputError
+
+_AGAIN = "remove the folder and run the study again"
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Makes whatever a damaged file raises an InputError."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"'{path}' cannot be read ({what}); restore it, or {_AGAIN}") from error
 
 
 @dataclass(frozen=True)
@@ -33,8 +47,9 @@ class Cell:
         """Whether each validation image was classified correctly after each epoch, [epochs, images]."""
         path = self.folder / "correct.npz"
         if not path.is_file():
-            raise InputError(f"'{self.folder}' has no correct.npz; remove the folder and run the study again")
-        return np.asarray(np.load(path)["correct"])
+            raise InputError(f"'{self.folder}' has no correct.npz; {_AGAIN}")
+        with _readable(path):
+            return np.asarray(np.load(path)["correct"])
 
 
 @dataclass(frozen=True)
@@ -66,9 +81,10 @@ class Study:
 
     @property
     def missing(self) -> list[tuple[str, int]]:
-        """Cells that would make every arm complete in every seed."""
+        """Cells that would make every arm complete in every seed, and those that failed."""
         present = {cell.key for cell in self.cells}
-        return [(arm, seed) for arm in self.arms for seed in self.seeds if (arm, seed) not in present]
+        wanted = [(arm, seed) for arm in self.arms for seed in self.seeds]
+        return list(dict.fromkeys(key for key in [*wanted, *map(_key, self.failed)] if key not in present))
 
 
 def read(folders: Sequence[Path]) -> Study:
@@ -87,7 +103,7 @@ def read(folders: Sequence[Path]) -> Study:
         raise InputError(f"two of the studies have '{arm}' at seed {seed}; train other seeds (run.py --first-seed)")
     if not cells:
         raise InputError(f"'{folders[0]}' has no finished cell yet; run ablations/run.py --out {folders[0]} again")
-    failed = [failure for study in studies for failure in study.failed]
+    failed = [failure for study in studies for failure in study.failed if _key(failure) not in cells]
     ordered = [cells[key] for key in sorted(cells)]
     return Study(tuple(folders), first.configuration, first.environment, ordered, failed)
 
@@ -96,6 +112,23 @@ def _read(folder: Path) -> Study:
     path = folder / "study.json"
     if not path.is_file():
         raise InputError(f"'{folder}' holds no study (no study.json); pass a folder that ablations/run.py wrote")
-    study = json.loads(path.read_text())
-    found = [Cell(r, history(folder, r), cell_folder(folder, r["arm"], r["seed"])) for r in results(folder)]
-    return Study((folder,), study["configuration"], study["environment"], found, failures(folder))
+    with _readable(path):
+        study = json.loads(path.read_text())
+        configuration, environment = study["configuration"], study["environment"]
+    with _readable(folder / "*/seed*/result.json"):
+        finished, failed = results(folder), failures(folder)
+        _ = [_key(outcome) for outcome in (*finished, *failed)]
+    return Study((folder,), configuration, environment, [_cell(folder, result) for result in finished], failed)
+
+
+def _cell(folder: Path, result: Result) -> Cell:
+    at = cell_folder(folder, *_key(result))
+    with _readable(at / "metrics.jsonl"):
+        rows = history(folder, result)
+        if len(rows) != result["epochs"]:
+            raise ValueError(f"{len(rows)} of {result['epochs']} epochs")
+    return Cell(result, rows, at)
+
+
+def _key(outcome: Result) -> tuple[str, int]:
+    return outcome["arm"], outcome["seed"]

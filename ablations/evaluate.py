@@ -97,11 +97,15 @@ def load(cell: Path) -> Trained:
     """The best model of a cell (its folder, or the checkpoint itself). Raises InputError for a file that is not a
     study's checkpoint, or whose weights do not have the shapes it states."""
     params, about = weights.load(cell / "best.safetensors" if cell.is_dir() else cell)
-    if not {"arm", "config", "recipe", "classes"} <= set(about):
-        raise InputError(f"'{cell}' is not a checkpoint of a study; pass a cell's folder, such as runs/NAME/ARM/seed0")
-    fields: dict[str, Any] = {**about["recipe"], "set": tuple(about["recipe"]["set"])}
-    recipe = Recipe(**fields)
-    config = vit.VitConfig(**about["config"])
+    try:
+        _ = [about[k] for k in ("arm", "seed", "accuracy", "data", "classes", "mean", "std")]
+        fields: dict[str, Any] = {**about["recipe"], "set": tuple(about["recipe"]["set"])}
+        recipe, config = Recipe(**fields), vit.VitConfig(**about["config"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"'{cell}' is not a checkpoint of a study of this version ({error}); pass a cell's folder, such as "
+            "runs/NAME/ARM/seed0"
+        ) from error
     return Trained(parse(about["arm"], read_settings(recipe.set)), weights.check(params, config), config, recipe, about)
 
 

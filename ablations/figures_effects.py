@@ -19,9 +19,9 @@ _LINES = ((BLUE, "o", "-"), (_ORANGE, "s", "--"), ("#009E73", "^", ":"), ("#CC79
 
 CAPTIONS = {
     "effects": "Effects on each response. Thick: 95 % interval; thin: 95 % for all effects of a panel together; "
-    "filled: zero is outside the thin one. Dashed: interactions begin below.",
+    "filled: zero is outside the thin one. Long ones run out of the panel. Dashed: interactions begin below.",
     "pareto": "Accuracy after the last epoch against step time and peak memory: means over seeds, bars ± standard "
-    "deviation. Filled: no arm is better in both. The line joins these.",
+    "deviation. Filled: no arm has better means in both, within noise or not. The line joins these.",
     "half_normal": "Half-normal plot of the standardised contrasts of one seed: noise lies on the line, effects above "
     "the dashed margin (Lenth) stand out.",
     "interactions_accuracy": "Interactions in accuracy: means over all arms with these two levels. Parallel lines: no "
@@ -70,7 +70,7 @@ def effects(found: dict[str, Effects], path: Path) -> None:
                 if not isnan(e.se):
                     low, high = e.interval(of=of)
                     axis.plot([response.shown(low), response.shown(high)], [at, at], color=BLUE, linewidth=width)
-            full = e.clear(these.together)
+            full = e.clear(these.together) and response.visible(e.value)
             axis.plot(response.shown(e.value), at, "o", color=BLUE, markerfacecolor=BLUE if full else "white")
         ends = [response.shown(x) for _, e in these.effects for x in (e.value, *e.interval()) if not isnan(x)]
         margin = 0.25 * (max(*ends, 0) - min(*ends, 0)) or 1.0
@@ -134,12 +134,19 @@ def interactions(views: Views, response: Response, path: Path) -> None:
     figure, axes = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axis, (first, second) in zip(axes.flat, pairs, strict=False):
         names = design.factors[first]
-        for (colour, marker, style), level in zip(_LINES, design.factors[second], strict=False):
+        for i, ((colour, marker, style), level) in enumerate(zip(_LINES, design.factors[second], strict=False)):
             points = [_over_seeds(views, response, {first: name, second: level}) for name in names]
-            at = [i for i, point in enumerate(points) if point is not None]
-            mean, deviation = np.array([points[i] for i in at]).T
+            at = [k for k, point in enumerate(points) if point is not None]
+            mean, deviation = np.array([points[k] for k in at]).T
             axis.errorbar(
-                at, mean, deviation, color=colour, marker=marker, linestyle=style, capsize=2, label=f"{second} {level}"
+                np.array(at) + 0.05 * i,
+                mean,
+                deviation,
+                color=colour,
+                marker=marker,
+                linestyle=style,
+                capsize=2,
+                label=f"{second} {level}",
             )
         axis.set_xticks(range(len(names)), names)
         axis.set_xlabel(first)

@@ -93,6 +93,8 @@ def read(arguments: list[str], console: Console) -> Command:
 def each(command: Command) -> list[Command]:
     """A command for each of its data sets; of several, InputError for one that is unknown, before any is trained."""
     names = command.recipe.data.split(",")
+    if not all(names):
+        raise InputError(f"--data '{command.recipe.data}' has an empty name; write them as A,B")
     if len(names) > 1 and (command.out or command.plan):
         option = "--out" if command.out else "--plan"
         raise InputError(f"{option} is for one data set, and --data has {len(names)}; leave it out, or pass one")

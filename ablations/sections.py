@@ -75,7 +75,7 @@ def effects(views: Views) -> list[str]:
     return [
         *table(["effect", *(_title(name) for name in BY_NAME)], body),
         "",
-        f"A main effect is the mean of (with it - without it) over all settings of the other optimizations; an "
+        f"A main effect is the mean of (with it - without it) over all settings of the others that it was run with; an "
         f"interaction (×) by how much one effect changes when the other is there. In brackets 95 % intervals that hold "
         f"together for all {len(terms)} effects of a column (Šidák); bold: zero is outside. Single intervals, standard "
         "errors and degrees of freedom are in effects.csv.",
@@ -91,9 +91,9 @@ def against_baseline(views: Views, target: float) -> list[str]:
     """Every arm beside the baseline: at equal steps, equal time and equal memory."""
     if not views.compared:
         return []
-    k = len(views.compared)
-    body = []
-    for arm in [*([AGAIN] if AGAIN in views.study.arms else []), *views.compared]:
+    others = [*([AGAIN] if AGAIN in views.study.arms else []), *views.compared]
+    k, body = len(others), []
+    for arm in (BASELINE, *others):
         found = {name: views.against(name, arm) for name in ("accuracy", "step time", "peak memory")}
         accuracy = found["accuracy"]
         reached, number = views.to_target(arm, target)
@@ -102,8 +102,8 @@ def against_baseline(views: Views, target: float) -> list[str]:
         body.append(
             [
                 f"`{arm}`",
-                *(interval(BY_NAME[name], found[name], k) for name in found),
-                f"{accuracy.above:.2f}" if accuracy and accuracy.se >= 0 else "—",
+                *("—" if arm == BASELINE else interval(BY_NAME[name], found[name], k) for name in found),
+                f"{accuracy.above:.2f}" if accuracy and accuracy.se >= 0 and arm != BASELINE else "—",
                 "—" if equal_time is None else f"{100 * equal_time:.2f}",
                 f"{views.at_equal_memory(arm):,}",
                 f"{reached:.1f}" + (f" ({number} of {seeds})" if number < seeds else "") if number else "never",
@@ -122,7 +122,8 @@ def against_baseline(views: Views, target: float) -> list[str]:
         f"is above zero, each arm by itself. Equal time: accuracy after {fastest:.1f} s of training, which is all the "
         "fastest arm has had, between epochs interpolated, schedules as run. Equal memory: the batch whose predicted "
         f"peak is the baseline's at {size}. Last column: training seconds to the first epoch at an accuracy that the "
-        "baseline reached at every seed, or that was asked for (--target).",
+        "baseline reached at every seed, or that was asked for (--target); of several seeds the mean over those that "
+        "reached it, with their number if some did not.",
     ]
 
 
@@ -167,7 +168,8 @@ def against_recomputation(views: Views) -> list[str]:
             lines.append([f"`{name}`", f"`{control}`", *texts])
     if not lines:
         return ["No control was run: `--arms all,controls` adds `recompute`, which saves memory without any noise."]
-    return table(["sampled", "recomputed", "accuracy, points", "step time, %", "peak memory, %"], lines)
+    header = ["sampled", "recomputed", "accuracy, points", "step time, %", "peak memory, %"]
+    return [*table(header, lines), "", "The first minus the second; single 95 % intervals."]
 
 
 def terms(views: Views) -> str:
@@ -203,7 +205,7 @@ def reading(views: Views) -> list[str]:
         "",
         "Seeds share initial weights and data order between arms, so differences are taken within seeds, and within "
         "images for accuracy, before they are averaged. Intervals count the seeds and the validation images each as a "
-        "sample of many (Student, degrees of freedom after Satterthwaite). With one seed they are Lenth's.",
+        "sample of many (Student's quantile for seeds, the normal one for images). With one seed they are Lenth's.",
     ]
 
 

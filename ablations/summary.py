@@ -14,9 +14,11 @@ _SMALL = 0.002  # accuracy: the difference one usually asks for
 def sentences(views: Views) -> list[str]:
     """The summary of a report, a sentence or two each."""
     study = views.study
-    seeds, arms, images = len(study.seeds), len(study.arms), study.cells[0].correct.shape[1]
+    seeds, images = len(study.seeds), study.cells[0].correct.shape[1]
+    arms = len([arm for arm in study.arms if arm != AGAIN])
+    twice = ", the baseline twice" if AGAIN in study.arms else ""
     out = [
-        f"{_count(arms, 'arm')}, {_count(seeds, 'seed')}, {_count(study.configuration['epochs'], 'epoch')} on "
+        f"{_count(arms, 'arm')}{twice}, {_count(seeds, 'seed')}, {_count(study.configuration['epochs'], 'epoch')} on "
         f"{study.configuration['data']}, {images:,} validation images: {_count(len(study.cells), 'cell')} finished, "
         f"{len(study.failed)} failed."
     ]
@@ -28,7 +30,12 @@ def sentences(views: Views) -> list[str]:
         out.append(_one_seed(views))
     if seeds == 2:
         out.append("**Two seeds** tell little of how seeds vary: intervals are very wide. `--seeds 5` narrows them.")
-    out += [*_optimizations(views), *_interactions(views)]
+    if told := _optimizations(views):
+        out.append(
+            "What each optimization does, as the mean over the settings of the others; in brackets 95 % intervals that "
+            "hold together for all effects of a response, bold what they tell from no change:"
+        )
+        out += [*told, *_interactions(views)]
     if views.compared:
         out += [*_leaders(views), *_resolution(views)]
     return out + _noise_floor(views) + _exactness(views) + _holes(views)
@@ -39,13 +46,16 @@ def _count(number: int, what: str) -> str:
 
 
 def _one_seed(views: Views) -> str:
-    judged = not isnan(views.noise["step time"].deviation) if views.noise["step time"] else False
-    if not judged:
+    bare = [name for name, noise in views.noise.items() if noise and isnan(noise.deviation)]
+    if "step time" in bare:
         return "**One seed and few arms: differences have no error bar.** `--seeds 5` adds them."
-    return (
+    text = (
         "**One seed**: intervals are Lenth's, who takes the noise from the many effects that should be nothing; they "
         "do not see what another seed would change. `--seeds 5` gives real ones."
     )
+    if bare:
+        text += f" There are too few effects to tell the noise of {' and '.join(bare)}: no intervals."
+    return text
 
 
 def _optimizations(views: Views) -> list[str]:
@@ -54,18 +64,21 @@ def _optimizations(views: Views) -> list[str]:
     by_term = {name: dict(views.effects[name].effects) for name in names}
     out = []
     for term in views.effects["step time"].design.mains:
-        clear, still = [], []
+        clear, still, bare = [], [], list[str]()
         for name in names:
             effect = by_term[name].get(term)
-            if effect is None or isnan(effect.se):
+            if effect is None:
                 continue
-            if effect.clear(views.effects[name].together):
+            if isnan(effect.se):
+                bare.append(_value(views, name, effect))
+            elif effect.clear(views.effects[name].together) and BY_NAME[name].visible(effect.value):
                 better = effect.value * BY_NAME[name].better > 0
                 clear.append(f"**{_WORDS[name][better]}** ({_value(views, name, effect)})")
             else:
                 still.append(_value(views, name, effect))
         said = [", ".join(clear)] if clear else []
         said += [f"not told from no change: {', '.join(still)}"] if still else []
+        said += [f"without an interval: {', '.join(bare)}"] if bare else []
         if said:
             out.append(f"`{label(term)}`: {'; '.join(said)}.")
     return out
@@ -110,24 +123,30 @@ def _leaders(views: Views) -> list[str]:
     out = []
     for name in ("accuracy", "step time", "peak memory"):
         sign = BY_NAME[name].better
-        arms = [BASELINE, *views.compared]
-        best = max(arms, key=lambda arm: sign * views.mean(name, arm))
-        found = views.against(name, best)
-        if best == BASELINE or found is None:
-            out.append(f"No arm has a better mean {name} than the baseline.")
+        paired = {arm: found for arm in views.compared if (found := views.against(name, arm))}
+        best = max(paired, key=lambda arm: sign * paired[arm].value, default=None)
+        if best is None or sign * paired[best].value <= 0:
+            out.append(f"No arm has a better mean {name} than the baseline in the same seeds." if paired else _UNPAIRED)
             continue
-        text = f"Best mean {name}: `{best}`, {_values_of(name, found.value)} from the baseline"
+        found = paired[best]
+        text = f"Best mean {name} beside the baseline: `{best}`, {_values_of(name, found.value)}"
+        if found.seeds < len(views.study.seeds):
+            text += f", from {_count(found.seeds, 'seed')}"
         if name == "accuracy" and found.se > 0:
             text += (
-                f" (above it with probability {found.above:.2f}; the best of {len(arms)} is flattered by the choice)"
+                f" (above it with probability {found.above:.2f}; the best of {len(paired)} is flattered by the choice)"
             )
         out.append(text + ".")
     front = views.front("accuracy", "step time", "peak memory")
+    seeds = ", over the seeds that each arm has" if views.study.missing else ""
     out.append(
-        "Pareto front of mean accuracy, step time and peak memory (who is better in one is worse in another): "
-        f"{listed(front)}."
+        f"Pareto front of mean accuracy, step time and peak memory{seeds} (none of these has better means in all three "
+        f"than another of them; many of the differences are within noise): {listed(front)}."
     )
-    return out
+    return list(dict.fromkeys(out))
+
+
+_UNPAIRED = "No arm shares a seed with the baseline: there are no differences."
 
 
 def _values_of(name: str, value: float) -> str:
@@ -141,13 +160,15 @@ def _resolution(views: Views) -> list[str]:
     if not found:
         return []
     typical = sorted(found, key=lambda e: e.se)[len(found) // 2]
-    needed = seeds_for(_SMALL, typical)
+    of = len(views.compared)
+    needed = seeds_for(_SMALL, typical, of)
     images = views.study.cells[0].correct.shape[1]
     more = f"{needed:,} seeds would do" if needed else f"no number of seeds would do with {images:,} validation images"
     return [
         f"Resolution: with {typical.seeds} seeds and {images:,} validation images, a difference in accuracy between an "
-        f"arm and the baseline is seen with 80 % probability from {100 * resolvable(typical):.1f} points on (the arm "
-        f"of median spread); for {100 * _SMALL:.1f} points {more}."
+        f"arm and the baseline is told from zero, by the intervals of {of} arms together, with 80 % probability from "
+        f"{100 * resolvable(typical, of):.1f} points on (the arm of median spread); for {100 * _SMALL:.1f} points "
+        f"{more}."
     ]
 
 
@@ -160,7 +181,9 @@ def _noise_floor(views: Views) -> list[str]:
         found = views.against(name, AGAIN)
         if found is not None:
             texts.append(_told(name, found))
-    return [f"Noise floor, the baseline trained a second time with the same seeds: {', '.join(texts)}."]
+    return [
+        f"Noise floor, the baseline trained a second time with the same seeds (single intervals): {', '.join(texts)}."
+    ]
 
 
 def _exactness(views: Views) -> list[str]:
@@ -182,8 +205,8 @@ def _exactness(views: Views) -> list[str]:
         return []
     gap, arm, other = max(gaps)
     return [
-        f"Exact optimizations: over {len(gaps)} pairs of arms without sampling that differ by one alone, mean "
-        f"accuracies differ by at most {100 * gap:.2f} points" + (f" (`{arm}` and `{other}`)." if gap else ".")
+        f"Exact optimizations: over {_count(len(gaps), 'pair')} of arms without sampling that differ by one alone, "
+        f"mean accuracies differ by at most {100 * gap:.2f} points" + (f" (`{arm}` and `{other}`)." if gap else ".")
     ]
 
 
@@ -200,8 +223,8 @@ def _holes(views: Views) -> list[str]:
     if found.design.apart and views.compared:
         pairs = [label(pair) for pair in found.design.apart]
         text = ", ".join(pairs[:5]) + (f" and {len(pairs) - 5} more" if len(pairs) > 5 else "")
-        out.append(f"These arms do not show the interactions {text}; effects are fitted as if there were none.")
-    if found.lost:
+        out.append(f"These arms do not tell apart the interactions {text}; effects are fitted as if there were none.")
+    if found.lost and views.compared:
         out.append(f"These arms do not determine the effects {', '.join(label(term) for term in found.lost)}.")
     incomplete = [e for e in found.effects if 0 < e.estimate.seeds < len(study.seeds)]
     if incomplete:

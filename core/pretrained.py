@@ -17,7 +17,7 @@ from core.ops import Params
 from core.vit import VitConfig
 
 TORCHVISION = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
-SOURCES = (*TORCHVISION, "torchvision:NAME", "timm:NAME", "hf:NAME", "PATH.safetensors")
+SOURCES = (*TORCHVISION, "torchvision:NAME", "timm:NAME", "hf:NAME", "PATH.safetensors", "a cell's folder")
 SHAPE = ("width", "depth", "heads", "mlp", "patch", "patch_norm")  # what a model must share with its weights
 
 Values = tuple[float, ...]
@@ -46,6 +46,8 @@ class Pretrained(NamedTuple):
 def load(source: str) -> Pretrained:
     """The weights that one of SOURCES names. Raises InputError for an unknown one, a failed download or a missing
     package, and for weights that are not a plain ViT's."""
+    if (Path(source) / "best.safetensors").is_file():
+        source = str(Path(source) / "best.safetensors")
     if source.endswith(".safetensors"):
         state, about = weights.load(Path(source))
         told = {k: v for k, v in about.get("config", {}).items() if k in ("heads", "eps")}

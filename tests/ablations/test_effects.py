@@ -176,13 +176,52 @@ def test_what_the_arms_do_not_determine_is_named():
     names = ["baseline", "flash", "decatt", "mrt+flash", "mrt+decatt+flash"]
     rng = np.random.default_rng(8)
     found = effects.effects({(arm, s): rng.standard_normal(1) for arm in names for s in (0, 1)})
-    assert [effects.label(e.term) for e in found.effects] == ["decatt", "flash", "mrt"]
-    assert len(found.design.apart) == 3
+    assert [effects.label(e.term) for e in found.effects] == ["decatt", "flash", "mrt", "decatt × flash"]
+    assert {effects.label(term) for term in found.design.apart} == {"decatt × mrt", "flash × mrt"}
     table = {(arm, s): rng.standard_normal(1) for arm in ("flash", "decatt+flash") for s in (0, 1)}
     assert [effects.label(term) for term in effects.effects(table).lost] == ["flash"]
     alone = effects.effects({(arm, s): rng.standard_normal(1) for arm in ("baseline", "flash", "mrt") for s in (0, 1)})
     assert [effects.label(term) for term in alone.design.apart] == ["flash × mrt"]
     assert [effects.label(e.term) for e in alone.effects] == ["flash", "mrt"]
+
+
+def test_a_level_that_met_no_other_changes_no_other_effect():
+    rng = np.random.default_rng(12)
+    table = {(arm, s): rng.standard_normal(1) for arm in arms.PUBLISHED for s in range(3)}
+    more = table | {("decatt@10", s): rng.standard_normal(1) for s in range(3)}
+    before, after = ({effects.label(e.term): e.estimate for e in effects.effects(t).effects} for t in (table, more))
+    for name, estimate in before.items():
+        assert after[name].value == pytest.approx(estimate.value, abs=1e-12)
+
+
+def test_equal_arms_have_no_effect_by_rounding():
+    """flash's numbers are the baseline's to the last bit: no effect, no interval, even odds."""
+    rng = np.random.default_rng(13)
+    table = {}
+    for seed in range(5):
+        for arm in arms.PUBLISHED:
+            twin = "+".join(part for part in arm.split("+") if part != "flash") or "baseline"
+            table[arm, seed] = table[twin, seed] if (twin, seed) in table else (rng.random(360) < 0.9).astype(float)
+    flash = next(e.estimate for e in effects.effects(table).effects if effects.label(e.term) == "flash")
+    assert (flash.value, flash.se, flash.interval(), flash.clear(), flash.above) == (0, 0, (0, 0), False, 0.5)
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_two_seeds_and_images_keep_their_confidence(seeds):
+    """Where the seeds' variance is small by luck, degrees of freedom taken from it would be many."""
+    rng, n = np.random.default_rng(14), 600
+    single, together = [], []
+    for _ in range(n):
+        part, fixed = rng.standard_normal(seeds).var(ddof=1) / seeds, 0.1 / seeds
+        mean = rng.standard_normal() * np.sqrt(1 / seeds + fixed)
+        found = Estimate(mean, np.sqrt(part + fixed), seeds - 1, seeds, fixed)
+        low, high = found.interval()
+        single.append(low <= 0 <= high)
+        low, high = found.interval(of=14)
+        together.append(low <= 0 <= high)
+    assert np.mean(single) > 0.95 - 3 * np.sqrt(0.95 * 0.05 / n)
+    assert np.mean(together) > 0.95 ** (1 / 14) - 3 * np.sqrt(0.0037 / n)
+    assert found.above == pytest.approx(1 - found._replace(value=-mean).above)
 
 
 def test_an_exact_factor_does_not_count_as_a_replicate():

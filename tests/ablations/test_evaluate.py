@@ -66,7 +66,7 @@ def test_correctness_of_every_image_is_kept(study):
     [
         (["{study}/nowhere"], "checkpoint '{study}/nowhere' does not exist"),
         (["{study}/baseline/seed0", "--data", "folder:{images}"], "tells 10 classes apart (0, 1, 2, …), "),
-        (["{study}/other.safetensors"], "is not a checkpoint of a study"),
+        (["{study}/other.safetensors"], "is not a checkpoint of a study of this version"),
         (["{study}/broken.safetensors"], "head.weight has shape (7, 16), the model needs (10, 16)"),
         (["{study}/baseline/seed0", "--device", "tpu"], "unknown device 'tpu'"),
     ],

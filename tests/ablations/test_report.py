@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablations import arms, report
+from ablations import arms, figures_effects, report
 from ablations.cells import read
 from ablations.presets import PRESETS
 from ablations.summary import sentences
-from ablations.views import Views
+from ablations.views import BY_NAME, Views
 from core.errors import InputError
 
 IMAGES, EPOCHS = 100, 4
@@ -79,12 +79,15 @@ def said(folder):
 
 def test_the_summary_tells_what_was_planted(lattice):
     text = said(lattice)
-    assert "18 arms, 5 seeds, 4 epochs on digits, 100 validation images: 90 cells finished, 0 failed" in text
+    assert (
+        "17 arms, the baseline twice, 5 seeds, 4 epochs on digits, 100 validation images: 90 cells finished, 0 failed"
+        in text
+    )
     assert re.search(r"^`mrt`: \*\*more accurate\*\* \(accuracy \+(9|10)\.\d\d points \[\+", text, re.M)
     assert re.search(r"^`crs@0\.3`: \*\*slower\*\* \(step time \+(39|40)\.\d % \[\+", text, re.M)
     assert re.search(r"^`flash`: \*\*faster\*\* .*\*\*less memory\*\* \(peak memory −20\.0 %\); not told", text, re.M)
     assert "Two-way interactions told from zero: accuracy 0 of 6; loss 0 of 6; step time 0 of 6" in text
-    assert re.search(r"Best mean accuracy: `[^`]*mrt[^`]*`", text)
+    assert re.search(r"Best mean accuracy beside the baseline: `[^`]*mrt[^`]*`", text)
     assert re.search(r"Noise floor, .*: accuracy [+−]?\d\.\d\d points \[", text)
 
 
@@ -94,7 +97,7 @@ def test_every_number_of_the_summary_is_in_the_report(lattice):
     summary, rest = text.split("## Arms", 1)
     plain = rest.replace("**", "")
     found = re.findall(r"([+−]\d+\.\d+) (?:% |points )?(\[[^\]]+\])", summary.split("Noise floor")[0])
-    assert len(found) >= 10
+    assert len(found) >= 8
     for value, interval in found:
         assert f"{value} {interval}" in plain
 
@@ -117,7 +120,7 @@ def test_differences_are_paired_by_seed_and_image(lattice):
         for s in range(5)
     }
     logs = np.log([results["mrt", s]["step_ms_median"] / results["baseline", s]["step_ms_median"] for s in range(5)])
-    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95 ** (1 / 16))
+    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95 ** (1 / 17))
     assert row[1].replace("**", "").replace("−", "-") == (
         f"{100 * (np.exp(logs.mean()) - 1):+.1f} [{100 * (np.exp(low) - 1):+.1f}, {100 * (np.exp(high) - 1):+.1f}]"
     )
@@ -197,12 +200,13 @@ def test_the_page_holds_everything(lattice):
 
 
 def test_one_seed_says_so_and_is_judged_by_lenth(tmp_path):
-    folder = study(tmp_path / "one", NAMES, [0], lambda arm: 0.9 if "mrt" in arm else 0.8)
-    written = report.write([folder])
-    text = (folder / "report.md").read_text()
+    folder = study(tmp_path / "one", arms.lattice(), [0], lambda arm: 0.9 if "mrt" in arm else 0.8)
+    views = Views(read([folder]))
+    text = "\n".join(sentences(views))
     assert "**One seed**: intervals are Lenth's" in text
     assert re.search(r"`mrt`: \*\*more accurate\*\* \(accuracy \+\d+\.\d\d points \[", text)
-    assert folder / "figures" / "half_normal.png" in written
+    figures_effects.half_normal(views, [BY_NAME["accuracy"]], tmp_path / "half_normal.png")
+    assert (tmp_path / "half_normal.png").stat().st_size > 0
     assert "Resolution" not in text
 
 
@@ -226,7 +230,7 @@ def test_missing_and_failed_cells_are_named(tmp_path):
     [
         (["flash", "mrt"], "There is no baseline: nothing to compare with"),
         (["baseline"], "There is one arm: nothing to compare"),
-        (["baseline", "flash", "mrt"], "do not show the interactions flash × mrt"),
+        (["baseline", "flash", "mrt"], "do not tell apart the interactions flash × mrt"),
         (["recompute"], "There is no baseline"),
     ],
 )
@@ -235,6 +239,35 @@ def test_few_arms(tmp_path, names, expected, seeds):
     folder = study(tmp_path / "few", names, range(seeds))
     report.write([folder])
     assert expected in (folder / "report.md").read_text()
+
+
+def test_arms_without_a_seed_of_the_baseline_are_not_compared(tmp_path):
+    folder = study(tmp_path / "apart", ["baseline"], [0])
+    cell(folder, "flash", 1)
+    cell(folder, "mrt", 1)
+    report.write([folder])
+    text = (folder / "report.md").read_text()
+    assert "No arm shares a seed with the baseline" in text
+    assert "No arm has a better" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("study.json", "{"), ("study.json", "{}"), ("mrt/seed0/result.json", "{"), ("mrt/seed0/result.json", "{}"),
+        ("mrt/seed0/correct.npz", ""), ("mrt/seed0/correct.npz", "x"), ("mrt/seed0/metrics.jsonl", "{}"),
+        ("mrt/seed0/metrics.jsonl", None),
+    ],
+)  # fmt: skip
+def test_damaged_files_are_named(tmp_path, name, content):
+    folder = study(tmp_path / "damaged", ["baseline", "mrt"], range(2))
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises(InputError, match="cannot be read") as stop:
+        report.write([folder])
+    assert name.rpartition("/")[2] in str(stop.value)
+    assert not (folder / "report.md").exists()
 
 
 def test_a_baseline_of_another_size_is_left_out_of_the_effects(tmp_path):
