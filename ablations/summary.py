@@ -3,7 +3,8 @@
 from math import isnan
 
 from ablations.arms import AGAIN, BASELINE
-from ablations.effects import Estimate, label, levels, resolvable, seeds_for
+from ablations.effects import label, levels
+from ablations.estimates import Estimate, resolvable, seeds_for
 from ablations.text import interval, listed
 from ablations.views import BY_NAME, Views
 from core.transforms import REGISTRY

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import isnan
 from statistics import mean, stdev
 
-from ablations.effects import Estimate
+from ablations.estimates import Estimate
 from ablations.views import Response
 
 

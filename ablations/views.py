@@ -10,7 +10,8 @@ import numpy as np
 
 from ablations.arms import AGAIN, BASELINE
 from ablations.cells import Cell, Study
-from ablations.effects import Effects, Estimate, Noise, Table, Values, difference, effects, levels, noise
+from ablations.effects import Effects, Noise, Table, difference, effects, levels, noise
+from ablations.estimates import Estimate, Values
 from core.transforms import REGISTRY
 
 

@@ -9,8 +9,9 @@ from scipy import stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.power import TTestPower
 
-from ablations import arms, effects
-from ablations.effects import Design, Estimate, Noise
+from ablations import arms, effects, estimates
+from ablations.effects import Design, Noise
+from ablations.estimates import Estimate
 
 FACTORS = {"crs": ("off", "0.3", "0.5"), "decatt": ("off", "on"), "flash": ("off", "on"), "mrt": ("off", "on")}
 SETTINGS = [dict(zip(FACTORS, levels, strict=True)) for levels in itertools.product(*FACTORS.values())]
@@ -133,7 +134,7 @@ def test_seeds_and_images_are_both_samples(by_seed, by_image, by_both):
     rng, hits, n = np.random.default_rng(4), 0, 400
     for _ in range(n):
         d = 1 + by_seed * rng.standard_normal((4, 1)) + by_image * rng.standard_normal((1, 120))
-        low, high = effects.estimate(d + by_both * rng.standard_normal((4, 120))).interval()
+        low, high = estimates.estimate(d + by_both * rng.standard_normal((4, 120))).interval()
         hits += low <= 1 <= high
     assert 0.95 - 3 * np.sqrt(0.95 * 0.05 / n) < hits / n < 0.995
 
@@ -142,7 +143,7 @@ def test_standard_errors_are_the_bootstraps():
     """One way at a time, corrected for the seeds' small number; scipy's resampling is independent of our formula."""
     rng = np.random.default_rng(5)
     d = rng.standard_normal((8, 1)) + 6 * rng.standard_normal((1, 300))
-    found = effects.estimate(d)
+    found = estimates.estimate(d)
     seeds, images = (
         stats.bootstrap((d.mean(axis),), np.mean, n_resamples=4000, method="percentile", rng=rng).standard_error
         for axis in (1, 0)
@@ -158,7 +159,7 @@ def test_a_bootstrap_over_few_seeds_covers_too_little():
     draws = np.take_along_axis(d[:, None], rng.integers(0, 5, (n, 1000, 5)), axis=2).mean(2)
     low, high = np.quantile(draws, (0.025, 0.975), axis=1)
     assert np.mean((low <= 0) & (high >= 0)) < 0.88
-    student = [effects.estimate(row[:, None]).interval() for row in d]
+    student = [estimates.estimate(row[:, None]).interval() for row in d]
     assert np.mean([low <= 0 <= high for low, high in student]) == pytest.approx(0.95, abs=0.02)
 
 
@@ -285,13 +286,13 @@ def test_power_is_statsmodels():
     found = Estimate(0.0, 2 / np.sqrt(5), 4, 5)
     for size, seeds in ((1.0, 5), (3.0, 5), (0.5, 40)):
         expected = TTestPower().power(size / 2, seeds, 0.05)
-        assert effects.power(size, found, seeds) == pytest.approx(expected, abs=1e-6)
-    needed = effects.seeds_for(0.5, found)
+        assert estimates.power(size, found, seeds) == pytest.approx(expected, abs=1e-6)
+    needed = estimates.seeds_for(0.5, found)
     assert needed == int(np.ceil(TTestPower().solve_power(0.25, power=0.8, alpha=0.05)))
-    assert effects.power(effects.resolvable(found), found, 5) == pytest.approx(0.8)
+    assert estimates.power(estimates.resolvable(found), found, 5) == pytest.approx(0.8)
 
 
 def test_too_few_images_are_not_mended_by_seeds():
     found = Estimate(0.0, 0.01, 10, 5, fixed=0.009**2)
-    assert effects.seeds_for(0.002, found) is None
-    assert effects.seeds_for(0.04, found) is not None
+    assert estimates.seeds_for(0.002, found) is None
+    assert estimates.seeds_for(0.04, found) is not None
