@@ -309,7 +309,7 @@ def test_pretraining_then_fine_tuning(finetune, image_folder, tmp_path, monkeypa
     started = {}
     start = study.start
     monkeypatch.setattr(study, "start", lambda params, key: started.update(params) or start(params, key))
-    assert finetune(checkpoint) == 0
+    assert finetune(checkpoint.parent) == 0  # a cell is as good as its checkpoint
     assert "| 1 (control: exact recomputation) |" in capsys.readouterr().out
     out = tmp_path / "runs" / "finetune-images"
     assert {r["arm"] for r in record.results(out)} == set(arms.FINETUNE)
@@ -322,7 +322,7 @@ def test_pretraining_then_fine_tuning(finetune, image_folder, tmp_path, monkeypa
     assert evaluate.accuracy(trained, data, torch.device("cpu")).accuracy == result["best_val_accuracy"]
     text = (out / "report.md").read_text()
     assert "SHORT RUN: 2 of 8 epochs" in text
-    assert f"weights torchvision:vit_b_16 -> {checkpoint}" in text
+    assert f"weights torchvision:vit_b_16 -> {checkpoint.parent}" in text
 
 
 @pytest.fixture

@@ -146,7 +146,10 @@ def test_positions_as_timm_interpolates_them(side):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("vit_b_61", "unknown weights 'vit_b_61'; legal: vit_b_16, .*, PATH.safetensors; did you mean 'vit_b_16'?"),
+        (
+            "vit_b_61",
+            "unknown weights 'vit_b_61'; legal: vit_b_16, .*, a cell's folder; did you mean 'vit_b_16'?",
+        ),
         ("torchvision:vit_b16", "unknown torchvision ViT 'vit_b16'; .*did you mean 'vit_b_16'?"),
         ("tim:vit_tiny", "unknown source of weights 'tim'; legal: torchvision, timm, hf; did you mean 'timm'?"),
         ("timm:vit_tiny_patch16_242", "unknown timm model 'vit_tiny_patch16_242'; did you mean 'vit_tiny_patch16_2"),
