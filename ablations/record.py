@@ -199,9 +199,3 @@ class Recorder:
         """Close the files."""
         self._writer.close()
         self._metrics.close()
-
-
-def cells(out: Path) -> Iterator[tuple[Result, list[Row]]]:
-    """Every finished cell with its history."""
-    for result in results(out):
-        yield result, history(out, result)

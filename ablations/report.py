@@ -34,9 +34,13 @@ def write(folders: Sequence[Path], out: Path | None = None, target: float | None
     """
     if target is not None and not 0 < target <= 1:
         raise InputError(f"target {100 * target:g} is outside 0 to 100 %: write an accuracy in percent, such as 90")
-    views = Views(read(folders))
-    _ = views.tables  # refused before anything is written
     out = out or (folders[0] if len(folders) == 1 else folders[0].parent / "+".join(f.name for f in folders))
+    return compose(Views(read(folders)), out, target)
+
+
+def compose(views: Views, out: Path, target: float | None = None) -> list[Path]:
+    """The same of cells that are read already, in this folder."""
+    _ = views.tables  # refused before anything is written
     out.mkdir(parents=True, exist_ok=True)
     drawn = _draw(views, out)
     parts = _sections(views, drawn, views.target if target is None else target)

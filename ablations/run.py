@@ -150,8 +150,8 @@ def execute(command: Command, console: Console) -> int:
 
 def conclude(out: Path, console: Console) -> None:
     """Write the report, and print its table, its summary and the published figures."""
-    written = report.write([out])
     views = Views(read_study([out]))
+    written = report.compose(views, out)
     show(console, sections.by_arm(views))
     lines = [f"* {sentence}" for sentence in sentences(views)]
     records = [*views.study.results, *views.study.failed]

@@ -11,7 +11,7 @@ from ablations.effects import label
 from ablations.presets import PRESETS
 from ablations.record import Result
 from ablations.text import interval, spread, table
-from ablations.views import BY_NAME, RESPONSES, Views
+from ablations.views import BY_NAME, COMPARED, RESPONSES, Views
 from core.transforms import REGISTRY
 
 COLUMNS: dict[str, tuple[Callable[[Result], float], str]] = {
@@ -94,7 +94,7 @@ def against_baseline(views: Views, target: float) -> list[str]:
     others = [*([AGAIN] if AGAIN in views.study.arms else []), *views.compared]
     k, body = len(others), []
     for arm in (BASELINE, *others):
-        found = {name: views.against(name, arm) for name in ("accuracy", "step time", "peak memory")}
+        found = {name: views.against(name, arm) for name in COMPARED}
         accuracy = found["accuracy"]
         reached, number = views.to_target(arm, target)
         equal_time = views.at_equal_time(arm)
@@ -110,7 +110,7 @@ def against_baseline(views: Views, target: float) -> list[str]:
             ]
         )
     fastest, size = views.budget, views.study.configuration["batch_size"]
-    headings = ["accuracy, points", "step time, %", "peak memory, %", "P(better)", "% at equal time"]
+    headings = [*map(_title, COMPARED), "P(better)", "% at equal time"]
     lines = table(["arm", *headings, "batch at equal memory", f"s to {100 * target:.2f} %"], body)
     if BASELINE in views.apart:
         lines += ["", "The baseline is another model than these arms: the differences mix size and technique."]
@@ -129,21 +129,25 @@ def against_baseline(views: Views, target: float) -> list[str]:
 
 def swaps(views: Views) -> list[str]:
     """Leave-one-out and add-one-in."""
-    names = ("accuracy", "step time", "peak memory")
-    by_level = list(zip(*(views.swaps(name) for name in names), strict=True))
+    by_level = list(zip(*(views.swaps(name) for name in COMPARED), strict=True))
     if BASELINE not in views.study.arms or not any(s[0].added or s[0].removed for s in by_level):
         return []
     k = len(by_level)
     body = [
         [
             f"`{of[0].level}`",
-            *(interval(BY_NAME[n], s.added, k) for n, s in zip(names, of, strict=True)),
+            *(interval(BY_NAME[n], s.added, k) for n, s in zip(COMPARED, of, strict=True)),
             f"`{of[0].everything}`" if of[0].everything else "not run",
-            *(interval(BY_NAME[n], s.removed, k) for n, s in zip(names, of, strict=True)),
+            *(interval(BY_NAME[n], s.removed, k) for n, s in zip(COMPARED, of, strict=True)),
         ]
         for of in by_level
     ]
-    header = ["", *(f"added: {_title(n)}" for n in names), "everything", *(f"taken out: {_title(n)}" for n in names)]
+    header = [
+        "",
+        *(f"added: {_title(n)}" for n in COMPARED),
+        "everything",
+        *(f"taken out: {_title(n)}" for n in COMPARED),
+    ]
     return [
         *table(header, body),
         "",
@@ -163,12 +167,11 @@ def against_recomputation(views: Views) -> list[str]:
         others = [part for part in name.split("+") if not part.startswith("crs@")]
         control = "+".join(sorted([*others, "recompute"]))
         if control in present:
-            found = [views.against(n, name, control) for n in ("accuracy", "step time", "peak memory")]
-            texts = [interval(r, e) for r, e in zip((RESPONSES[0], *RESPONSES[2:]), found, strict=True)]
+            texts = [interval(BY_NAME[n], views.against(n, name, control)) for n in COMPARED]
             lines.append([f"`{name}`", f"`{control}`", *texts])
     if not lines:
         return ["No control was run: `--arms all,controls` adds `recompute`, which saves memory without any noise."]
-    header = ["sampled", "recomputed", "accuracy, points", "step time, %", "peak memory, %"]
+    header = ["sampled", "recomputed", *map(_title, COMPARED)]
     return [*table(header, lines), "", "The first minus the second; single 95 % intervals."]
 
 

@@ -6,8 +6,7 @@ from ablations.arms import AGAIN, BASELINE
 from ablations.effects import label, levels
 from ablations.estimates import Estimate, resolvable, seeds_for
 from ablations.text import interval, listed
-from ablations.views import BY_NAME, Views
-from core.transforms import REGISTRY
+from ablations.views import BY_NAME, COMPARED, Views, of_contract
 
 _SMALL = 0.002  # accuracy: the difference one usually asks for
 
@@ -61,12 +60,11 @@ def _one_seed(views: Views) -> str:
 
 def _optimizations(views: Views) -> list[str]:
     """What each optimization does to accuracy, time and memory, on average over the others."""
-    names = ("accuracy", "step time", "peak memory")
-    by_term = {name: dict(views.effects[name].effects) for name in names}
+    by_term = {name: dict(views.effects[name].effects) for name in COMPARED}
     out = []
     for term in views.effects["step time"].design.mains:
         clear, still, bare = [], [], list[str]()
-        for name in names:
+        for name in COMPARED:
             effect = by_term[name].get(term)
             if effect is None:
                 continue
@@ -122,7 +120,7 @@ def _interactions(views: Views) -> list[str]:
 def _leaders(views: Views) -> list[str]:
     """The best arm of each response, and how sure that is."""
     out = []
-    for name in ("accuracy", "step time", "peak memory"):
+    for name in COMPARED:
         sign = BY_NAME[name].better
         paired = {arm: found for arm in views.compared if (found := views.against(name, arm))}
         best = max(paired, key=lambda arm: sign * paired[arm].value, default=None)
@@ -138,7 +136,7 @@ def _leaders(views: Views) -> list[str]:
                 f" (above it with probability {found.above:.2f}; the best of {len(paired)} is flattered by the choice)"
             )
         out.append(text + ".")
-    front = views.front("accuracy", "step time", "peak memory")
+    front = views.front(*COMPARED)
     seeds = ", over the seeds that each arm has" if views.study.missing else ""
     out.append(
         f"Pareto front of mean accuracy, step time and peak memory{seeds} (none of these has better means in all three "
@@ -178,7 +176,7 @@ def _noise_floor(views: Views) -> list[str]:
     if not {BASELINE, AGAIN} <= set(views.study.arms):
         return []
     texts = []
-    for name in ("accuracy", "step time", "peak memory"):
+    for name in COMPARED:
         found = views.against(name, AGAIN)
         if found is not None:
             texts.append(_told(name, found))
@@ -190,10 +188,7 @@ def _noise_floor(views: Views) -> list[str]:
 def _exactness(views: Views) -> list[str]:
     """How far arms lie apart that differ by an exact optimization alone. (Arms that sample may draw from other maps
     beside it.)"""
-    exact, sampled = (
-        {name for name, transform in REGISTRY.items() if transform.contract == contract}
-        for contract in ("exact", "unbiased gradient")
-    )
+    exact, sampled = of_contract("exact"), of_contract("unbiased gradient")
     names = [arm for arm in views.study.arms if arm not in (AGAIN, *views.apart) and not sampled & set(levels(arm))]
     arms = {frozenset(levels(arm).items()): arm for arm in names}
     gaps = []

@@ -10,7 +10,7 @@ import numpy as np
 
 from ablations.arms import AGAIN, BASELINE
 from ablations.cells import Cell, Study
-from ablations.effects import Effects, Noise, Table, difference, effects, levels, noise
+from ablations.effects import Effects, Noise, Table, difference, effects, label, levels, noise
 from ablations.estimates import Estimate, Values
 from core.transforms import REGISTRY
 
@@ -55,6 +55,7 @@ RESPONSES = (
     Response("step time", "%", _number("step_ms_median", log), _percent, "+.1f", -1),
     Response("peak memory", "%", _number("peak_bytes", log), _percent, "+.1f", -1, random=False),
 )
+COMPARED = ("accuracy", "step time", "peak memory")  # in words, and between single arms
 BY_NAME = {response.name: response for response in RESPONSES}
 
 
@@ -117,13 +118,14 @@ class Views:
         design, arms = self.effects[response].design, self.study.arms
         named = {frozenset(levels(arm).items()): arm for arm in arms if arm != AGAIN}
         out = []
-        for ((factor, level),) in design.mains:
+        for term in design.mains:
+            ((factor, level),) = term
             rest = {f: names[1] for f, names in design.factors.items() if f != factor}
             everything = named.get(frozenset((rest | {factor: level}).items()))
             alone, without = named.get(frozenset({(factor, level)})), named.get(frozenset(rest.items()))
             out.append(
                 Swap(
-                    factor if level == "on" else f"{factor}@{level}",
+                    label(term),
                     self.against(response, alone) if alone and BASELINE in arms else None,
                     everything,
                     self.against(response, without, everything) if everything and without else None,
@@ -185,5 +187,9 @@ class Views:
 
 def _unable(response: str) -> set[str]:
     """Factors that cannot change accuracy or loss: exact ones."""
-    exact = {name for name, transform in REGISTRY.items() if transform.contract == "exact"}
-    return exact if response in ("accuracy", "loss") else set()
+    return of_contract("exact") if response in ("accuracy", "loss") else set()
+
+
+def of_contract(contract: str) -> set[str]:
+    """The names of the transforms with this contract."""
+    return {name for name, transform in REGISTRY.items() if transform.contract == contract}
