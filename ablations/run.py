@@ -16,17 +16,24 @@ import torch
 import tyro
 from rich.console import Console
 
-from ablations import arms as arm_names
-from ablations import initial, plan, presets, published, record, report, sections, study
-from ablations.cells import read as read_study
-from ablations.presets import ABOUT, ARMS, PRESETS, Recipe
-from ablations.progress import Terminal, show
-from ablations.summary import sentences
-from ablations.views import Views
-from core import data as data_sets
+from ablations.analysis.comparisons import Views
+from ablations.reporting import compose as report
+from ablations.reporting import published
+from ablations.reporting import tables as sections
+from ablations.reporting.words import sentences
+from ablations.study import arms as arm_names
+from ablations.study import cells as study
+from ablations.study import initialization as initial
+from ablations.study import plan
+from ablations.study import recipes as presets
+from ablations.study import store as record
+from ablations.study.progress import Terminal, show
+from ablations.study.reading import read as read_study
+from ablations.study.recipes import ABOUT, ARMS, PRESETS, Recipe
+from core.data import sets as data_sets
 from core.engine import ENGINES
 from core.errors import InputError, choose
-from core.transforms import REGISTRY
+from core.transforms.registry import REGISTRY
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from core.batches import batches, gather, resident
-from core.data import Split
+from core.data.batches import batches, gather, resident
+from core.data.sets import Split
 from core.errors import InputError, choose
 from core.ops import Params
 from core.step import AdamW, Batch, Metrics, Objective, State, Step, make_step

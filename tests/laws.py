@@ -10,12 +10,12 @@ from functools import reduce
 import pytest
 import torch
 
-from ablations.arms import Arm, parse
+from ablations.study.arms import Arm, parse
 from core import rng, vit
 from core.errors import InputError
 from core.ops import EXACT
 from core.step import Aux, cast, objective, value_and_grad
-from core.transforms import REGISTRY
+from core.transforms.registry import REGISTRY
 
 CONFIG = vit.VitConfig(image=32, patch=8, width=16, depth=2, heads=2, mlp=32, classes=5)
 DRAWS = 150  # for the mean of an unbiased gradient

@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ablations import bench, bench_data, bench_tokens, peers
+from ablations.benchmarks import data as bench_data
+from ablations.benchmarks import peers
+from ablations.benchmarks import tokens as bench_tokens
+from ablations.benchmarks import training as bench
 from core import vit
 from core.errors import InputError
 from core.measure import interleaved, tensor_bytes

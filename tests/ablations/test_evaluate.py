@@ -8,8 +8,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch.func import functional_call
 
-from ablations import evaluate, record, run
-from core import data, weights
+from ablations import run
+from ablations.study import evaluation as evaluate
+from ablations.study import store as record
+from core.data import sets as data
+from core.weights import checkpoints as weights
 
 TINY = "--preset quick --device cpu --image 8 --width 16 --depth 1 --heads 2 --mlp 32 --epochs 2 --batch-size 128"
 ARMS = "baseline,decatt+mrt,crs@0.5+flash"

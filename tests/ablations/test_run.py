@@ -6,9 +6,15 @@ import shutil
 import pytest
 import torch
 
-from ablations import arms, evaluate, record, report, run, study
-from core import data as data_sets
-from core import engine, vit, weights
+from ablations import run
+from ablations.reporting import compose as report
+from ablations.study import arms
+from ablations.study import cells as study
+from ablations.study import evaluation as evaluate
+from ablations.study import store as record
+from core import engine, vit
+from core.data import sets as data_sets
+from core.weights import checkpoints as weights
 
 DRAW = report._draw
 TINY = [

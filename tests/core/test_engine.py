@@ -6,14 +6,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ablations.arms import parse
+from ablations.study.arms import parse
 from core import engine, rng, vit
-from core.augment import preparation
-from core.data import Split
+from core.data.augment import preparation
+from core.data.sets import Split
 from core.errors import InputError
 from core.ops import EXACT
 from core.step import AdamW, cast, make_step, memory, objective, start
-from core.transforms import REGISTRY
+from core.transforms.registry import REGISTRY
 
 CPU = torch.device("cpu")
 CONFIG = vit.VitConfig(16, 2, 16, 1, 2, 32, 5, dropout=0.1)

@@ -1,0 +1,1 @@
+"""What a reader sees: words, tables, figures, pages, TensorBoard."""

@@ -1,0 +1,1 @@
+"""Arms, recipes and cells: what is run and recorded."""

@@ -1,0 +1,191 @@
+"""Arms: the model under a set of registered transforms, written like `decatt+flash` or `flash@tiled`."""
+
+import inspect
+import itertools
+from ast import literal_eval
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from typing import Any, get_args, get_type_hints
+
+import torch
+
+from core.errors import InputError, choose
+from core.ops import EXACT, Ops, Rewrite
+from core.transforms.registry import REGISTRY
+
+BASELINE = "baseline"
+AGAIN = "baseline-again"  # the same arm a second time: what differs between the two is noise
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PUBLISHED = (  # the eight arms of study 1
+    BASELINE,
+    "decatt",
+    "mrt",
+    "flash",
+    "flash+mrt",
+    "decatt+flash",
+    "decatt+mrt",
+    "decatt+flash+mrt",
+)
+FINETUNE = (BASELINE, "crs@0.5", "crs@0.3", "recompute", "bf16")  # study 2, and the controls that save memory too
+
+Settings = Mapping[str, Mapping[str, Any]]  # parameters by transform name
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A set of transforms under its canonical name: parts in alphabetical order, default values left out."""
+
+    name: str
+    transforms: tuple[Rewrite, ...]
+    parameters: Settings = field(default_factory=dict)
+    """Every parameter of its transforms, by their names."""
+    precision: str | None = None
+    """fp32 or bf16 instead of the recipe's."""
+
+    @cached_property
+    def ops(self) -> Ops:
+        """EXACT under all transforms; InputError if two of them cannot be combined."""
+        return reduce(lambda ops, transform: transform(ops), self.transforms, EXACT)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether one of its transforms needs the gradient norms of an image's last visit."""
+        return any(hook(**p) for name, p in self.parameters.items() if (hook := REGISTRY[name].remembers))
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """Fields of VitConfig that its transforms ask for."""
+        out: dict[str, Any] = {}
+        for name, parameters in self.parameters.items():
+            shape = REGISTRY[name].shape
+            out |= shape(**parameters) if shape else {}
+        return out
+
+
+def parse(name: str, settings: Settings | None = None) -> Arm:
+    """The arm of a name: parts joined by + in any order, each NAME or NAME@VALUE (the first parameter), or a
+    precision.
+
+    settings: parameters for the transforms by name, below a value in the arm's own name. Raises InputError
+    for an unknown part, a part twice, an illegal value, or transforms that cannot be combined.
+    """
+    if name in (BASELINE, AGAIN):
+        return Arm(name, ())
+    texts = name.split("+")
+    precisions = [text for text in texts if text in PRECISIONS]
+    if len(precisions) > 1:
+        raise InputError(f"arm '{name}' has two precisions; choose one")
+    parts = sorted((_part(text, settings or {}) for text in texts if text not in PRECISIONS), key=lambda part: part[0])
+    bases = [base for _, base, _ in parts]
+    fields = [REGISTRY[base].field for base in bases]
+    for i, base in enumerate(bases):
+        if base in bases[:i]:
+            raise InputError(f"arm '{name}' has {base} twice; write each optimization once")
+        if fields[i] in fields[:i] and fields[i] != "penalty":
+            other = bases[fields.index(fields[i])]
+            raise InputError(f"arm '{name}': {other} and {base} both replace the model's {fields[i]}; choose one")
+    rewrites = tuple(REGISTRY[base].build(**parameters) for _, base, parameters in parts)
+    arm = Arm(
+        "+".join(sorted([*precisions, *(part for part, _, _ in parts)])),
+        rewrites,
+        {base: given for _, base, given in parts},
+        precisions[0] if precisions else None,
+    )
+    try:
+        _ = arm.ops
+    except InputError as error:
+        raise InputError(f"arm '{arm.name}': {error}") from error
+    return arm
+
+
+def _part(text: str, settings: Settings) -> tuple[str, str, dict[str, Any]]:
+    """Canonical name, transform and all its parameters, of one part."""
+    base, at, value = text.strip().partition("@")
+    choose("optimization", base, [*REGISTRY, BASELINE, *PRECISIONS])
+    if base == BASELINE:
+        raise InputError("'baseline' stands alone: it is the arm without optimizations")
+    if base in PRECISIONS:
+        raise InputError(f"'{text}' has a value; write {base}")
+    signature = inspect.signature(REGISTRY[base].build)
+    first = next(iter(signature.parameters.values()))
+    given, name = dict(settings.get(base, {})), base
+    if at:
+        given[first.name] = convert(base, first.name, value)
+        if given[first.name] != settings.get(base, {}).get(first.name, first.default):
+            name = _at(base, given[first.name])
+    elif first.default is first.empty and first.name not in given:
+        raise InputError(f"'{base}' needs its {first.name}: write for example {_example(base)}")
+    bound = signature.bind(**given)
+    bound.apply_defaults()
+    return name, base, dict(bound.arguments)
+
+
+def _at(base: str, value: Any) -> str:
+    short = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return f"{base}@{short}"
+
+
+def _example(base: str) -> str:
+    levels = REGISTRY[base].levels
+    return _at(base, levels[0]) if levels else f"{base}@VALUE"
+
+
+def convert(base: str, parameter: str, text: str) -> Any:
+    """The value of a transform's parameter from text, by the parameter's type; InputError if it is not one."""
+    hint = get_type_hints(REGISTRY[base].build)[parameter]
+    kinds = get_args(hint) or (hint,)
+    if text == "None" and type(None) in kinds:
+        return None
+    if bool in kinds:
+        return choose(f"{base} {parameter}", text, ("True", "False")) == "True"
+    if kinds[0] in (int, float):
+        try:
+            return kinds[0](text)
+        except ValueError:
+            kind = "a whole" if kinds[0] is int else "a"
+            raise InputError(f"{base} {parameter} '{text}' is not {kind} number; write {_example(base)}") from None
+    if hint is str or kinds == (str, type(None)):
+        return text
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def read_settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """("decatt.weight=150", …) -> {"decatt": {"weight": 150.0}}; later ones win; InputError for a bad one."""
+    out: dict[str, dict[str, Any]] = {}
+    for text in assignments:
+        target, equals, value = text.partition("=")
+        base, dot, parameter = target.partition(".")
+        if not (equals and dot):
+            raise InputError(f"cannot read setting '{text}'; write NAME.PARAMETER=VALUE, such as decatt.weight=10")
+        choose("optimization", base, REGISTRY)
+        choose(f"{base} parameter", parameter, inspect.signature(REGISTRY[base].build).parameters)
+        out.setdefault(base, {})[parameter] = convert(base, parameter, value)
+    return out
+
+
+def lattice() -> list[str]:
+    """The names of every arm: each optimization absent or at one of its levels; baseline first, no controls."""
+    registered = [(name, t) for name, t in sorted(REGISTRY.items()) if not t.control]
+    choices = [["", *([_at(name, level) for level in t.levels] or [name])] for name, t in registered]
+    subsets = [[part for part in combination if part] for combination in itertools.product(*choices)]
+    return ["+".join(parts) or BASELINE for parts in sorted(subsets, key=len)]
+
+
+def _group(name: str) -> Sequence[str]:
+    """What `all` (the lattice, and the baseline a second time), `published`, `finetune` and `controls` (each alone and
+    with each exact optimization) stand for; any other name for itself."""
+    exact = ["", *(f"+{name}" for name, t in REGISTRY.items() if t.contract == "exact" and not t.control)]
+    controls = [name + other for name, t in REGISTRY.items() if t.control for other in exact]
+    groups = {"all": [*lattice(), AGAIN], "published": PUBLISHED, "finetune": FINETUNE, "controls": controls}
+    return groups.get(name, [name])
+
+
+def select(text: str, settings: Settings | None = None) -> list[Arm]:
+    """The arms of a comma-separated list (`all` and the like stand for several, see `_group`), each once, in order."""
+    names = itertools.chain.from_iterable(map(_group, text.replace(" ", "").split(",")))
+    arms = {arm.name: arm for arm in (parse(name, settings) for name in names)}
+    return list(arms.values())

@@ -1,0 +1,165 @@
+"""Evaluates a model: within a study after each epoch, and by command the best weights of a cell.
+
+python ablations/evaluate.py runs/quick-digits/flash/seed0
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+
+from ablations.study.arms import Arm, parse, read_settings
+from ablations.study.recipes import Recipe
+from core import vit
+from core.data import sets as data_sets
+from core.data.augment import preparation
+from core.data.batches import gather
+from core.data.sets import Data, Split
+from core.errors import InputError
+from core.ops import Ops, Params
+from core.step import Prepare, cast
+from core.weights import checkpoints as weights
+
+
+class Evaluation(NamedTuple):
+    """Of every image [N] (bool, CPU) whether it is classified correctly, and the mean cross entropy."""
+
+    correct: Tensor
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct images, 0 to 1."""
+        return int(self.correct.sum()) / len(self.correct)
+
+
+@torch.no_grad()
+def evaluate(
+    params: Params,
+    split: Split,
+    config: vit.VitConfig,
+    ops: Ops,
+    prepare: Prepare,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+    batch_size: int = 500,
+) -> Evaluation:
+    """The model on every image of a split, without any randomness."""
+    device = device or split.images.device
+    params = cast(params, dtype)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    correct = []
+    for index in torch.arange(len(split.labels)).split(batch_size):
+        images, labels = fetch(split, index, device)
+        logits = vit.forward(params, prepare(images, None), config, ops).logits.float()
+        correct.append(logits.argmax(-1) == labels)
+        loss = loss + F.cross_entropy(logits, labels, reduction="sum")
+    return Evaluation(torch.cat(correct).cpu(), loss.item() / len(split.labels))
+
+
+def fetch(split: Split, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """These images [n,C,S,S] and labels [n], on the device."""
+    images, labels = gather(split, index.to(split.labels.device))
+    return images.to(device), labels.to(device)
+
+
+class Trained(NamedTuple):
+    """A cell's best model and what it was trained under."""
+
+    arm: Arm
+    params: Params
+    config: vit.VitConfig
+    recipe: Recipe
+    about: dict[str, Any]
+
+
+def describe(arm: Arm, seed: int, config: vit.VitConfig, recipe: Recipe, data: Data, accuracy: float) -> dict[str, Any]:
+    """What a checkpoint says of itself: all that `load` and the command need to evaluate it."""
+    return {
+        "arm": arm.name,
+        "seed": seed,
+        "accuracy": accuracy,
+        "data": data.name,
+        "classes": data.classes,
+        "mean": data.mean,
+        "std": data.std,
+        "config": vars(config),
+        "recipe": vars(recipe),
+    }
+
+
+def load(cell: Path) -> Trained:
+    """The best model of a cell (its folder, or the checkpoint itself). Raises InputError for a file that is not a
+    study's checkpoint, or whose weights do not have the shapes it states."""
+    params, about = weights.load(cell / "best.safetensors" if cell.is_dir() else cell)
+    try:
+        _ = [about[k] for k in ("arm", "seed", "accuracy", "data", "classes", "mean", "std")]
+        fields: dict[str, Any] = {**about["recipe"], "set": tuple(about["recipe"]["set"])}
+        recipe, config = Recipe(**fields), vit.VitConfig(**about["config"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"'{cell}' is not a checkpoint of a study of this version ({error}); pass a cell's folder, such as "
+            "runs/NAME/ARM/seed0"
+        ) from error
+    return Trained(parse(about["arm"], read_settings(recipe.set)), weights.check(params, config), config, recipe, about)
+
+
+def accuracy(model: Trained, data: Data, device: torch.device) -> Evaluation:
+    """A trained model on the validation images of a data set, normalised as its training images were."""
+    classes = tuple(model.about["classes"])
+    if data.classes != classes:
+        raise InputError(
+            f"the model tells {len(classes)} classes apart ({_some(classes)}), '{data.name}' has "
+            f"{len(data.classes)} ({_some(data.classes)}); pass --data with the same classes, such as --data "
+            f"{model.about['data']}"
+        )
+    prepare = preparation(tuple(model.about["mean"]), tuple(model.about["std"]))
+    params = {name: tensor.to(device) for name, tensor in model.params.items()}
+    dtype = model.recipe.dtype(model.arm)
+    return evaluate(params, data.val, model.config, model.arm.ops, prepare, dtype, device)
+
+
+def _some(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:3]) + (", …" if len(classes) > 3 else "")
+
+
+@dataclass(frozen=True)
+class Command:
+    """Evaluate the best model of a cell again, from its checkpoint."""
+
+    cell: Annotated[Path, tyro.conf.Positional]
+    """The cell's folder, such as runs/quick-digits/flash/seed0."""
+    data: str | None = None
+    """The data set; the one it was trained on unless given."""
+    data_root: Path = Path("data")
+    """Where downloads and the cache of decoded images are kept."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+def main() -> None:
+    """Exit status: 0, or 2 for bad input."""
+    command = tyro.cli(Command)
+    try:
+        model = load(command.cell)
+        device = Recipe(device=command.device).resolve_machine().device
+        data = data_sets.load(command.data or model.about["data"], command.data_root, model.recipe.image)
+        result = accuracy(model, data, torch.device(device))
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(
+        f"{model.arm.name}, seed {model.about['seed']}, on {data.name}: {100 * result.accuracy:.2f} % of "
+        f"{len(result.correct):,} validation images, loss {result.loss:.4f} (recorded on {model.about['data']}: "
+        f"{100 * model.about['accuracy']:.2f} %)"
+    )
+
+
+if __name__ == "__main__":
+    main()

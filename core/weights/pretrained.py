@@ -1,0 +1,156 @@
+"""Pretrained weights to start from: fetched, or read from a file, and fitted to a model of their shape."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import lru_cache
+from math import isqrt
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.errors import InputError, choose
+from core.ops import Params
+from core.vit import VitConfig
+from core.weights import checkpoints as weights
+
+TORCHVISION = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
+SOURCES = (*TORCHVISION, "torchvision:NAME", "timm:NAME", "hf:NAME", "PATH.safetensors", "a cell's folder")
+SHAPE = ("width", "depth", "heads", "mlp", "patch", "patch_norm")  # what a model must share with its weights
+
+Values = tuple[float, ...]
+
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_ESSENTIAL = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+_OFFLINE = "pass --weights PATH.safetensors, such as the best.safetensors of a study of `--preset pretrain`"
+
+
+class Pretrained(NamedTuple):
+    """source: as asked for. params: timm's names, float32, without a head. shape: fields of VitConfig, `heads` and
+    `eps` only where the source tells them. mean, std: per channel, which its images were normalised with, if known."""
+
+    source: str
+    params: Params
+    shape: dict[str, Any]
+    mean: Values | None
+    std: Values | None
+
+    def differences(self, shape: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of SHAPE, by name, that `shape` has otherwise."""
+        return {n: self.shape[n] for n in SHAPE if n in shape and self.shape.get(n, shape[n]) != shape[n]}
+
+
+@lru_cache(maxsize=1)
+def load(source: str) -> Pretrained:
+    """The weights that one of SOURCES names. Raises InputError for an unknown one, a failed download or a missing
+    package, and for weights that are not a plain ViT's."""
+    if (Path(source) / "best.safetensors").is_file():
+        source = str(Path(source) / "best.safetensors")
+    if source.endswith(".safetensors"):
+        state, about = weights.load(Path(source))
+        told = {k: v for k, v in about.get("config", {}).items() if k in ("heads", "eps")}
+        return _described(source, state, told, *(tuple(about[k]) if k in about else None for k in ("mean", "std")))
+    scheme, colon, name = source.partition(":")
+    if not colon:
+        scheme, name = "torchvision", choose("weights", source, SOURCES)
+    fetch = {"torchvision": _torchvision, "timm": _timm, "hf": _hugging_face}
+    choose("source of weights", scheme, fetch)
+    try:
+        model, mean, std = fetch[scheme](name)
+    except InputError:
+        raise
+    except Exception as error:  # a network, a cache or a package can raise nearly anything
+        missing = f"install {error.name} (pip install {error.name}), or " if isinstance(error, ImportError) else ""
+        reason = next(iter(str(error).splitlines()), "")
+        text = f"weights '{source}' could not be had ({type(error).__name__}: {reason}); {missing}{_OFFLINE}"
+        raise InputError(text) from error
+    eps = {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)}
+    heads = {n for m in model.modules() for a in ("num_heads", "num_attention_heads") if (n := getattr(m, a, None))}
+    told = {k: v.pop() for k, v in (("heads", heads), ("eps", eps)) if len(v) == 1}
+    return _described(source, model.state_dict(), told, mean, std)
+
+
+def _torchvision(name: str) -> tuple[nn.Module, Values, Values]:
+    choose("torchvision ViT", name, TORCHVISION)
+    from torchvision.models import get_model
+
+    return get_model(name, weights="DEFAULT"), *_IMAGENET
+
+
+def _timm(name: str) -> tuple[nn.Module, Values, Values]:
+    import timm
+
+    if ":" not in name and not timm.is_model(name.split(".")[0]):
+        close = get_close_matches(name, timm.list_models("*vit*", pretrained=True), n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else "; timm.list_models('vit_*', pretrained=True) lists them"
+        raise InputError(f"unknown timm model '{name}'{hint}")
+    model = timm.create_model(name, pretrained=True)
+    description: Any = model.pretrained_cfg
+    return model, tuple(description["mean"]), tuple(description["std"])
+
+
+def _hugging_face(name: str) -> tuple[nn.Module, Values, Values]:
+    from transformers import AutoModel, ViTImageProcessor
+
+    model = AutoModel.from_pretrained(name)
+    try:
+        images, _ = ViTImageProcessor.get_image_processor_dict(name)
+    except OSError:  # a model without a description of its images
+        images = {}
+    mean, std = (tuple(images.get(k) or (0.5,) * 3) for k in ("image_mean", "image_std"))
+    return model, mean, std
+
+
+def _described(
+    source: str, state: Mapping[str, Tensor], told: dict[str, Any], mean: Values | None, std: Values | None
+) -> Pretrained:
+    renamed = weights.rename(state)
+    params = {n: t.detach().float() for n, t in renamed.items() if n.split(".")[0] not in ("head", "heads", "pooler")}
+    lacking = [name for name in _ESSENTIAL if name not in params]
+    if lacking:
+        raise InputError(f"weights '{source}' are not those of a plain ViT with a class token: no {lacking[0]}")
+    blocks = {name.split(".")[1] for name in params if name.startswith("blocks.")}
+    _, channels, patch, _ = params["patch_embed.proj.weight"].shape
+    shape = {
+        "width": params["cls_token"].shape[-1],
+        "depth": len(blocks),
+        "mlp": len(params["blocks.0.mlp.fc1.weight"]),
+        "patch": patch,
+        "patch_norm": "patch_embed.norm.weight" in params,
+        "channels": channels,
+        **told,
+    }
+    return Pretrained(source, params, shape, mean, std)
+
+
+def fit(pretrained: Pretrained, initial: Params, config: VitConfig) -> Params:
+    """The weights as those of `config`, with the head of `initial` and positions for its grid.
+
+    Raises InputError for weights of another shape, and for those of more, or less, than this model.
+    """
+    if pretrained.shape["channels"] != config.channels:
+        raise InputError(
+            f"weights '{pretrained.source}' are for images of {pretrained.shape['channels']} channels, the data has "
+            f"{config.channels}; choose weights of {config.channels}"
+        )
+    positions = resample(pretrained.params["pos_embed"], config.image // config.patch)
+    head = {name: tensor for name, tensor in initial.items() if name.startswith("head.")}
+    try:
+        return weights.check(pretrained.params | {"pos_embed": positions} | head, config)
+    except InputError as error:
+        raise InputError(f"weights '{pretrained.source}' do not fit: {error}") from error
+
+
+def resample(positions: Tensor, side: int) -> Tensor:
+    """Positions [1,1+g²,D] of the class token and a g x g grid -> [1,1+side²,D]: the grid bicubic with antialiasing
+    (as timm does), the class token's unchanged. Raises InputError where there is no such grid."""
+    grid = isqrt(positions.shape[1] - 1)
+    if grid == side and positions.shape[1] == 1 + side * side:
+        return positions
+    if not grid or grid * grid != positions.shape[1] - 1:
+        raise InputError(f"{positions.shape[1]} positions are no square grid and a class token: not a plain ViT's")
+    old = positions[:, 1:].unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+    new = F.interpolate(old, (side, side), mode="bicubic", antialias=True)
+    return torch.cat((positions[:, :1], new.flatten(2).mT), dim=1)

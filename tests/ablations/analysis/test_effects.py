@@ -1,0 +1,299 @@
+"""Effects against planted ones, statsmodels' OLS, scipy and published tables."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from statsmodels.formula.api import ols
+from statsmodels.stats.power import TTestPower
+
+from ablations.analysis import effects, estimates
+from ablations.analysis.effects import Design, Noise
+from ablations.analysis.estimates import Estimate
+from ablations.study import arms
+
+FACTORS = {"crs": ("off", "0.3", "0.5"), "decatt": ("off", "on"), "flash": ("off", "on"), "mrt": ("off", "on")}
+SETTINGS = [dict(zip(FACTORS, levels, strict=True)) for levels in itertools.product(*FACTORS.values())]
+LATTICE = arms.lattice()  # decatt, flash and mrt off and on, crs off, 0.5 and 0.3
+TRUTH = {
+    (("crs", "0.3"),): -0.05,
+    (("crs", "0.5"),): -0.02,
+    (("decatt", "on"),): 0.03,
+    (("mrt", "on"),): 0.01,
+    (("crs", "0.3"), ("mrt", "on")): -0.04,
+    (("decatt", "on"), ("flash", "on")): 0.02,
+}
+
+
+def shares(arm):
+    """How much of each true term an arm has; of an interaction a share in every setting, so that main effects stay."""
+    setting = effects.levels(arm)
+    mine = {term: [setting.get(f) == level for f, level in term] for term in TRUTH}
+    even = {term: [1 / len(FACTORS[f]) if len(term) > 1 else 0 for f, _ in term] for term in TRUTH}
+    return [np.prod(np.subtract(mine[term], even[term])) for term in TRUTH]
+
+
+SHARES = {arm: np.array(shares(arm)) for arm in LATTICE}
+
+
+def planted(rng, seeds, noise=0.01, names=LATTICE):
+    """Cells of a linear model; seeds, seeds by term, and cells vary."""
+    table = {}
+    for seed in range(seeds):
+        own = np.array(list(TRUTH.values())) + noise * rng.standard_normal(len(TRUTH))
+        common = rng.standard_normal()
+        for arm in names:
+            table[arm, seed] = np.array([common + SHARES[arm] @ own + noise * rng.standard_normal()])
+    return table
+
+
+def test_arms_are_cells_of_a_factorial():
+    assert effects.levels("crs@0.3+flash") == {"crs": "0.3", "flash": "on"}
+    assert effects.levels("baseline") == effects.levels("baseline-again") == {}
+    design = Design(tuple(LATTICE))
+    assert design.factors == {
+        "crs": ["off", "0.3", "0.5"], "decatt": ["off", "on"], "flash": ["off", "on"], "mrt": ["off", "on"]
+    }  # fmt: skip
+    assert len(design.mains) == 5
+    assert len(design.pairs) == 9
+    assert not effects.in_factorial("recompute")
+    assert not effects.in_factorial("baseline-again")
+
+
+def test_planted_effects_are_found_exactly_without_noise():
+    found = {e.term: e.estimate for e in effects.effects(planted(np.random.default_rng(0), 3, noise=0)).effects}
+    for term, estimate in found.items():
+        assert estimate.value == pytest.approx(TRUTH.get(term, 0.0), abs=1e-12)
+        assert estimate.interval()[1] - estimate.interval()[0] < 1e-12
+
+
+@pytest.mark.parametrize("missing", [[], ["crs@0.3+decatt", "mrt"], ["baseline"]])
+def test_estimates_are_statsmodels_ols(missing):
+    table = planted(np.random.default_rng(1), 4, names=[a for a in LATTICE if a not in missing])
+    rows = [
+        {
+            "seed": seed,
+            "y": y.item(),
+            **{f: effects.levels(arm).get(f, "off") for f in FACTORS},
+        }
+        for (arm, seed), y in table.items()
+    ]
+    model = "y ~ C(seed) + (C(crs, Sum) + C(decatt, Sum) + C(flash, Sum) + C(mrt, Sum)) ** 2"
+    fit = ols(model, pd.DataFrame(rows)).fit()
+    frame = pd.DataFrame([{"seed": 0, **setting} for setting in SETTINGS])
+    frame["y"] = fit.predict(frame)
+    found = effects.effects(table)
+    assert len(found.effects) == 14
+    assert not found.lost
+    for term, estimate in found.effects:
+        reduced = frame
+        for factor, level in term:
+            mean = reduced.groupby([c for c in reduced.columns if c != "y"])["y"].mean().reset_index()
+            on, off = (mean[mean[factor] == lv].drop(columns=factor) for lv in (level, "off"))
+            keys = [c for c in on.columns if c != "y"]
+            both = on.merge(off, on=keys, suffixes=("", "_off"))
+            both["y"] = both["y"] - both["y_off"]
+            reduced = both[[*keys, "y"]]
+        assert estimate.value == pytest.approx(reduced["y"].mean(), abs=1e-10)
+
+
+def test_the_interval_of_numbers_is_statsmodels():
+    """Seeds alone: the intercept of the effects within seeds."""
+    table = planted(np.random.default_rng(2), 5)
+    baseline, decatt = (np.array([table[arm, s].item() for s in range(5)]) for arm in ("baseline", "decatt"))
+    fit = ols("d ~ 1", pd.DataFrame({"d": decatt - baseline})).fit()
+    found = effects.difference(table, "decatt", "baseline")
+    assert found.value == pytest.approx(fit.params["Intercept"])
+    assert found.interval() == pytest.approx(tuple(fit.conf_int(0.05).loc["Intercept"]))
+    assert found.interval(0.99) == pytest.approx(tuple(fit.conf_int(0.01).loc["Intercept"]))
+    assert found.above == pytest.approx(
+        stats.ttest_1samp(decatt - baseline, 0, alternative="greater").pvalue.item() * -1 + 1
+    )
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_intervals_cover_the_planted_truth(seeds):
+    """Single intervals 95 % of the time, all of a response together at least that often; within simulation error."""
+    rng = np.random.default_rng(3)
+    single, together, studies = [], [], 80
+    for _ in range(studies):
+        found = effects.effects(planted(rng, seeds)).effects
+        truth = np.array([TRUTH.get(e.term, 0.0) for e in found])
+        low, high = np.array([e.estimate.interval() for e in found]).T
+        single.append((low <= truth) & (truth <= high))
+        low, high = np.array([e.estimate.interval(of=len(found)) for e in found]).T
+        together.append(((low <= truth) & (truth <= high)).all())
+    error = 3 * np.sqrt(0.95 * 0.05 / studies)  # effects of one study are not independent
+    assert np.mean(single) == pytest.approx(0.95, abs=error)
+    assert np.mean(together) > 0.95 - error
+
+
+@pytest.mark.parametrize(("by_seed", "by_image", "by_both"), [(1, 5, 5), (0, 5, 5), (0.5, 0, 5), (1, 0, 0)])
+def test_seeds_and_images_are_both_samples(by_seed, by_image, by_both):
+    rng, hits, n = np.random.default_rng(4), 0, 400
+    for _ in range(n):
+        d = 1 + by_seed * rng.standard_normal((4, 1)) + by_image * rng.standard_normal((1, 120))
+        low, high = estimates.estimate(d + by_both * rng.standard_normal((4, 120))).interval()
+        hits += low <= 1 <= high
+    assert 0.95 - 3 * np.sqrt(0.95 * 0.05 / n) < hits / n < 0.995
+
+
+def test_standard_errors_are_the_bootstraps():
+    """One way at a time, corrected for the seeds' small number; scipy's resampling is independent of our formula."""
+    rng = np.random.default_rng(5)
+    d = rng.standard_normal((8, 1)) + 6 * rng.standard_normal((1, 300))
+    found = estimates.estimate(d)
+    seeds, images = (
+        stats.bootstrap((d.mean(axis),), np.mean, n_resamples=4000, method="percentile", rng=rng).standard_error
+        for axis in (1, 0)
+    )
+    assert found.se**2 - found.fixed == pytest.approx(seeds**2 * 8 / 7, rel=0.06)
+    assert found.fixed == pytest.approx(images**2, rel=0.06)
+
+
+def test_a_bootstrap_over_few_seeds_covers_too_little():
+    """Why the intervals are Student's: percentile bootstrap of the mean of 5 seeds."""
+    rng, n = np.random.default_rng(6), 1000
+    d = rng.standard_normal((n, 5))
+    draws = np.take_along_axis(d[:, None], rng.integers(0, 5, (n, 1000, 5)), axis=2).mean(2)
+    low, high = np.quantile(draws, (0.025, 0.975), axis=1)
+    assert np.mean((low <= 0) & (high >= 0)) < 0.88
+    student = [estimates.estimate(row[:, None]).interval() for row in d]
+    assert np.mean([low <= 0 <= high for low, high in student]) == pytest.approx(0.95, abs=0.02)
+
+
+def test_missing_cells_are_fitted_without():
+    rng = np.random.default_rng(7)
+    table = planted(rng, 3, noise=0)
+    for cell in (("crs@0.3+mrt", 0), ("baseline", 1), ("decatt+flash", 2)):
+        del table[cell]
+    for term, estimate in effects.effects(table).effects:
+        assert estimate.value == pytest.approx(TRUTH.get(term, 0.0), abs=1e-12)
+        assert estimate.seeds == 3
+
+
+def test_what_the_arms_do_not_determine_is_named():
+    names = ["baseline", "flash", "decatt", "mrt+flash", "mrt+decatt+flash"]
+    rng = np.random.default_rng(8)
+    found = effects.effects({(arm, s): rng.standard_normal(1) for arm in names for s in (0, 1)})
+    assert [effects.label(e.term) for e in found.effects] == ["decatt", "flash", "mrt", "decatt × flash"]
+    assert {effects.label(term) for term in found.design.apart} == {"decatt × mrt", "flash × mrt"}
+    table = {(arm, s): rng.standard_normal(1) for arm in ("flash", "decatt+flash") for s in (0, 1)}
+    assert [effects.label(term) for term in effects.effects(table).lost] == ["flash"]
+    alone = effects.effects({(arm, s): rng.standard_normal(1) for arm in ("baseline", "flash", "mrt") for s in (0, 1)})
+    assert [effects.label(term) for term in alone.design.apart] == ["flash × mrt"]
+    assert [effects.label(e.term) for e in alone.effects] == ["flash", "mrt"]
+
+
+def test_a_level_that_met_no_other_changes_no_other_effect():
+    rng = np.random.default_rng(12)
+    table = {(arm, s): rng.standard_normal(1) for arm in arms.PUBLISHED for s in range(3)}
+    more = table | {("decatt@10", s): rng.standard_normal(1) for s in range(3)}
+    before, after = ({effects.label(e.term): e.estimate for e in effects.effects(t).effects} for t in (table, more))
+    for name, estimate in before.items():
+        assert after[name].value == pytest.approx(estimate.value, abs=1e-12)
+
+
+def test_equal_arms_have_no_effect_by_rounding():
+    """flash's numbers are the baseline's to the last bit: no effect, no interval, even odds."""
+    rng = np.random.default_rng(13)
+    table = {}
+    for seed in range(5):
+        for arm in arms.PUBLISHED:
+            twin = "+".join(part for part in arm.split("+") if part != "flash") or "baseline"
+            table[arm, seed] = table[twin, seed] if (twin, seed) in table else (rng.random(360) < 0.9).astype(float)
+    flash = next(e.estimate for e in effects.effects(table).effects if effects.label(e.term) == "flash")
+    assert (flash.value, flash.se, flash.interval(), flash.clear(), flash.above) == (0, 0, (0, 0), False, 0.5)
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_two_seeds_and_images_keep_their_confidence(seeds):
+    """Where the seeds' variance is small by luck, degrees of freedom taken from it would be many."""
+    rng, n = np.random.default_rng(14), 600
+    single, together = [], []
+    for _ in range(n):
+        part, fixed = rng.standard_normal(seeds).var(ddof=1) / seeds, 0.1 / seeds
+        mean = rng.standard_normal() * np.sqrt(1 / seeds + fixed)
+        found = Estimate(mean, np.sqrt(part + fixed), seeds - 1, seeds, fixed)
+        low, high = found.interval()
+        single.append(low <= 0 <= high)
+        low, high = found.interval(of=14)
+        together.append(low <= 0 <= high)
+    assert np.mean(single) > 0.95 - 3 * np.sqrt(0.95 * 0.05 / n)
+    assert np.mean(together) > 0.95 ** (1 / 14) - 3 * np.sqrt(0.0037 / n)
+    assert found.above == pytest.approx(1 - found._replace(value=-mean).above)
+
+
+def test_an_exact_factor_does_not_count_as_a_replicate():
+    """flash's accuracies are the baseline's: twice the arms tell nothing more of decatt."""
+    rng = np.random.default_rng(9)
+    half = {(arm, s): rng.standard_normal(1) for arm in ("baseline", "decatt") for s in range(4)}
+    twice = half | {
+        (arm, s): half[other, s] for arm, other in (("flash", "baseline"), ("decatt+flash", "decatt")) for s in range(4)
+    }
+    once, again = (
+        next(e.estimate for e in effects.effects(table).effects if effects.label(e.term) == "decatt")
+        for table in (half, twice)
+    )
+    assert again.interval() == pytest.approx(once.interval())
+
+
+def test_lenth_on_his_example():
+    """Lenth 1989, example 1: 15 effects of injection moulding (Box and Meyer 1986)."""
+    sizes = [-0.7, -0.1, 5.5, -0.3, -3.8, -0.1, 0.6, 0.6, 0.4, 0.4, 0.4, -0.6, -0.2, -0.3, 4.6]
+    noise = Noise({str(i): x for i, x in enumerate(sizes)})
+    assert noise.deviation == pytest.approx(1.5 * np.median([abs(x) for x in sizes if abs(x) <= 2.5 * 1.5 * 0.4]))
+    low, high = noise.estimate(5.5, 1.0).interval()
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 5) * noise.deviation)
+    low, high = noise.estimate(5.5, 1.0).interval(of=15)
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf((1 + 0.95 ** (1 / 15)) / 2, 5) * noise.deviation)
+
+
+def test_one_seed_is_judged_by_lenths_method():
+    rng, false, found = np.random.default_rng(10), [], []
+    for _ in range(100):
+        table = planted(rng, 1, noise=0.003)
+        single = effects.noise(table)
+        assert len(single.contrasts) == 23
+        result = {effects.label(e.term): e.estimate for e in effects.effects(table, single).effects}
+        false.append(result["flash"].clear())
+        found.append(result["crs@0.3"].clear())
+    assert np.mean(false) < 0.12
+    assert np.mean(found) > 0.9
+
+
+def test_an_exact_factor_does_not_shrink_the_noise_of_one_seed():
+    rng = np.random.default_rng(11)
+    table = {}
+    for arm in LATTICE:
+        twin = "+".join(part for part in arm.split("+") if part != "flash") or "baseline"
+        table[arm, 0] = table[twin, 0] if (twin, 0) in table else rng.standard_normal(1)
+    assert effects.noise(table).deviation < 1e-9
+    assert effects.noise(table, exact=["flash"]).deviation > 0.3
+
+
+def test_few_arms_and_one_seed_have_no_interval():
+    table = {(arm, 0): np.array([float(i)]) for i, arm in enumerate(("baseline", "flash", "mrt"))}
+    single = effects.noise(table)
+    (flash, _) = effects.effects(table, single).effects
+    assert flash.estimate.value == pytest.approx(1)
+    assert np.isnan(flash.estimate.interval()).all()
+    assert not flash.estimate.clear()
+
+
+def test_power_is_statsmodels():
+    found = Estimate(0.0, 2 / np.sqrt(5), 4, 5)
+    for size, seeds in ((1.0, 5), (3.0, 5), (0.5, 40)):
+        expected = TTestPower().power(size / 2, seeds, 0.05)
+        assert estimates.power(size, found, seeds) == pytest.approx(expected, abs=1e-6)
+    needed = estimates.seeds_for(0.5, found)
+    assert needed == int(np.ceil(TTestPower().solve_power(0.25, power=0.8, alpha=0.05)))
+    assert estimates.power(estimates.resolvable(found), found, 5) == pytest.approx(0.8)
+
+
+def test_too_few_images_are_not_mended_by_seeds():
+    found = Estimate(0.0, 0.01, 10, 5, fixed=0.009**2)
+    assert estimates.seeds_for(0.002, found) is None
+    assert estimates.seeds_for(0.04, found) is not None

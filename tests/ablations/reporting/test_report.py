@@ -1,0 +1,341 @@
+"""Reports of synthetic studies: what they say follows from the cells, and what they refuse."""
+
+import csv
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ablations.analysis.comparisons import BY_NAME, Views
+from ablations.reporting import compose as report
+from ablations.reporting import effect_figures as figures_effects
+from ablations.reporting.words import sentences
+from ablations.study import arms
+from ablations.study.reading import read
+from ablations.study.recipes import PRESETS
+from core.errors import InputError
+
+IMAGES, EPOCHS = 100, 4
+NAMES = [arm for arm in arms.lattice() if "crs@0.5" not in arm]  # four factors at two levels
+COST = {"flash": (0.9, 0.8), "decatt": (1.2, 1.0), "mrt": (1.1, 0.98), "crs@0.3": (1.4, 0.8)}
+
+
+def cell(folder, arm, seed, share=0.8, noise=0.02, **changed):
+    """A finished cell: its accuracy near `share`, time and memory the product of its optimizations' ratios."""
+    rng = np.random.default_rng([seed, *arm.encode()])
+    parts = [] if arm.startswith("baseline") else arm.split("+")
+    ratios = np.prod([COST.get(part, (1.0, 1.0)) for part in parts], axis=0) if parts else (1.0, 1.0)
+    step, peak = 20 * ratios[0] * np.exp(noise * rng.standard_normal()), int(ratios[1] * 2**24)
+    growth = [share - 0.1, share - 0.05, share - 0.02, share]
+    correct = np.array([rng.permutation(IMAGES) < round(IMAGES * (a + noise * rng.standard_normal())) for a in growth])
+    seconds = step / 1000 * 50
+    rows = [
+        {"epoch": i + 1, "val/accuracy": float(c.mean()), "val/loss": 1 - c.mean(), "train/loss": 1.1 - c.mean(),
+         "seconds": seconds * (i + 1), "speed/images_per_second": 32 / step * 1000}
+        for i, c in enumerate(correct)
+    ]  # fmt: skip
+    result = {
+        "arm": arm, "seed": seed, "preset": "quick", "data": "digits", "parameters": 1000, "epochs": EPOCHS,
+        "best_val_accuracy": max(r["val/accuracy"] for r in rows), "final_val_accuracy": rows[-1]["val/accuracy"],
+        "final_val_loss": rows[-1]["val/loss"], "final_train_loss": 0.2, "train_seconds": seconds * EPOCHS,
+        "images_per_second": 32 / step * 1000, "step_ms_median": step, "peak_bytes": peak, "reserved_bytes": peak,
+        "predicted_peak_bytes": peak, "bytes_per_image": 2**18, "kept_bytes": peak // 2,
+        "kept_by_op": {"qkv mm": peak // 2}, "flops_per_image": 10**6, "mfu": 0.3, "gpu": {}, "batch_size": 32,
+    }  # fmt: skip
+    path = folder / arm / f"seed{seed}"
+    path.mkdir(parents=True)
+    np.savez_compressed(path / "correct.npz", correct=correct)
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "result.json").write_text(json.dumps(result | changed))
+
+
+def study(folder, names, seeds, accuracy=lambda arm: 0.8, **configuration):
+    """A folder with these cells."""
+    folder.mkdir(parents=True)
+    recipe = {k: v for k, v in vars(PRESETS["quick"]).items() if k != "set"}
+    given = {"preset": "quick", **recipe, "set": [], "epochs": EPOCHS, "batch_size": 32, **configuration}
+    machine = {"torch": "2.15.0", "device_name": "a processor", "threads": "2", "revision": "abc"}
+    (folder / "study.json").write_text(json.dumps({"configuration": given, "environment": machine}))
+    for arm in names:
+        for seed in seeds:
+            cell(folder, arm, seed, accuracy(arm))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lattice(tmp_path_factory):
+    """Five seeds of every combination; mrt adds ten points."""
+    folder = tmp_path_factory.mktemp("report") / "lattice"
+    study(folder, [*NAMES, arms.AGAIN, "recompute"], range(5), lambda arm: 0.9 if "mrt" in arm else 0.8)
+    report.write([folder])
+    return folder
+
+
+def said(folder):
+    return "\n".join(sentences(Views(read([folder]))))
+
+
+def test_the_summary_tells_what_was_planted(lattice):
+    text = said(lattice)
+    assert (
+        "17 arms, the baseline twice, 5 seeds, 4 epochs on digits, 100 validation images: 90 cells finished, 0 failed"
+        in text
+    )
+    assert re.search(r"^`mrt`: \*\*more accurate\*\* \(accuracy \+(9|10)\.\d\d points \[\+", text, re.M)
+    assert re.search(r"^`crs@0\.3`: \*\*slower\*\* \(step time \+(39|40)\.\d % \[\+", text, re.M)
+    assert re.search(r"^`flash`: \*\*faster\*\* .*\*\*less memory\*\* \(peak memory −20\.0 %\); not told", text, re.M)
+    assert "Two-way interactions told from zero: accuracy 0 of 6; loss 0 of 6; step time 0 of 6" in text
+    assert re.search(r"Best mean accuracy beside the baseline: `[^`]*mrt[^`]*`", text)
+    assert re.search(r"Noise floor, .*: accuracy [+−]?\d\.\d\d points \[", text)
+
+
+def test_every_number_of_the_summary_is_in_the_report(lattice):
+    """Effects in words are those of the table, digit for digit."""
+    text = (lattice / "report.md").read_text()
+    summary, rest = text.split("## Arms", 1)
+    plain = rest.replace("**", "")
+    found = re.findall(r"([+−]\d+\.\d+) (?:% |points )?(\[[^\]]+\])", summary.split("Noise floor")[0])
+    assert len(found) >= 8
+    for value, interval in found:
+        assert f"{value} {interval}" in plain
+
+
+def test_differences_are_paired_by_seed_and_image(lattice):
+    """The table's row by hand, without this project's statistics."""
+    rows = re.findall(r"^\| `mrt` \| (.*) \|$", (lattice / "report.md").read_text(), re.M)
+    row = next(r.split(" | ") for r in rows if len(r.split(" | ")) == 7)
+    d = np.array(
+        [
+            np.load(lattice / "mrt" / f"seed{s}" / "correct.npz")["correct"][-1].astype(float)
+            - np.load(lattice / "baseline" / f"seed{s}" / "correct.npz")["correct"][-1]
+            for s in range(5)
+        ]
+    )
+    assert row[0].replace("**", "").startswith(f"+{100 * d.mean():.2f}")
+    results = {
+        (arm, s): json.loads((lattice / arm / f"seed{s}" / "result.json").read_text())
+        for arm in ("mrt", "baseline")
+        for s in range(5)
+    }
+    logs = np.log([results["mrt", s]["step_ms_median"] / results["baseline", s]["step_ms_median"] for s in range(5)])
+    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95 ** (1 / 17))
+    assert row[1].replace("**", "").replace("−", "-") == (
+        f"{100 * (np.exp(logs.mean()) - 1):+.1f} [{100 * (np.exp(low) - 1):+.1f}, {100 * (np.exp(high) - 1):+.1f}]"
+    )
+    spare = results["baseline", 0]["peak_bytes"] - results["mrt", 0]["peak_bytes"]
+    assert row[5] == str(32 + spare // 2**18)
+    budget = min(np.mean([c.result["train_seconds"] for c in group]) for group in read([lattice]).arms.values())
+    histories = [
+        [json.loads(line) for line in (lattice / "mrt" / f"seed{s}" / "metrics.jsonl").read_text().splitlines()]
+        for s in range(5)
+    ]
+    points = [np.interp(budget, [r["seconds"] for r in h], [r["val/accuracy"] for r in h]) for h in histories]
+    assert row[4] == f"{100 * np.mean(points):.2f}"
+
+
+def test_leave_one_out_and_add_one_in(lattice):
+    views = Views(read([lattice]))
+    swap = next(s for s in views.swaps("accuracy") if s.level == "mrt")
+    mean = {arm: np.mean([c.result["final_val_accuracy"] for c in group]) for arm, group in views.study.arms.items()}
+    assert swap.everything == "crs@0.3+decatt+flash+mrt"
+    assert swap.added.value == pytest.approx(mean["mrt"] - mean["baseline"])
+    assert swap.removed.value == pytest.approx(mean["crs@0.3+decatt+flash"] - mean[swap.everything])
+
+
+def test_the_front_is_not_dominated(lattice):
+    views = Views(read([lattice]))
+    points = {a: (views.mean("accuracy", a), -views.mean("step time", a)) for a in views.study.arms if a != arms.AGAIN}
+    front = views.front("accuracy", "step time")
+    for arm, point in points.items():
+        beaten = any(q != point and q[0] >= point[0] and q[1] >= point[1] for q in points.values())
+        assert (arm in front) != beaten
+
+
+def test_time_to_a_target(lattice, monkeypatch):
+    views = Views(read([lattice]))
+    reached, number = views.to_target("mrt", 0.85)
+    first = []
+    for c in views.study.arms["mrt"]:
+        first += [next((r["seconds"] for r in c.rows if r["val/accuracy"] >= 0.85), None)]
+    assert number == sum(s is not None for s in first)
+    assert reached == pytest.approx(np.mean([s for s in first if s is not None]))
+    assert views.to_target("mrt", 1.1) == (np.inf, 0)
+    assert all(c.result["best_val_accuracy"] >= views.target for c in views.study.arms["baseline"])
+
+
+def test_effects_are_a_table_for_machines(lattice):
+    rows = list(csv.DictReader((lattice / "effects.csv").open()))
+    assert {r["response"] for r in rows} == {"accuracy", "loss", "step time", "peak memory"}
+    assert len(rows) == 4 * 10
+    mrt = next(r for r in rows if r["response"] == "accuracy" and r["effect"] == "mrt")
+    assert float(mrt["low_together"]) < float(mrt["low"]) < float(mrt["estimate"]) < float(mrt["high"])
+    assert int(mrt["seeds"]) == 5
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.sources, self.tables, self.links, self.ids = [], 0, [], set()
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.tables += tag == "table"
+        self.sources += [given[k] for k in ("src", "data") if k in given]
+        self.links += [given["href"]] if "href" in given else []
+        self.ids |= {given["id"]} if "id" in given else set()
+
+
+def test_the_page_holds_everything(lattice):
+    text, page = (lattice / "report.html").read_text(), Page()
+    page.feed(text)
+    figures = re.findall(r"^!\[", (lattice / "report.md").read_text(), re.M)
+    assert len(page.sources) == len(figures) >= 8
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert page.tables == len(re.findall(r"^\| --- ", (lattice / "report.md").read_text(), re.M))
+    assert page.links
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", text)
+
+
+def test_one_seed_says_so_and_is_judged_by_lenth(tmp_path):
+    folder = study(tmp_path / "one", arms.lattice(), [0], lambda arm: 0.9 if "mrt" in arm else 0.8)
+    views = Views(read([folder]))
+    text = "\n".join(sentences(views))
+    assert "**One seed**: intervals are Lenth's" in text
+    assert re.search(r"`mrt`: \*\*more accurate\*\* \(accuracy \+\d+\.\d\d points \[", text)
+    figures_effects.half_normal(views, [BY_NAME["accuracy"]], tmp_path / "half_normal.png")
+    assert (tmp_path / "half_normal.png").stat().st_size > 0
+    assert "Resolution" not in text
+
+
+def test_missing_and_failed_cells_are_named(tmp_path):
+    folder = study(tmp_path / "holes", ["baseline", "flash", "mrt", "flash+mrt"], range(3))
+    shutil.rmtree(folder / "mrt" / "seed1")
+    (folder / "mrt" / "seed1").mkdir()
+    (folder / "mrt" / "seed1" / "failed.json").write_text(
+        json.dumps({"arm": "mrt", "seed": 1, "error": "FloatingPointError: loss is nan"})
+    )
+    report.write([folder])
+    text = (folder / "report.md").read_text()
+    assert "Not there, and fitted without: `mrt` seed 1" in text
+    assert "11 cells finished, 1 failed" in text
+    assert "mrt, seed 1: FloatingPointError: loss is nan" in text
+    assert "Effects from fewer seeds than 3: `flash × mrt` 2" in text or "`flash` 2" in text
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["flash", "mrt"], "There is no baseline: nothing to compare with"),
+        (["baseline"], "There is one arm: nothing to compare"),
+        (["baseline", "flash", "mrt"], "do not tell apart the interactions flash × mrt"),
+        (["recompute"], "There is no baseline"),
+    ],
+)
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_arms(tmp_path, names, expected, seeds):
+    folder = study(tmp_path / "few", names, range(seeds))
+    report.write([folder])
+    assert expected in (folder / "report.md").read_text()
+
+
+def test_arms_without_a_seed_of_the_baseline_are_not_compared(tmp_path):
+    folder = study(tmp_path / "apart", ["baseline"], [0])
+    cell(folder, "flash", 1)
+    cell(folder, "mrt", 1)
+    report.write([folder])
+    text = (folder / "report.md").read_text()
+    assert "No arm shares a seed with the baseline" in text
+    assert "No arm has a better" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("study.json", "{"), ("study.json", "{}"), ("mrt/seed0/result.json", "{"), ("mrt/seed0/result.json", "{}"),
+        ("mrt/seed0/correct.npz", ""), ("mrt/seed0/correct.npz", "x"), ("mrt/seed0/metrics.jsonl", "{}"),
+        ("mrt/seed0/metrics.jsonl", None),
+    ],
+)  # fmt: skip
+def test_damaged_files_are_named(tmp_path, name, content):
+    folder = study(tmp_path / "damaged", ["baseline", "mrt"], range(2))
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises(InputError, match="cannot be read") as stop:
+        report.write([folder])
+    assert name.rpartition("/")[2] in str(stop.value)
+    assert not (folder / "report.md").exists()
+
+
+def test_a_baseline_of_another_size_is_left_out_of_the_effects(tmp_path):
+    names = [*arms.PUBLISHED]
+    folder = study(tmp_path / "p", names, range(3), lambda arm: 0.3 if arm == "baseline" else 0.8, baseline_width=384)
+    report.write([folder])
+    text = (folder / "report.md").read_text()
+    assert "The baseline is another model than the other arms: effects and interactions leave it out" in text
+    effects = {e.term: e.estimate.value for e in Views(read([folder])).effects["accuracy"].effects}
+    assert all(abs(value) < 0.1 for value in effects.values())
+
+
+def test_studies_of_other_seeds_are_joined(tmp_path):
+    names = ["baseline", "flash", "mrt", "flash+mrt"]
+    a, b = (study(tmp_path / n, names, seeds) for n, seeds in (("a", range(2)), ("b", range(2, 5))))
+    whole = study(tmp_path / "whole", names, range(5))
+    written = report.write([a, b])
+    assert written[0] == tmp_path / "a+b" / "report.md"
+    report.write([whole])
+    joined, alone = ((f / "effects.csv").read_text() for f in (tmp_path / "a+b", whole))
+    assert joined == alone
+
+
+@pytest.mark.parametrize(
+    ("configuration", "expected"),
+    [
+        ({"preset": "matched"}, "preset 'quick' and 'matched'"),
+        ({"data": "cifar10"}, "data 'digits' and 'cifar10'"),
+        ({"learning_rate": 1.0, "mlp": 7}, "mlp 256 and 7, learning_rate 0.003 and 1.0"),
+        ({}, "two of the studies have 'baseline' at seed 0; train other seeds (run.py --first-seed)"),
+    ],
+)
+def test_studies_that_differ_are_not_joined(tmp_path, configuration, expected):
+    a, b = (study(tmp_path / n, ["baseline"], [0], **given) for n, given in (("a", {}), ("b", configuration)))
+    with pytest.raises(InputError, match=re.escape(expected)):
+        report.write([a, b])
+    assert not (tmp_path / "a+b").exists()
+
+
+def test_studies_of_other_machines_are_not_joined(tmp_path):
+    a, b = study(tmp_path / "a", ["baseline"], [0]), study(tmp_path / "b", ["baseline"], [1])
+    kept = json.loads((b / "study.json").read_text())
+    kept["environment"]["device_name"] = "another"
+    (b / "study.json").write_text(json.dumps(kept))
+    with pytest.raises(InputError, match="device_name 'a processor' and 'another'"):
+        report.write([a, b])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["{tmp}/none"], "holds no study"),
+        (["{tmp}/empty"], "has no finished cell yet"),
+        (["{tmp}/old"], "has no correct.npz"),
+        (["{tmp}/good", "--target", "120"], "target 120 is outside 0 to 100 %"),
+        ([], "no study given"),
+    ],
+)
+def test_bad_input_is_one_message(tmp_path, monkeypatch, capsys, arguments, expected):
+    study(tmp_path / "empty", [], [])
+    study(tmp_path / "good", ["baseline"], [0])
+    (study(tmp_path / "old", ["baseline"], [0]) / "baseline" / "seed0" / "correct.npz").unlink()
+    monkeypatch.setattr("sys.argv", ["report.py", *(a.format(tmp=tmp_path) for a in arguments)])
+    with pytest.raises(SystemExit) as stop:
+        report.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert len(error.splitlines()) == 1

@@ -1,0 +1,128 @@
+import itertools
+
+import pytest
+import torch
+
+from ablations.study import arms
+from ablations.study.recipes import PRESETS, Recipe
+from core.errors import InputError
+from core.ops import EXACT
+from core.transforms.decatt import decatt
+from core.transforms.registry import REGISTRY, Transform
+
+
+def test_baseline_is_the_unmodified_model():
+    assert arms.parse("baseline").ops is EXACT
+
+
+def test_one_canonical_spelling():
+    spellings = {arms.parse("+".join(order)).name for order in itertools.permutations(("flash", "decatt"))}
+    assert spellings == {"decatt+flash"}
+    assert arms.parse("flash@sdpa").name == "flash"
+    assert arms.parse("flash@tiled+decatt@0.50").name == "decatt@0.5+flash@tiled"
+
+
+def test_settings_apply_below_the_name():
+    settings = arms.read_settings(["decatt.weight=150", "decatt.norm=frobenius", "decatt.weight=3"])
+    assert settings == {"decatt": {"weight": 3.0, "norm": "frobenius"}}
+    assert arms.parse("decatt", settings).name == "decatt"
+    assert arms.parse("decatt@3", settings).name == "decatt"
+    assert arms.parse("decatt@4", settings).name == "decatt@4"
+
+
+def test_lists_in_settings_are_read():
+    assert arms.read_settings(["decatt.layers=(0, -1)"]) == {"decatt": {"layers": (0, -1)}}
+    assert arms.read_settings(["decatt.layers=all"]) == {"decatt": {"layers": "all"}}
+    assert arms.read_settings(["mrt.image=64", "mrt.patch_norm=False", "mrt.weights=None"]) == {
+        "mrt": {"image": 64, "patch_norm": False, "weights": None}
+    }
+
+
+def test_lattice_is_every_combination_of_levels(monkeypatch):
+    sampling = Transform(decatt, "linear", "unbiased gradient", "for the test", levels=(0.5, 0.3))
+    three = {**{n: REGISTRY[n] for n in ("flash", "decatt")}, "crs": sampling}
+    monkeypatch.setattr(arms, "REGISTRY", three)
+    names = arms.lattice()
+    assert len(names) == len(set(names)) == 2 * 2 * 3
+    assert names[0] == "baseline"
+    assert {"flash", "crs@0.3", "crs@0.5+decatt+flash"} <= set(names)
+    assert [name.count("+") for name in names] == sorted(name.count("+") for name in names)
+
+
+def test_a_precision_is_a_part_of_an_arm():
+    arm = arms.parse("flash+bf16")
+    assert (arm.name, arm.precision, len(arm.transforms)) == ("bf16+flash", "bf16", 1)
+    assert Recipe(precision="fp32").dtype(arm) == torch.bfloat16
+    for name, message in (("bf16+fp32", "two precisions"), ("bf16@1", "write bf16")):
+        with pytest.raises(InputError, match=message):
+            arms.parse(name)
+    with pytest.raises(InputError, match="bf16 is the precision of the whole study"):
+        Recipe(precision="bf16").dtype(arm)
+
+
+def test_select():
+    assert [a.name for a in arms.select("flash, baseline,flash+decatt,decatt+flash")] == [
+        "flash", "baseline", "decatt+flash",
+    ]  # fmt: skip
+    assert [a.name for a in arms.select("all")] == [*arms.lattice(), arms.AGAIN]
+    assert [a.name for a in arms.select("all,controls")] == [
+        *arms.lattice(),
+        arms.AGAIN,
+        *("recompute", "flash+recompute", "uniform", "flash+uniform"),
+    ]
+    assert len(arms.select("published")) == 8
+    finetune = arms.select("finetune", arms.read_settings(PRESETS["finetune"].set))
+    assert [a.name for a in finetune] == ["baseline", "crs@0.5", "crs@0.3", "recompute", "bf16"]
+    assert finetune[1].parameters["crs"]["scope"] == "published"
+    assert set(arms.PUBLISHED) <= set(arms.lattice())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("flsh", "unknown optimization 'flsh'; legal: .*; did you mean 'flash'"),
+        ("", "unknown optimization ''"),
+        ("flash+", "unknown optimization ''"),
+        ("baseline+flash", "'baseline' stands alone"),
+        ("flash+flash@tiled", "has flash twice"),
+        ("mrt+uniform", "mrt and uniform both replace the model's tokenize; choose one"),
+        ("flash@titled", "unknown flash backend 'titled'.*did you mean 'tiled'"),
+        ("decatt@much", "decatt weight 'much' is not a number"),
+        ("decatt@-1", "decatt weight -1.0 must be finite"),
+    ],
+)
+def test_bad_names_are_refused(name, message):
+    with pytest.raises(InputError, match=message):
+        arms.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("decatt.wieght=1", "unknown decatt parameter 'wieght'; legal: weight, norm, layers; did you mean 'weight'"),
+        ("decat.weight=1", "unknown optimization 'decat'"),
+        ("decatt=1", "cannot read setting 'decatt=1'; write NAME.PARAMETER=VALUE"),
+        ("decatt.weight=x", "decatt weight 'x' is not a number"),
+        ("mrt.image=16.0", "mrt image '16.0' is not a whole number"),
+        ("mrt.patch_norm=maybe", "unknown mrt patch_norm 'maybe'; legal: True, False"),
+    ],
+)
+def test_bad_settings_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        arms.read_settings([text])
+
+
+def test_a_required_parameter_must_be_given(monkeypatch):
+    def sampling(ratio: float):
+        return lambda ops: ops
+
+    monkeypatch.setitem(arms.REGISTRY, "crs", Transform(sampling, "linear", "unbiased gradient", "x", levels=(0.5,)))
+    with pytest.raises(InputError, match=r"'crs' needs its ratio: write for example crs@0.5"):
+        arms.parse("crs")
+    assert arms.parse("crs@0.30").name == "crs@0.3"
+
+
+def test_near_values_have_names_of_their_own():
+    chosen = arms.select("crs@0.3000001,crs@0.3,crs@0.9999999")
+    assert [arm.name for arm in chosen] == ["crs@0.3000001", "crs@0.3", "crs@0.9999999"]
+    assert all(arms.parse(arm.name).parameters == arm.parameters for arm in chosen)

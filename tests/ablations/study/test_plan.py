@@ -1,0 +1,132 @@
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from ablations import run as command
+from ablations.study import arms, plan
+from ablations.study.recipes import PRESETS
+from core import vit
+from core.data import sets as data
+from core.errors import InputError
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(*options) -> what the command prints and its exit status."""
+
+    def call(*options, plan=("--plan",)):
+        monkeypatch.setattr(sys, "argv", ["run.py", "--preset", "quick", *plan, *options])
+        code = 0
+        try:
+            command.main()
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return SimpleNamespace(stdout=out, stderr=err, returncode=code)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("24GiB", 24 * 2**30), ("900MB", 900 * 10**6), ("1.5g", 1.5e9), ("512", 512), (" 2 KiB ", 2048), ("3t", 3e12)],
+)
+def test_read_bytes(text, size):
+    assert plan.read_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-3GB", "0", "0.5", "24 apples", "1e9", "9" * 400])
+def test_read_bytes_refuses(text):
+    with pytest.raises(InputError, match=f"budget '{text}' is no size"):
+        plan.read_bytes(text)
+
+
+@pytest.mark.parametrize(("slope", "offset", "start"), [(7, 100, 32), (3, 0, 1), (1000, 5, 64), (5000, 0, 8)])
+def test_largest_batch(slope, offset, start):
+    """Also where the growth has steps, as k = floor(ratio n) has."""
+    for budget in (50, 107, 999, 4000, 123_456):
+        for step in (1, 5):
+            asked = []
+
+            def peak(batch, step=step, asked=asked):
+                asked.append(batch)
+                return offset + slope * (batch // step * step + 0.1 * batch)
+
+            expected = max((b for b in range(1, 60_000) if peak(b) <= budget), default=0)
+            asked.clear()
+            assert plan.largest(peak, budget, start) == expected
+            assert len(asked) < 60
+
+
+def test_no_batch_is_too_large_for_an_endless_budget():
+    assert plan.largest(lambda batch: 1000 + batch, 10**18, 32) == 2**20
+
+
+def test_json_for_every_arm_without_data(run, tmp_path):
+    """CIFAR-10 is not at hand here, and is not needed."""
+    out = run("--json", "--data", "cifar10", "--data-root", str(tmp_path), "--arms", "baseline,flash,crs@0.3+mrt")
+    planned = json.loads(out.stdout)
+    assert [e["arm"] for e in planned] == ["baseline", "flash", "crs@0.3+mrt"]
+    needed = {"arm", "parameters", "flops_per_image", "kept_bytes", "kept_bytes_per_block", "peak_bytes"}
+    assert all(needed <= e.keys() and "fits" not in e for e in planned)
+    recipe = PRESETS["quick"].resolve_machine().resolve_shape(data.outline("cifar10"))
+    assert planned[0]["parameters"] == vit.parameters(recipe.model(arms.parse("baseline"), data.outline("cifar10")))
+    assert planned[1]["kept_bytes"] < planned[0]["kept_bytes"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_and_the_budget(run):
+    out = run("--arms", "baseline,flash,crs@0.3+flash", "--budget", "25MiB")
+    assert out.returncode == 0
+    rows = {line.split()[0]: line.split()[-2:] for line in out.stdout.splitlines() if line.strip()[-1:].isdigit()}
+    assert rows["baseline"][0] == "no"
+    assert rows["flash"][0] == rows["crs@0.3+flash"][0] == "yes"
+    assert int(rows["baseline"][1]) < 32 <= int(rows["flash"][1]) < int(rows["crs@0.3+flash"][1])
+
+
+def test_compiled_bytes_are_added_on_demand(run):
+    options = ("--arms", "flash", "--depth", "2", "--width", "16", "--mlp", "32", "--batch-size", "4")
+    assert json.loads(run("--json", "--engine", "compiled", *options).stdout)[0]["kept_bytes_compiled"] > 0
+
+
+def test_outline_is_the_data_without_images():
+    known, loaded = data.outline("digits"), data.load("digits")
+    assert (known.image, len(known.classes), known.mirrors) == (loaded.image, len(loaded.classes), loaded.mirrors)
+    assert known.train.images.shape[1:] == loaded.train.images.shape[1:]
+    assert [len(data.outline(name).classes) for name in ("cifar10", "cifar100", "cifar100-coarse")] == [10, 100, 20]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--budget", "much"), "budget 'much' is no size; write a number and a unit, such as 24GiB"),
+        (("--arms", "crs@2"), "crs ratio 2.0 is outside (0, 1]"),
+        (("--arms", "crs@0.3+flash", "--set", "crs.scope=published"), "arm 'crs@0.3+flash': flash cannot be combined"),
+        (("--data", "folder:/nowhere"), "/nowhere"),
+        (("--patch", "0"), "patch 0 is too small: at least 1"),
+        (("--image", "-8"), "image -8 is too small: at least 1 pixel"),
+        (("--image", "0"), "image 0 is too small"),
+        (("--arms", "crs@abc"), "crs ratio 'abc' is not a number; write crs@0.5"),
+        (("--arms", "FLASH"), "did you mean 'flash'"),
+    ],
+)
+def test_bad_input(run, options, message):
+    out = run(*options)
+    assert out.returncode == 2
+    assert message in out.stderr
+    assert "Traceback" not in out.stderr
+
+
+def test_a_plan_profiles_nothing(run):
+    out = run("--profile", "--arms", "flash")
+    assert out.returncode == 2
+    assert "--profile belongs to a run" in out.stderr
+
+
+def test_json_and_budget_need_plan(run):
+    for option in (("--json",), ("--budget", "1GB"), ("--budget", "")):
+        out = run(*option, plan=())
+        assert out.returncode == 2
+        assert f"{option[0]} belongs to --plan" in out.stderr

@@ -1,0 +1,101 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ablations.study.arms import parse, read_settings
+from ablations.study.recipes import PRESETS
+from core import vit
+from core.data.sets import Data, Split
+from core.errors import InputError
+
+
+def cifar_like(classes=10, count=300):
+    images = torch.zeros(count, 3, 32, 32, dtype=torch.uint8)
+    split = Split(images, torch.zeros(count, dtype=torch.int64))
+    return Data("x", split, split, tuple(map(str, range(classes))), (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("preset", "arm", "classes", "expected"),
+    [
+        ("published", "baseline", 10, 11_965_642),
+        ("published", "flash", 10, 4_197_994),
+        ("published", "baseline", 100, 11_983_012),
+        ("published", "decatt", 100, 4_206_724),
+        ("matched", "baseline", 10, 4_197_994),
+        ("matched", "flash", 10, 4_197_994),
+        ("finetune", "crs@0.5", 1000, 86_567_656),  # torchvision's vit_b_16 as its documentation counts it
+        ("published", "mrt", 10, 4_714_506 - 341_792),  # without the scorer
+    ],
+)
+def test_parameter_counts(preset, arm, classes, expected):
+    recipe = PRESETS[preset]
+    settings = read_settings([s for s in recipe.set if "scorer" not in s])  # its scorer's weights are not here
+    data = cifar_like(classes) if recipe.image is None else replace_side(cifar_like(classes), recipe.image)
+    assert vit.parameters(recipe.model(parse(arm, settings), data)) == expected
+
+
+def test_quick_has_about_a_fifth_of_a_million_parameters():
+    assert 150_000 < vit.parameters(PRESETS["quick"].model(parse("baseline"), cifar_like())) < 250_000
+
+
+def test_published_terms():
+    recipe = PRESETS["published"]
+    model = recipe.model(parse("flash"), cifar_like())
+    assert (model.depth, model.mlp, model.dropout, model.patch, model.head) == (12, 512, 0.1, 4, "mlp")
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate, recipe.weight_decay) == (50, 256, 1e-3, 1e-3)
+    assert (recipe.flip, recipe.rotate, recipe.shift, recipe.decay_all) == (True, 15.0, 0, True)
+    assert recipe.optimizer(195).rate(torch.tensor(5000)).item() == 1e-3
+
+
+def test_matched_warms_up_and_decays_to_zero():
+    optimizer = PRESETS["matched"].optimizer(steps_per_epoch=195)
+    rates = [optimizer.rate(torch.tensor(s)).item() for s in (0, 974, 975, 50 * 195 - 1)]
+    assert rates == pytest.approx([1e-3 / 975, 1e-3, 1e-3, 0], abs=1e-7)
+
+
+def test_fine_tuning_is_study_2_of_what_pretraining_makes():
+    recipe, first = PRESETS["finetune"], PRESETS["pretrain"]
+    assert (recipe.epochs, recipe.batch_size, recipe.image, recipe.precision) == (8, 64, 224, "fp32")
+    model = recipe.model(parse("baseline"), replace_side(cifar_like(), 224))
+    assert (model.width, model.depth, model.heads, model.mlp, model.patch, model.dropout) == (768, 12, 12, 3072, 16, 0)
+    assert model == first.model(parse("baseline"), replace_side(cifar_like(), 224))
+
+
+def replace_side(data, side):
+    images = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    return replace(data, train=Split(images, torch.zeros(1, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs 0 is too small"),
+        ({"batch_size": 301}, "batch size 301 does not fit the 300 training images: 1 to 300"),
+        ({"warmup": 1.0}, "warm-up 1.0 is outside"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        replace(PRESETS["quick"], **change).resolve_data(cifar_like())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"device": "gpu"}, "unknown device 'gpu'; legal: auto, cpu, cuda"),
+        ({"precision": "fp23"}, "unknown precision 'fp23'.*did you mean 'fp32'"),
+        ({"engine": "eagre"}, "unknown engine 'eagre'.*did you mean 'eager'"),
+        ({"differentiator": "autgrad"}, "unknown differentiator"),
+    ],
+)
+def test_unknown_machine_settings_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        replace(PRESETS["quick"], **change).resolve_machine()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_cuda_without_a_device_is_refused():
+    with pytest.raises(InputError, match="device 'cuda' is not available here: pass --device cpu"):
+        replace(PRESETS["quick"], device="cuda").resolve_machine()
