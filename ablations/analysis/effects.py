@@ -18,7 +18,7 @@ import numpy as np
 
 from ablations.analysis.estimates import Estimate, Values, estimate
 from ablations.study.arms import AGAIN, BASELINE
-from core.transforms.registry import REGISTRY
+from core.transforms.registry import controls
 
 Table = Mapping[tuple[str, int], Values]
 Term = tuple[tuple[str, str], ...]  # (factor, level) once for a main effect, twice for an interaction
@@ -36,7 +36,7 @@ def levels(arm: str) -> dict[str, str]:
 
 def in_factorial(arm: str) -> bool:
     """Whether an arm belongs to the factorial: no control, and not the baseline's second run."""
-    return arm != AGAIN and not any(name in REGISTRY and REGISTRY[name].control for name in levels(arm))
+    return arm != AGAIN and not controls() & levels(arm).keys()
 
 
 def label(term: Term) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from core.errors import InputError, choose
 from core.ops import EXACT, Ops, Rewrite
-from core.transforms.registry import REGISTRY
+from core.transforms.registry import REGISTRY, controls
 
 BASELINE = "baseline"
 AGAIN = "baseline-again"  # the same arm a second time: what differs between the two is noise
@@ -169,7 +169,7 @@ def read_settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def lattice() -> list[str]:
     """The names of every arm: each optimization absent or at one of its levels; baseline first, no controls."""
-    registered = [(name, t) for name, t in sorted(REGISTRY.items()) if not t.control]
+    registered = [(name, t) for name, t in sorted(REGISTRY.items()) if name not in controls()]
     choices = [["", *([_at(name, level) for level in t.levels] or [name])] for name, t in registered]
     subsets = [[part for part in combination if part] for combination in itertools.product(*choices)]
     return ["+".join(parts) or BASELINE for parts in sorted(subsets, key=len)]
@@ -178,9 +178,9 @@ def lattice() -> list[str]:
 def _group(name: str) -> Sequence[str]:
     """What `all` (the lattice, and the baseline a second time), `published`, `finetune` and `controls` (each alone and
     with each exact optimization) stand for; any other name for itself."""
-    exact = ["", *(f"+{name}" for name, t in REGISTRY.items() if t.contract == "exact" and not t.control)]
-    controls = [name + other for name, t in REGISTRY.items() if t.control for other in exact]
-    groups = {"all": [*lattice(), AGAIN], "published": PUBLISHED, "finetune": FINETUNE, "controls": controls}
+    exact = ["", *(f"+{name}" for name, t in REGISTRY.items() if t.contract == "exact" and name not in controls())]
+    alone = [name + other for name in REGISTRY if name in controls() for other in exact]
+    groups = {"all": [*lattice(), AGAIN], "published": PUBLISHED, "finetune": FINETUNE, "controls": alone}
     return groups.get(name, [name])
 
 

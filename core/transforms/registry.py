@@ -29,7 +29,7 @@ class Transform:
     contract: what it promises of loss and gradient; tests/laws.py holds it to that.
     about: one line for listings. identity: parameters under which it changes nothing, if there are any.
     levels: values of the first parameter that the full lattice runs; () runs the defaults.
-    control: a comparison rather than an optimization: an arm, but not of the full lattice.
+    control: the name of the registered optimization that does the same by simpler means, which it must beat.
     shape: parameters -> fields that the model's VitConfig must have under it, if any.
     remembers: parameters -> whether it needs the gradient norms of an image's last visit (see ops.Site).
     layout: parameters -> (images -> (images as it sees them, patches [B,L,3])), if it chooses patches.
@@ -41,7 +41,7 @@ class Transform:
     about: str
     identity: dict[str, Any] | None = None
     levels: tuple[Any, ...] = ()
-    control: bool = False
+    control: str | None = None
     shape: Callable[..., dict[str, Any]] | None = None
     remembers: Callable[..., bool] | None = None
     layout: Callable[..., Callable[[Tensor], tuple[Tensor, Tensor]]] | None = None
@@ -57,6 +57,7 @@ REGISTRY: dict[str, Transform] = {
         "tokenize",
         "changes the objective",
         "mixed-resolution tokens: large patches where little happens",
+        control="uniform",
         shape=mixed.shape,
         layout=mixed.selector,
     ),
@@ -67,6 +68,7 @@ REGISTRY: dict[str, Transform] = {
         "column-row sampling: weight gradients from a share of the rows",
         {"ratio": 1.0},
         levels=(0.5, 0.3),
+        control="recompute",
         remembers=lambda norms, **_: norms == "cached",
     ),
     "recompute": Transform(
@@ -74,14 +76,17 @@ REGISTRY: dict[str, Transform] = {
         "linear",
         "exact",
         "control for crs: LayerNorm and GELU outputs rebuilt in the backward pass",
-        control=True,
     ),
     "uniform": Transform(
         uniform,
         "tokenize",
         "changes the objective",
         "control for mrt: uniform patches with its sinusoidal positions",
-        control=True,
         shape=lambda patch, image: mixed.shape(patch, image, None),
     ),
 }
+
+
+def controls() -> set[str]:
+    """The names of the comparisons that others must beat: arms, but not of the full lattice."""
+    return {transform.control for transform in REGISTRY.values() if transform.control}
