@@ -14,8 +14,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from core.data.batches import batches, gather, resident
 from core.data.sets import Split
 from core.errors import InputError, choose
-from core.ops import Params
-from core.step import AdamW, Batch, Metrics, Objective, State, Step, make_step
+from core.ops import Ops
+from core.optimizers import Optimizer
+from core.step import Metrics, Prepare, State, Step, make_step, objective
+from core.vit import VitConfig
 
 ENGINES = ("auto", "eager", "compiled", "graphed")
 REPAYS = 2e14  # FLOPs of a cell from which compiling pays on a CPU: docs/results/cpu.md, "Engines"
@@ -38,9 +40,27 @@ def resolve(name: str, device: str, work: float = 0.0) -> tuple[str, str]:
     return "eager", f"{work:.0e} FLOPs a cell would not repay compiling"
 
 
-def build(loss: Objective, optimizer: AdamW, engine: str, differentiator: str = "autograd") -> Step:
-    """The training step of a loss under an engine."""
-    return make_step(loss, optimizer, differentiator, _compile if engine != "eager" else lambda fn: fn)
+def build(
+    config: VitConfig,
+    ops: Ops,
+    prepare: Prepare,
+    dtype: torch.dtype,
+    optimizer: Optimizer,
+    engine: str,
+    regions: bool = True,
+) -> Step:
+    """The training step of a model under an engine.
+
+    regions: compile the blocks as one function, so that compiling does not grow with the depth.
+    """
+    if engine == "eager":
+        return make_step(objective(config, ops, prepare, dtype), optimizer, ops)
+    region = torch.compiler.nested_compile_region if regions and config.depth > 2 else _same
+    return make_step(objective(config, ops, prepare, dtype, region), optimizer, ops, _compile)
+
+
+def _same(fn: Callable[..., Any]) -> Callable[..., Any]:
+    return fn
 
 
 def _compile(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,40 +75,26 @@ def fresh(fn: Any) -> Callable[..., Any]:
 
 
 class Stepwise:
-    """The loop of the engines eager and compiled: the host issues every step.
+    """The loop of the engines eager and compiled: the host issues every step."""
 
-    norms: remembered gradient norms by name [images,N] (see step.memory), updated in place; {} for none.
-    """
-
-    def __init__(self, step: Step, split: Split, size: int, device: torch.device, norms: Params) -> None:
-        self._step, self._split, self._size, self._device, self._norms = step, split, size, device, norms
+    def __init__(self, step: Step, split: Split, size: int, device: torch.device) -> None:
+        self._step, self._split, self._size, self._device = step, split, size, device
 
     def warm_up(self, state: State) -> None:
         """Compile, if need be: one step, whose result is thrown away."""
         order = torch.arange(self._size, device=self._split.images.device)
         for batch in batches(self._split, order, self._size, self._device):
-            self._step(state, _with_norms(batch, self._norms, order.to(self._device)))
+            self._step(state, batch)
 
     def epoch(self, state: State, order: Tensor, done: Callable[[], None] = lambda: None) -> tuple[State, Metrics]:
         """A step for every whole batch of this order [n]; `done` is called when each was issued. The metrics are
         [steps]."""
         metrics = []
-        source = batches(self._split, order, self._size, self._device)
-        for index, batch in zip(order.split(self._size), source, strict=False):
-            state, measured = self._step(state, _with_norms(batch, self._norms, index))
-            for name, rows in (measured.norms or {}).items():
-                self._norms[name].index_copy_(0, index.to(rows.device), rows)
-            metrics.append(measured._replace(norms=None))
+        for batch in batches(self._split, order, self._size, self._device):
+            state, measured = self._step(state, batch)
+            metrics.append(measured)
             done()
-        return state, _columns([torch.stack(column) for column in zip(*(m[:-1] for m in metrics), strict=True)])
-
-
-def _with_norms(batch: tuple[Tensor, ...], norms: Params, index: Tensor) -> Batch:
-    """The batch, with its images' rows of the remembered gradient norms if there are any."""
-    images, labels = batch
-    if not norms:
-        return images, labels
-    return images, labels, {n: rows.index_select(0, index.to(rows.device)) for n, rows in norms.items()}
+        return state, Metrics(*(torch.stack(column) for column in zip(*metrics, strict=True)))
 
 
 class Graphed:
@@ -98,7 +104,6 @@ class Graphed:
     (or takes the one streamed into a buffer), writes the new state over the old one and advances the position, so
     that an epoch of resident data is replays with no host work between them.
 
-    per_replay: steps in one graph, which must divide the steps of an epoch; resident data only.
     capture: body -> function that runs it again.
     """
 
@@ -108,20 +113,15 @@ class Graphed:
         split: Split,
         size: int,
         device: torch.device,
-        norms: Params,
-        per_replay: int = 1,
         capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
     ) -> None:
-        steps = len(split.labels) // size
-        self._resident = resident(split, device) or device.type == "cpu"
-        if steps % per_replay or (per_replay > 1 and not self._resident):
-            raise InputError(f"{per_replay} steps a replay must divide the {steps} of an epoch, on resident data")
-        self._step, self._split, self._size, self._device, self._norms = step, split, size, device, norms
-        self._per_replay, self._capture = per_replay, capture or _cuda_graph
+        steps, here = len(split.labels) // size, resident(split, device) or device.type == "cpu"
+        self._step, self._split, self._size, self._device = step, split, size, device
+        self._capture = capture or _cuda_graph
         self._order = torch.zeros(steps, size, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
-        self._metrics = torch.zeros(steps, len(Metrics._fields) - 1, dtype=torch.float64, device=device)
-        self._streamed = () if self._resident else tuple(torch.zeros_like(t[:size], device=device) for t in split)
+        self._metrics = torch.zeros(steps, len(Metrics._fields), dtype=torch.float64, device=device)
+        self._streamed = None if here else Split(*(torch.zeros_like(t[:size], device=device) for t in split))
         self._state: State | None = None
         self._replay: Callable[[], None] | None = None
 
@@ -132,9 +132,9 @@ class Graphed:
             with _on_side_stream(self._device):
                 for _ in range(3):
                     self._position.zero_()
-                    self._steps()
+                    self._advance()
             self._position.zero_()
-            self._replay = self._capture(self._steps)
+            self._replay = self._capture(self._advance)
 
     def epoch(self, state: State, order: Tensor, done: Callable[[], None] = lambda: None) -> tuple[State, Metrics]:
         """A step for every whole batch of this order [n]; `done` is called when each replay was issued. The metrics
@@ -143,15 +143,15 @@ class Graphed:
             self.warm_up(state)
         self._start(state)
         self._order.copy_(order[: self._order.numel()].view_as(self._order))
-        if self._resident:
-            for _ in range(len(self._order) // self._per_replay):
+        if self._streamed is None:
+            for _ in self._order:
                 self._run(done)
         else:
             for batch in batches(self._split, order, self._size, self._device):
                 for static, streamed in zip(self._streamed, batch, strict=True):
                     static.copy_(streamed)
                 self._run(done)
-        return tree_map(torch.clone, self._state), _columns(list(self._metrics.clone().unbind(1)))
+        return tree_map(torch.clone, self._state), Metrics(*self._metrics.clone().unbind(1))
 
     def _start(self, state: State) -> None:
         if self._state is None:
@@ -165,36 +165,28 @@ class Graphed:
         self._replay()
         done()
 
-    def _steps(self) -> None:
-        """What is captured."""
+    def _advance(self) -> None:
+        """What is captured: one step."""
         assert self._state is not None
-        for _ in range(self._per_replay):
-            index = self._order.index_select(0, self._position)[0]
-            batch = gather(self._split, index) if self._resident else self._streamed
-            state, measured = self._step(self._state, _with_norms(batch, self._norms, index))
-            for name, rows in (measured.norms or {}).items():
-                self._norms[name].index_copy_(0, index, rows)
-            row = torch.stack([value.double() for value in measured[:-1]])
-            self._metrics.index_copy_(0, self._position, row[None])
-            _overwrite(self._state, state)
-            self._position += 1
-
-
-def _columns(values: list[Tensor]) -> Metrics:
-    loss, cross_entropy, penalty, correct, learning_rate = values
-    return Metrics(loss, cross_entropy, penalty, correct, learning_rate)
+        index = self._order.index_select(0, self._position)[0]
+        batch = gather(self._split, index) if self._streamed is None else self._streamed
+        state, measured = self._step(self._state, batch)
+        row = torch.stack([value.double() for value in measured])
+        self._metrics.index_copy_(0, self._position, row[None])
+        _overwrite(self._state, state)
+        self._position += 1
 
 
 Loop = Stepwise | Graphed
 
 
-def loop(engine: str, step: Step, split: Split, size: int, device: torch.device, norms: Params) -> Loop:
+def loop(engine: str, step: Step, split: Split, size: int, device: torch.device) -> Loop:
     """The loop of an engine over a training split, batches of `size` images."""
-    return (Graphed if engine == "graphed" else Stepwise)(step, split, size, device, norms)
+    return (Graphed if engine == "graphed" else Stepwise)(step, split, size, device)
 
 
 def _overwrite(old: State, new: State) -> None:
-    for mine, other in ((old[:3], new[:3]), (old[3:], new[3:])):  # floats, integers: one launch for each kind
+    for mine, other in ((old[:2], new[:2]), (old[2:], new[2:])):  # floats, integers: one launch for each kind
         torch._foreach_copy_(tree_leaves(mine), tree_leaves(other))
 
 

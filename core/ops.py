@@ -1,156 +1,225 @@
-"""Ops: the few primitives a Vision Transformer is written in, and EXACT, the unmodified ones.
+"""The seam: the few primitives that a Vision Transformer is written in, and how transforms of them compose.
 
-A training optimization is a pure function Ops -> Ops that replaces some of these fields. The model never
-knows which. Axis letters: B batch, N tokens, D width, h heads, d head width, C channels, P patch side.
+A training optimization is a pure function Ops -> Ops, made by `rewrite`: it replaces primitives, wraps them, or brings
+parameters, frozen ones, an optimizer. The model never knows which. EXACT, the unmodified primitives, is in core.vit.
+Axis letters: B batch, N tokens, D width, h heads, d head width, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from core import rng
+from core.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
+    from core.optimizers import Optimizer
     from core.vit import VitConfig
 
 Params = dict[str, Tensor]
+Carry = dict[str, Tensor]  # what goes from block to block beside the tokens: "penalty" so far, and what transforms add
 
 
 class Site(NamedTuple):
-    """Where a linear map stands, for transforms that choose what to keep for the backward pass.
+    """Where in the model a primitive is called.
 
-    layer: the map's name in its block, such as "attn.qkv". ops: the arm's primitives.
-    before, inputs: the function whose result the map takes: x == before(*inputs); None if x is no such result.
-    norms: |dL/dy| of each row of the map's output [B,N] at the images' last visit, 0 for none; None if nobody keeps
-        them (step.py does, on demand). A transform that uses them gives the new ones as their gradient.
+    name: "patch_embed.proj", "head"; within a block without its number: "attn.qkv"; "" for a block, or the model.
+    params: those of the block (by their names in it), or of all that is outside the blocks.
+    keys: what keys are made from, see `key`; None where nothing may be random.
+    dtype: what the model computes in.
+    carry: what the blocks before left. block: the block's number, if a transform is `positional`, else None: all blocks
+        are then the same function, and are compiled once.
     """
 
-    layer: str
+    name: str
+    params: Params
+    config: VitConfig
     ops: Ops
-    before: Callable[..., Tensor] | None = None
-    inputs: tuple[Tensor, ...] = ()
-    norms: Tensor | None = None
+    keys: Tensor | None
+    dtype: torch.dtype
+    carry: Carry
+    block: int | None = None
+
+    def child(self, name: str) -> Site:
+        """The site of this name below."""
+        full = f"{self.name}.{name}" if self.name else name
+        return Site(full, self.params, self.config, self.ops, self.keys, self.dtype, self.carry, self.block)
+
+    def key(self, purpose: str) -> Tensor | None:
+        """The key [2] of this name for a purpose, such as "dropout"; None where nothing may be random. Other sites and
+        purposes have other keys, whatever else is drawn."""
+        return None if self.keys is None else rng.named(self.keys, f"{self.name} {purpose}")
+
+    def affine(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """The weight and the bias of this layer, in `dtype` if given."""
+        weight, bias = self.params[f"{self.name}.weight"], self.params[f"{self.name}.bias"]
+        return (weight, bias) if dtype is None else (weight.to(dtype), bias.to(dtype))
+
+
+class Parameter(NamedTuple):
+    """A parameter's shape, and its initial value: a constant, or made of uniform draws in [0, 1) of this shape."""
+
+    shape: tuple[int, ...]
+    initial: float | Callable[[Tensor], Tensor] = 0.0
 
 
 @dataclass(frozen=True)
 class Ops:
-    """The primitives. A key is an int64 tensor [2] (see core.rng), or None where nothing may be random.
+    """The primitives, each a function of the site where it is called, and the parts that they are composed of.
 
-    tokenize: (params, images [B,C,H,W], config) -> tokens [B,N,D], class token and positions included
-    linear:   (x [...,I], weight [O,I], bias [O], key, site) -> [...,O]
-    product:  (a [...,M,K], b [...,K,N], key) -> [...,M,N]
-    attend:   (ops, q, k, v [B,h,N,d], key) -> [B,h,N,d]
-    mlp:      (ops, params, block name, x [B,N,D], config, keys [3,2]) -> [B,N,D], LayerNorm included
-    penalty:  (heads: one [B,h,N,d] a block) -> scalar, added to the cross entropy
+    tokenize:  (site, images [B,C,H,W]) -> tokens [B,N,D], class token and positions included
+    norm:      (site, x [...,D], weight [D], bias [D]) -> [...,D]
+    linear:    (site, before, *inputs) -> before(*inputs) W^T + b, W and b those of the site
+    attend:    (site, q, k, v [B,h,N,d]) -> heads [B,h,N,d]
+    attention: (site, x [B,N,D]) -> ([B,N,D], carry): the first branch, norm included, residual not
+    mlp:       (site, x [B,N,D]) -> [B,N,D]: the second branch, likewise
+    block:     (site, x [B,N,D]) -> (x [B,N,D], carry): both branches with their residuals
+    readout:   (site, x [B,N,D]) -> logits [B,K]
+    penalty:   (site, heads [B,h,N,d]) -> what one block adds to the cross entropy, a scalar
     """
 
-    tokenize: Callable[[Params, Tensor, VitConfig], Tensor]
-    linear: Callable[[Tensor, Tensor, Tensor, Tensor | None, Site | None], Tensor]
-    product: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    attend: Callable[[Ops, Tensor, Tensor, Tensor, Tensor | None], Tensor]
-    mlp: Callable[[Ops, Params, str, Tensor, VitConfig, Tensor | None], Tensor]
-    penalty: Callable[[list[Tensor]], Tensor]
+    tokenize: Callable[[Site, Tensor], Tensor]
+    norm: Callable[[Site, Tensor, Tensor, Tensor], Tensor]
+    linear: Callable[..., Tensor]
+    attend: Callable[[Site, Tensor, Tensor, Tensor], Tensor]
+    attention: Callable[[Site, Tensor], tuple[Tensor, Carry]]
+    mlp: Callable[[Site, Tensor], Tensor]
+    block: Callable[[Site, Tensor], tuple[Tensor, Carry]]
+    readout: Callable[[Site, Tensor], Tensor]
+    penalty: Callable[[Site, Tensor], Tensor]
+    parts: tuple[Part, ...] = ()
+    exact: Ops | None = field(default=None, repr=False)
+
+    def replaces(self, primitive: str) -> bool:
+        """Whether a transform replaces this primitive, somewhere at least."""
+        return any(primitive in part.replace for part in self.parts)
+
+    @property
+    def positional(self) -> bool:
+        """Whether a transform asks for the blocks' numbers."""
+        return any(part.positional for part in self.parts)
+
+    def config(self, config: VitConfig) -> VitConfig:
+        """The model's config as the transforms want it."""
+        return reduce(lambda c, part: part.config(c) if part.config else c, self.parts, config)
+
+    def parameters(self, config: VitConfig) -> dict[str, Parameter]:
+        """Parameters that transforms add to the model's, by full name."""
+        return {n: p for part in self.parts if part.parameters for n, p in part.parameters(config).items()}
+
+    def frozen(self, name: str) -> bool:
+        """Whether the parameter of this full name is not trained."""
+        return any(part.frozen(name) for part in self.parts if part.frozen)
+
+    def optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """The optimizer as the transforms want it."""
+        return reduce(lambda o, part: part.optimizer(o) if part.optimizer else o, self.parts, optimizer)
 
 
 Rewrite = Callable[[Ops], Ops]
 
 
-def layer_norm(x: Tensor, params: Params, name: str, eps: float) -> Tensor:
-    """LayerNorm over the last axis in the precision of its weights, returned in that of x."""
-    return normalize(x, *affine(params, name), eps)
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one transform does, see `rewrite`."""
+
+    name: str
+    replace: Mapping[str, Callable[..., Any]]
+    wrap: Mapping[str, Callable[..., Any]]
+    at: Collection[str] | None
+    inside: Collection[str]
+    positional: bool
+    config: Callable[[VitConfig], VitConfig] | None
+    parameters: Callable[[VitConfig], dict[str, Parameter]] | None
+    frozen: Callable[[str], bool] | None
+    optimizer: Callable[[Optimizer], Optimizer] | None
+
+    def places(self, primitive: str) -> Collection[str] | None:
+        """Names of the sites where this transform changes a primitive; None: wherever it is called."""
+        return self.at if primitive in _PLACED else None
 
 
-def normalize(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """`layer_norm` of given weight and bias."""
-    return F.layer_norm(x.to(weight.dtype), weight.shape, weight, bias, eps).to(x.dtype)
+_PLACED = ("linear", "norm")  # called at several sites of a block
 
 
-def affine(params: Params, name: str) -> tuple[Tensor, Tensor]:
-    """The weight and the bias of a layer."""
-    return params[f"{name}.weight"], params[f"{name}.bias"]
+def rewrite(
+    name: str,
+    replace: Mapping[str, Callable[..., Any]] | None = None,
+    wrap: Mapping[str, Callable[..., Any]] | None = None,
+    at: Collection[str] | None = None,
+    inside: Collection[str] = (),
+    positional: bool = False,
+    config: Callable[[VitConfig], VitConfig] | None = None,
+    parameters: Callable[[VitConfig], dict[str, Parameter]] | None = None,
+    frozen: Callable[[str], bool] | None = None,
+    optimizer: Callable[[Optimizer], Optimizer] | None = None,
+) -> Rewrite:
+    """A transform: the function Ops -> Ops of these changes. In whatever order transforms are applied, replacements are
+    innermost and wrappers around them in the order of their names.
+
+    name: the transform's, for messages. replace: a new function by primitive, called like it.
+    wrap: functions by primitive, called with what they wrap first: `def mlp(inner, site, x)`.
+    at: names of the sites at which linear and norm are changed; None: all.
+    inside: names of the sites whose linear or norm a replacement does by itself: nobody else can change them.
+    positional: whether the functions read `site.block`.
+    config, parameters, frozen, optimizer: see the methods of Ops; `optimizer` takes the one it may build on.
+
+    Applied, it raises InputError where it and another one replace the same primitive at the same place.
+    """
+    part = Part(name, replace or {}, wrap or {}, at, inside, positional, config, parameters, frozen, optimizer)
+
+    def apply(ops: Ops) -> Ops:
+        for other in ops.parts:
+            _refuse_conflicts(*sorted((part, other), key=lambda p: p.name))
+        return _composed(ops.exact or ops, tuple(sorted((*ops.parts, part), key=lambda p: p.name)))
+
+    return apply
 
 
-def after_norm(
-    ops: Ops, params: Params, block: str, norm: str, layer: str, x: Tensor, eps: float, key: Tensor | None
-) -> Tensor:
-    """`linear` of the LayerNorm of x [...,D], by the names of both in the block."""
-    scale, shift = affine(params, f"{block}.{norm}")
-    norms = params.get(f"{block}.{layer}.norms")
-    site = Site(layer, ops, lambda x, scale, shift: normalize(x, scale, shift, eps), (x, scale, shift), norms)
-    return ops.linear(normalize(x, scale, shift, eps), *affine(params, f"{block}.{layer}"), key, site)
+def _refuse_conflicts(first: Part, second: Part) -> None:
+    for primitive in first.replace.keys() & second.replace.keys():
+        if _meet(first.places(primitive), second.places(primitive)):
+            raise InputError(f"{first.name} and {second.name} both replace the model's {primitive}; choose one")
+    for one, other in ((first, second), (second, first)):
+        for primitive in other.replace.keys() | other.wrap.keys():
+            if primitive in _PLACED and one.inside and _meet(one.inside, other.places(primitive)):
+                raise InputError(
+                    f"{one.name} does the model's {primitive} at {', '.join(one.inside)} by itself, and {other.name} "
+                    "changes it there; choose one"
+                )
 
 
-def kept(shape: Sequence[int], probability: float, key: Tensor | None) -> tuple[Tensor, ...]:
-    """Which elements dropout keeps, a boolean mask in a tuple; () where it keeps all (no key)."""
-    return () if key is None or probability == 0 else (rng.bernoulli(key, shape, 1 - probability),)
+def _meet(first: Collection[str] | None, second: Collection[str] | None) -> bool:
+    return first is None or second is None or not set(first).isdisjoint(second)
 
 
-def drop(x: Tensor, probability: float, *mask: Tensor) -> Tensor:
-    """Zero what a mask of `kept` leaves out and rescale the rest; x itself without a mask."""
-    return x * mask[0] / (round((1 - probability) * 65536) / 65536) if mask else x
+def _composed(exact: Ops, parts: tuple[Part, ...]) -> Ops:
+    functions: dict[str, Any] = {}
+    for part in parts:
+        for primitive, new in part.replace.items():
+            old = functions.get(primitive, getattr(exact, primitive))
+            functions[primitive] = _replaced(new, old, part.places(primitive))
+    for part in parts:
+        for primitive, new in part.wrap.items():
+            old = functions.get(primitive, getattr(exact, primitive))
+            functions[primitive] = _wrapped(new, old, part.places(primitive))
+    return replace(exact, **functions, parts=parts, exact=exact)
 
 
-def embed(params: Params, patches: Tensor, config: VitConfig) -> Tensor:
-    """Flattened patches [B,N,C·P·P] -> tokens [B,N,D] by the patch embedding, without positions, in its precision."""
-    weight = params["patch_embed.proj.weight"].flatten(1)
-    tokens = F.linear(patches.to(weight.dtype), weight, params["patch_embed.proj.bias"])
-    return layer_norm(tokens, params, "patch_embed.norm", config.eps) if config.patch_norm else tokens
+def _replaced(new: Callable[..., Any], old: Callable[..., Any], at: Collection[str] | None) -> Callable[..., Any]:
+    if at is None:
+        return new
+    return lambda site, *inputs: new(site, *inputs) if site.name in at else old(site, *inputs)
 
 
-def with_class_token(params: Params, tokens: Tensor) -> Tensor:
-    """Tokens [B,N,D] -> [B,1+N,D]: the class token goes first."""
-    return torch.cat((params["cls_token"].expand(len(tokens), -1, -1), tokens), dim=1)
-
-
-def tokenize(params: Params, images: Tensor, config: VitConfig) -> Tensor:
-    """The uniform grid of patches in raster order, the class token first, learned positions added."""
-    P = config.patch
-    patches = rearrange(images, "B C (y p) (x q) -> B (y x) (C p q)", p=P, q=P)
-    return with_class_token(params, embed(params, patches, config)) + params["pos_embed"]
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor, key: Tensor | None, site: Site | None = None) -> Tensor:
-    """x W^T + b."""
-    return F.linear(x, weight, bias)
-
-
-def product(a: Tensor, b: Tensor, key: Tensor | None) -> Tensor:
-    """a @ b."""
-    return a @ b
-
-
-def attend(ops: Ops, q: Tensor, k: Tensor, v: Tensor, key: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt d) v (Vaswani et al. 2017, equation 1), the softmax in at least float32."""
-    scores = ops.product(q * q.shape[-1] ** -0.5, k.mT, key)
-    weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
-    return ops.product(weights, v, None if key is None else key.flip(0))  # another key for the second draw
-
-
-def mlp(ops: Ops, params: Params, block: str, x: Tensor, config: VitConfig, keys: Tensor | None) -> Tensor:
-    """Linear, GELU, dropout, Linear of the LayerNorm of x [B,N,D], without the residual."""
-    first, mask, second = (None,) * 3 if keys is None else keys
-    y = after_norm(ops, params, block, "norm2", "mlp.fc1", x, config.eps, first)
-    inputs = (y, *kept(y.shape, config.dropout, mask))
-    norms = params.get(f"{block}.mlp.fc2.norms")
-    site = Site("mlp.fc2", ops, lambda y, *mask: activate(y, config.dropout, *mask), inputs, norms)
-    return ops.linear(activate(y, config.dropout, *inputs[1:]), *affine(params, f"{block}.mlp.fc2"), second, site)
-
-
-def activate(y: Tensor, probability: float, *mask: Tensor) -> Tensor:
-    """GELU, then dropout by a mask of `kept`."""
-    return drop(F.gelu(y), probability, *mask)
-
-
-def penalty(heads: list[Tensor]) -> Tensor:
-    """Zero."""
-    return heads[0].new_zeros(())
-
-
-EXACT = Ops(tokenize, linear, product, attend, mlp, penalty)
+def _wrapped(new: Callable[..., Any], old: Callable[..., Any], at: Collection[str] | None) -> Callable[..., Any]:
+    if at is None:
+        return lambda site, *inputs: new(old, site, *inputs)
+    return lambda site, *inputs: new(old, site, *inputs) if site.name in at else old(site, *inputs)

@@ -54,6 +54,17 @@ def split(key: Tensor, n: int) -> Tensor:
     return torch.stack(_block(key, index, index >> 32, _SPLIT)[:2], dim=-1)
 
 
+def named(key: Tensor, name: str) -> Tensor:
+    """The key [2] of a name below a key: its words xor the 64-bit FNV-1a hash of the name (Fowler, Noll and Vo).
+
+    A key is Philox's key, for which any two different ones give independent draws, so no rounds are spent here.
+    """
+    code = 0xCBF29CE484222325
+    for character in name:
+        code = (code ^ ord(character)) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return torch.stack((key[0] ^ (code & _WORD), key[1] ^ (code >> 32)))
+
+
 def words(key: Tensor, n: int) -> Tensor:
     """n uniform 32-bit words, int64 [n]: word w of counter c is element w * ceil(n / 4) + c."""
     counters = -(-n // 4)

@@ -1,11 +1,10 @@
 """The training step as a pure function: step(state, batch) -> (state, metrics).
 
-Loss and gradient through either of two differentiators, then AdamW. Nothing is mutated; randomness comes
-from the key in the state and the step count. Only core.engine decides how the step is run.
+Loss and gradient, then the optimizer's update. Nothing is mutated; randomness comes from the key in the state and the
+step count. Only core.engine decides how the step is run.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -13,39 +12,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core import rng
-from core.errors import InputError, choose
+from core.layers import EXACT
 from core.ops import Ops, Params
-from core.vit import LAYERS, VitConfig, forward
+from core.optimizers import Optimizer
+from core.vit import VitConfig, blockwise, forward
 
-DIFFERENTIATORS = ("autograd", "func")
-SCHEDULES = ("constant", "cosine")
-
-# images [B,C,H,W] as stored, labels [B], and if a transform remembers gradient norms, these by name (see `memory`)
-Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Params]
+Batch = tuple[Tensor, Tensor]  # images [B,C,H,W] as stored, labels [B]
 
 
 class State(NamedTuple):
-    """Parameters, AdamW's first and second moments, steps done (0-d int64), key [2]."""
+    """Parameters, the optimizer's state of those that are trained, steps done (0-d int64), key [2]."""
 
     params: Params
-    mean: Params
-    square: Params
+    optimizer: Any
     step: Tensor
     key: Tensor
 
 
 class Metrics(NamedTuple):
-    """0-d tensors: loss = cross_entropy + penalty (means over the batch), correct predictions, learning rate.
-
-    norms: the batch's new gradient norms by name, where the batch brought old ones.
-    """
+    """0-d tensors: loss = cross_entropy + penalty (means over the batch), correct predictions, learning rate."""
 
     loss: Tensor
     cross_entropy: Tensor
     penalty: Tensor
     correct: Tensor
     learning_rate: Tensor
-    norms: Params | None = None
 
 
 class Aux(NamedTuple):
@@ -62,182 +53,81 @@ Objective = Callable[[Params, Batch, Tensor], tuple[Tensor, Aux]]
 Step = Callable[[State, Batch], tuple[State, Metrics]]
 
 
-@dataclass(frozen=True)
-class AdamW:
-    """AdamW (Loshchilov and Hutter, ICLR 2019, algorithm 2), torch.optim.AdamW's update and defaults.
-
-    schedule: "constant", or "cosine" to zero at `steps`; both after a linear warm-up over `warmup` steps.
-    decay_all: decay every parameter, as torch does by default; else matrices only (no biases, norms,
-        class token and positions). clip: largest global norm of the gradients; None: any.
-    """
-
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    decay_all: bool = True
-    schedule: str = "constant"
-    warmup: int = 0
-    steps: int = 1
-    clip: float | None = None
-
-    def __post_init__(self) -> None:
-        choose("schedule", self.schedule, SCHEDULES)
-        if not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"learning rate {self.learning_rate} must be finite and above 0")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise InputError(f"weight decay {self.weight_decay} must be finite and 0 or above")
-        if self.clip is not None and not 0 < self.clip < float("inf"):
-            raise InputError(f"clip {self.clip} must be finite and above 0, or None")
-        if self.schedule == "cosine" and not 0 <= self.warmup < self.steps:
-            raise InputError(f"warm-up of {self.warmup} steps must be shorter than the {self.steps} of the run")
-
-    def rate(self, count: Tensor) -> Tensor:
-        """Learning rate of the step that follows `count` finished ones, 0-d float64."""
-        done = count.double()
-        scale = ((done + 1) / max(self.warmup, 1)).clamp(max=1)
-        if self.schedule == "cosine":
-            progress = ((done - self.warmup) / (self.steps - self.warmup)).clamp(0, 1)
-            scale = scale * (1 + torch.cos(torch.pi * progress)) / 2
-        return self.learning_rate * scale
-
-    def decays(self, name: str) -> bool:
-        """Whether weight decay acts on the parameter of this name."""
-        return self.decay_all or (name.endswith("weight") and "norm" not in name)
-
-
-def start(params: Params, key: Tensor) -> State:
-    """The state before the first step; takes the parameters detached."""
+def start(params: Params, optimizer: Optimizer, key: Tensor, ops: Ops = EXACT) -> State:
+    """The state before the first step; takes the parameters detached, and the optimizer as `ops` want it."""
     params = {name: p.detach() for name, p in params.items()}
     device = next(iter(params.values())).device
-    mean = {name: torch.zeros_like(p) for name, p in params.items()}
-    square = {name: torch.zeros_like(p) for name, p in params.items()}
-    return State(params, mean, square, torch.zeros((), dtype=torch.int64, device=device), key.to(device))
+    trained = {name: p for name, p in params.items() if not ops.frozen(name)}
+    count = torch.zeros((), dtype=torch.int64, device=device)
+    return State(params, ops.optimizer(optimizer).init(trained), count, key.to(device))
 
 
-def memory(config: VitConfig, images: int, device: torch.device) -> Params:
-    """Room for the gradient norms of every map's rows [images, N] by name, 0 (unknown) at first. The rows of a batch,
-    by image index, are the third part of its Batch, and Metrics.norms replaces them."""
-    maps = [f"blocks.{i}.{layer}.norms" for i in range(config.depth) for layer in LAYERS]
-    return {name: torch.zeros(images, config.tokens, device=device) for name in maps}
-
-
-def cast(params: Params, dtype: torch.dtype) -> Params:
-    """Parameters in `dtype`, LayerNorm's in their own: norms stay in the precision of the master weights."""
-    return {name: p if "norm" in name else p.to(dtype) for name, p in params.items()}
-
-
-def objective(config: VitConfig, ops: Ops, prepare: Prepare, dtype: torch.dtype = torch.float32) -> Objective:
+def objective(
+    config: VitConfig,
+    ops: Ops,
+    prepare: Prepare,
+    dtype: torch.dtype = torch.float32,
+    region: Callable[..., Any] = lambda block: block,
+) -> Objective:
     """(params, batch, key) -> (cross entropy + penalty, Aux); the forward pass in `dtype`, the loss in float32.
 
-    Augmentation and model draw from separate keys, so that all arms of a seed see the same images.
+    Augmentation and model draw from separate keys, so that all arms of a seed see the same images. region: a compiler's
+    mark on the function of a block, to compile it once for all.
     """
+    run = region(blockwise(config, ops, dtype))
 
     def loss(params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, Aux]:
-        images, labels = batch[:2]
+        images, labels = batch
         data_key, model_key = rng.split(key, 2)
-        output = forward(cast(params, dtype), prepare(images, data_key), config, ops, model_key)
+        output = forward(params, prepare(images, data_key), config, ops, model_key, dtype, run)
         logits = output.logits.to(torch.promote_types(dtype, torch.float32))
-        cross_entropy, penalty = F.cross_entropy(logits, labels), ops.penalty(output.heads)
+        cross_entropy = F.cross_entropy(logits, labels)
         correct = (logits.detach().argmax(-1) == labels).sum()
-        return cross_entropy + penalty, Aux(cross_entropy, penalty, correct)
+        return cross_entropy + output.penalty, Aux(cross_entropy, output.penalty, correct)
 
     return loss
 
 
-def value_and_grad(fn: Callable[..., tuple[Tensor, Aux]], differentiator: str = "autograd") -> Callable[..., Any]:
-    """fn(params, *args) -> (value, Aux)  becomes  (params, *args) -> (value, Aux, gradients by name)."""
-    if choose("differentiator", differentiator, DIFFERENTIATORS) == "func":
-        transformed = torch.func.grad_and_value(fn, has_aux=True)
+def value_and_grad(
+    fn: Callable[..., tuple[Tensor, Aux]], frozen: Callable[[str], bool] = lambda name: False
+) -> Callable[..., tuple[Tensor, Aux, Params]]:
+    """fn(params, *args) -> (value, Aux)  becomes  (params, *args) -> (value, Aux, gradients by name), without those
+    of frozen parameters."""
 
-        def by_func(params: Params, *args: Any) -> tuple[Tensor, Aux, Params]:
-            gradients, (value, aux) = transformed(params, *args)
-            return value, aux, gradients
-
-        return by_func
-
-    def by_autograd(params: Params, *args: Any) -> tuple[Tensor, Aux, Params]:
-        leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+    def differentiated(params: Params, *args: Any) -> tuple[Tensor, Aux, Params]:
+        leaves = {name: p.detach().requires_grad_(not frozen(name)) for name, p in params.items()}
+        trained = {name: p for name, p in leaves.items() if p.requires_grad}
         with torch.enable_grad():
             value, aux = fn(leaves, *args)
-        gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-        return value.detach(), Aux(*(a.detach() for a in aux)), dict(zip(leaves, gradients, strict=True))
+        gradients = torch.autograd.grad(value, list(trained.values()), materialize_grads=True)
+        return value.detach(), Aux(*(a.detach() for a in aux)), dict(zip(trained, gradients, strict=True))
 
-    return by_autograd
-
-
-def clipped(gradients: Params, largest: float) -> Params:
-    """The gradients, scaled down to the global norm `largest` if theirs is above it (Pascanu et al., ICML 2013)."""
-    norm = torch.stack(torch._foreach_norm(list(gradients.values()))).norm()
-    scale = (largest / (norm + 1e-6)).clamp(max=1)
-    return {name: g * scale for name, g in gradients.items()}
-
-
-def adamw(state: State, gradients: Params, optimizer: AdamW) -> tuple[State, Tensor]:
-    """One AdamW update, a group of parameters at a time; returns the next state and the learning rate used (0-d)."""
-    if optimizer.clip is not None:
-        gradients = clipped(gradients, optimizer.clip)
-    rate, step = optimizer.rate(state.step), state.step + 1
-    correction1, correction2 = 1 - optimizer.beta1 ** step.double(), 1 - optimizer.beta2 ** step.double()
-    root, scale, kept = correction2.sqrt(), rate / correction1, 1 - rate * optimizer.weight_decay
-    params: Params = {}
-    mean: Params = {}
-    square: Params = {}
-    for names in _groups(state.params):
-        p, g, m, v = ([tree[name] for name in names] for tree in (state.params, gradients, state.mean, state.square))
-        first = torch._foreach_lerp(m, g, 1 - optimizer.beta1)
-        second = torch._foreach_addcmul(torch._foreach_mul(v, optimizer.beta2), g, g, value=1 - optimizer.beta2)
-        update = torch._foreach_sqrt(second)
-        torch._foreach_div_(update, root.to(p[0].dtype))  # of another type it would be one launch a tensor
-        torch._foreach_add_(update, optimizer.eps)
-        torch._foreach_reciprocal_(update)
-        torch._foreach_mul_(update, first)
-        torch._foreach_mul_(update, scale.to(p[0].dtype))
-        decayed = [old * kept if optimizer.decays(name) else old for name, old in zip(names, p, strict=True)]
-        new = torch._foreach_sub(decayed, update)
-        for tree, tensors in ((params, new), (mean, first), (square, second)):
-            tree.update(zip(names, tensors, strict=True))
-    return State(params, mean, square, step, state.key), rate
-
-
-def _groups(params: Params) -> list[list[str]]:
-    """Names in order, cut after each 2^18 elements: few launches for small tensors, temporaries that fit a cache."""
-    groups: list[list[str]] = [[]]
-    size = 0
-    for name, p in params.items():
-        if size >= 1 << 18:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += p.numel()
-    return groups
+    return differentiated
 
 
 def make_step(
     loss: Objective,
-    optimizer: AdamW,
-    differentiator: str = "autograd",
+    optimizer: Optimizer,
+    ops: Ops = EXACT,
     wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda fn: fn,
 ) -> Step:
-    """The pure step. `wrap` (a compiler) takes the whole step under "func", and under "autograd" the loss and
-    the update each: there the compiler splits the loss into a forward and a backward graph."""
+    """The pure step of a loss; `ops` say what is frozen and change the optimizer. `wrap` (a compiler) takes the loss,
+    which it splits into a forward and a backward graph, and the update."""
+    optimizer = ops.optimizer(optimizer)
 
-    def differentiate(params: Params, batch: Batch, key: Tensor, count: Tensor) -> tuple[Tensor, Aux]:
+    def of_step(params: Params, batch: Batch, key: Tensor, count: Tensor) -> tuple[Tensor, Aux]:
         return loss(params, batch, rng.fold_in(key, count))
 
-    def update(state: State, gradients: Params) -> tuple[State, Tensor]:
-        return adamw(state, gradients, optimizer)
+    def update(trained: Params, gradients: Params, state: Any, count: Tensor) -> tuple[Params, Any, Tensor]:
+        return *optimizer.update(trained, gradients, state, count), optimizer.rate(count)
 
-    inner = wrap if differentiator == "autograd" else lambda fn: fn
-    gradient, apply = value_and_grad(inner(differentiate), differentiator), inner(update)
+    gradient, apply = value_and_grad(wrap(of_step), ops.frozen), wrap(update)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        images, labels, *rest = batch
-        old = rest[0] if rest else {}
-        value, aux, gradients = gradient(state.params | old, (images, labels), state.key, state.step)
-        norms = {name: gradients.pop(name) for name in old} or None
-        state, rate = apply(state, gradients)
-        return state, Metrics(value, aux.cross_entropy, aux.penalty, aux.correct, rate, norms)
+        value, aux, gradients = gradient(state.params, batch, state.key, state.step)
+        trained = {name: state.params[name] for name in gradients}
+        params, moments, rate = apply(trained, gradients, state.optimizer, state.step)
+        state = State(state.params | params, moments, state.step + 1, state.key)
+        return state, Metrics(value, aux.cross_entropy, aux.penalty, aux.correct, rate)
 
-    return step if differentiator == "autograd" else wrap(step)
+    return step

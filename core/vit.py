@@ -1,25 +1,27 @@
-"""The Vision Transformer (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929) as pure functions.
+"""The Vision Transformer (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929) as pure functions: its shape,
+its parameters, and the pass through all blocks. The layers are in layers.py.
 
 Parameters are a flat dict under timm's names, so that weights load from timm and back without renaming.
 Axis letters: B batch, N tokens (class token included), D width, h heads, d head width, C channels, P patch.
 """
 
+from __future__ import annotations
+
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from core import rng
 from core.errors import InputError, choose
-from core.ops import EXACT, Ops, Params, Site, affine, after_norm, drop, kept, layer_norm
+from core.layers import EXACT
+from core.ops import Carry, Ops, Parameter, Params, Site
 
 HEADS = ("linear", "mlp")
-LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")  # a block's linear maps
 
 
 @dataclass(frozen=True)
@@ -67,112 +69,139 @@ class VitConfig:
         return (self.image // self.patch) ** 2 + 1
 
 
-class Output(NamedTuple):
-    """logits [B,K], and each block's attention output per head, before the projection: depth x [B,h,N,d]."""
-
-    logits: Tensor
-    heads: list[Tensor]
-
-
 def _divisors(n: int) -> str:
     return ", ".join(str(i) for i in range(1, n + 1) if n % i == 0)
 
 
-def shapes(config: VitConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter, in the model's order."""
-    D, M, P = config.width, config.mlp, config.patch
-    out: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, D), "pos_embed": (1, config.tokens, D)}
+def layout(config: VitConfig, ops: Ops = EXACT) -> dict[str, Parameter]:
+    """Every parameter in the model's order, those that transforms bring at the end.
 
-    def affine(name: str, *shape: int) -> None:
-        out[f"{name}.weight"], out[f"{name}.bias"] = shape, shape[:1]
-
-    affine("patch_embed.proj", D, config.channels, P, P)
-    if config.patch_norm:
-        affine("patch_embed.norm", D)
-    for i in range(config.depth):
-        affine(f"blocks.{i}.norm1", D)
-        affine(f"blocks.{i}.attn.qkv", 3 * D, D)
-        affine(f"blocks.{i}.attn.proj", D, D)
-        affine(f"blocks.{i}.norm2", D)
-        affine(f"blocks.{i}.mlp.fc1", M, D)
-        affine(f"blocks.{i}.mlp.fc2", D, M)
-    affine("norm", D)
-    if config.head == "mlp":
-        affine("head.fc1", D // 2, D)
-        affine("head.fc2", config.classes, D // 2)
-    else:
-        affine("head", config.classes, D)
-    return out
-
-
-def parameters(config: VitConfig) -> int:
-    """Number of parameters."""
-    return sum(prod(shape) for shape in shapes(config).values())
-
-
-def init(config: VitConfig, seed: int) -> Params:
-    """Initial parameters, float32 on the CPU; each tensor depends on the seed and its name only.
-
-    The rule of the first ViT (arXiv 2010.11929, its published code): matrices uniform by Glorot, biases 0, positions
-    normal with deviation 0.02, class token with 1e-6, LayerNorm 1 and 0; the patch embedding uniform in
-    +-1/sqrt(fan in). (timm's flat deviation of 0.02 starves narrow models: 0.2 M parameters reached 33 % where
-    this rule reaches 96 % on digits in 350 steps.)
+    Initial values by the rule of the first ViT (arXiv 2010.11929, its published code): matrices uniform by Glorot,
+    biases 0, positions normal with deviation 0.02, class token with 1e-6, LayerNorm 1 and 0; the patch embedding
+    uniform in +-1/sqrt(fan in). (timm's flat deviation of 0.02 starves narrow models: 0.2 M parameters reached 33 %
+    where this rule reaches 96 % on digits in 350 steps.)
     """
-    key = rng.key(seed)
-    return {name: _initial(name, shape, key, config) for name, shape in shapes(config).items()}
+    D, M, P = config.width, config.mlp, config.patch
+    bound = (config.channels * P**2) ** -0.5
+    out = {
+        "cls_token": Parameter((1, 1, D), normal(1e-6)),
+        "pos_embed": Parameter((1, config.tokens, D), normal(0.02)),
+        "patch_embed.proj.weight": Parameter((D, config.channels, P, P), uniform(bound)),
+        "patch_embed.proj.bias": Parameter((D,), uniform(bound)),
+    }
 
+    def linear(name: str, outputs: int, inputs: int) -> None:
+        out[f"{name}.weight"] = Parameter((outputs, inputs), uniform((6 / (outputs + inputs)) ** 0.5))
+        out[f"{name}.bias"] = Parameter((outputs,))
 
-def _initial(name: str, shape: tuple[int, ...], key: Tensor, config: VitConfig) -> Tensor:
-    if "norm" in name:
-        return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
-    draws = rng.uniform(rng.fold_in(key, zlib.crc32(name.encode())), shape)
-    if name.startswith("patch_embed"):
-        return (2 * draws - 1) * (config.channels * config.patch**2) ** -0.5
-    if name.endswith("bias"):
-        return torch.zeros(shape)
-    if name.endswith("weight"):
-        return (2 * draws - 1) * (6 / sum(shape)) ** 0.5
-    deviation = 1e-6 if name == "cls_token" else 0.02
-    return (deviation * torch.special.ndtri(draws.double() + 2**-25)).float()
+    def norm(name: str) -> None:
+        out[f"{name}.weight"], out[f"{name}.bias"] = Parameter((D,), 1.0), Parameter((D,))
 
-
-def forward(params: Params, images: Tensor, config: VitConfig, ops: Ops = EXACT, key: Tensor | None = None) -> Output:
-    """Normalised images [B,C,H,W] -> Output in the parameters' precision. Without a key nothing is random."""
-    keys = None if key is None else rng.split(key, 8 * config.depth + 1)
-    x = ops.tokenize(params, images, config)
-    heads = []
+    if config.patch_norm:
+        norm("patch_embed.norm")
     for i in range(config.depth):
-        x, head = _block(params, f"blocks.{i}", x, config, ops, None if keys is None else keys[8 * i : 8 * i + 8])
-        heads.append(head)
-    x = layer_norm(x[:, 0].clone(), params, "norm", config.eps)  # of a view, it would keep all of x
-    return Output(_head(params, x, config, None if keys is None else keys[-1]), heads)
+        norm(f"blocks.{i}.norm1")
+        linear(f"blocks.{i}.attn.qkv", 3 * D, D)
+        linear(f"blocks.{i}.attn.proj", D, D)
+        norm(f"blocks.{i}.norm2")
+        linear(f"blocks.{i}.mlp.fc1", M, D)
+        linear(f"blocks.{i}.mlp.fc2", D, M)
+    norm("norm")
+    if config.head == "mlp":
+        linear("head.fc1", D // 2, D)
+        linear("head.fc2", config.classes, D // 2)
+    else:
+        linear("head", config.classes, D)
+    return out | ops.parameters(config)
 
 
-def _block(
-    params: Params, name: str, x: Tensor, config: VitConfig, ops: Ops, keys: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Pre-norm block: tokens [B,N,D] -> tokens [B,N,D] and the heads' outputs [B,h,N,d]."""
-
-    def key(i: int) -> Tensor | None:
-        return None if keys is None else keys[i]
-
-    qkv = after_norm(ops, params, name, "norm1", "attn.qkv", x, config.eps, key(0))
-    q, k, v = rearrange(qkv, "B N (three h d) -> three B h N d", three=3, h=config.heads).unbind(0)
-    heads = ops.attend(ops, q, k, v, key(1))
-    joined = rearrange(heads, "B h N d -> B N (h d)")
-    site = Site("attn.proj", ops, norms=params.get(f"{name}.attn.proj.norms"))
-    y = ops.linear(joined, *affine(params, f"{name}.attn.proj"), key(2), site)
-    x = x + dropout(y, config.dropout, key(3))
-    return x + ops.mlp(ops, params, name, x, config, None if keys is None else keys[4:7]), heads
+def uniform(bound: float) -> Callable[[Tensor], Tensor]:
+    """Initial values uniform in +-bound."""
+    return lambda draws: (2 * draws - 1) * bound
 
 
-def _head(params: Params, x: Tensor, config: VitConfig, key: Tensor | None) -> Tensor:
-    if config.head == "linear":
-        return F.linear(x, params["head.weight"], params["head.bias"])
-    x = F.gelu(F.linear(x, params["head.fc1.weight"], params["head.fc1.bias"]))
-    return F.linear(dropout(x, config.dropout, key), params["head.fc2.weight"], params["head.fc2.bias"])
+def normal(deviation: float) -> Callable[[Tensor], Tensor]:
+    """Initial values normal around 0."""
+    return lambda draws: (deviation * torch.special.ndtri(draws.double() + 2**-25)).float()
 
 
-def dropout(x: Tensor, probability: float, key: Tensor | None) -> Tensor:
-    """Zero each element with the probability (to 1/65536) and rescale the rest; no key: x itself."""
-    return drop(x, probability, *kept(x.shape, probability, key))
+def shapes(config: VitConfig, ops: Ops = EXACT) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter, in the model's order."""
+    return {name: p.shape for name, p in layout(config, ops).items()}
+
+
+def parameters(config: VitConfig, ops: Ops = EXACT) -> int:
+    """Number of parameters."""
+    return sum(prod(shape) for shape in shapes(config, ops).values())
+
+
+def init(config: VitConfig, seed: int, ops: Ops = EXACT, device: torch.device | str | None = None) -> Params:
+    """Initial parameters, float32, drawn on the CPU; each tensor depends on the seed and its name only."""
+    key = rng.key(seed)
+    return {name: _initial(name, p, key).to(device) for name, p in layout(config, ops).items()}
+
+
+def _initial(name: str, parameter: Parameter, key: Tensor) -> Tensor:
+    shape, initial = parameter
+    if isinstance(initial, int | float):
+        return torch.full(shape, float(initial))
+    return initial(rng.uniform(rng.fold_in(key, zlib.crc32(name.encode())), shape))
+
+
+class Output(NamedTuple):
+    """logits [B,K], and the blocks' penalties summed, a scalar."""
+
+    logits: Tensor
+    penalty: Tensor
+
+
+Block = Callable[[Params, Tensor | None, Tensor, Carry, int | None], tuple[Tensor, Carry]]
+
+
+def blockwise(config: VitConfig, ops: Ops, dtype: torch.dtype) -> Block:
+    """One block as a function of its own parameters (by their names in it), keys, x, the carry, and its number if a
+    transform asks for it: what a compiler may compile once for all blocks."""
+
+    def run(own: Params, keys: Tensor | None, x: Tensor, carry: Carry, number: int | None) -> tuple[Tensor, Carry]:
+        return ops.block(Site("", own, config, ops, keys, dtype, carry, number), x)
+
+    return run
+
+
+def forward(
+    params: Params,
+    images: Tensor,
+    config: VitConfig,
+    ops: Ops = EXACT,
+    key: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    run: Block | None = None,
+) -> Output:
+    """Normalised images [B,C,H,W] -> Output. Without a key nothing is random.
+
+    dtype: of the linear maps and attention; the parameters' if not given. LayerNorms compute in the parameters'.
+    run: `blockwise` of these three, compiled or not.
+    """
+    outer, blocks = _by_block(params, config.depth)
+    dtype = dtype or params["cls_token"].dtype
+    run = run or blockwise(config, ops, dtype)
+    model = Site("", outer, config, ops, key, dtype, {})
+    x = ops.tokenize(model, images)
+    carry = {"penalty": x.new_zeros((), dtype=torch.promote_types(dtype, torch.float32))}
+    for i, own in enumerate(blocks):
+        keys = None if key is None else rng.named(key, f"blocks.{i}")
+        x, carry = run(own, keys, x, carry, i if ops.positional else None)
+    return Output(ops.readout(model, x), carry["penalty"])
+
+
+def _by_block(params: Params, depth: int) -> tuple[Params, list[Params]]:
+    """Parameters outside the blocks, and each block's by their names in it."""
+    outer: Params = {}
+    blocks: list[Params] = [{} for _ in range(depth)]
+    for name, tensor in params.items():
+        if name.startswith("blocks."):
+            _, number, rest = name.split(".", 2)
+            blocks[int(number)][rest] = tensor
+        else:
+            outer[name] = tensor
+    return outer, blocks

@@ -11,7 +11,8 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from core.errors import InputError, choose
-from core.ops import EXACT, Ops, Rewrite
+from core.layers import EXACT
+from core.ops import Ops, Rewrite
 from core.transforms.registry import REGISTRY, controls
 
 BASELINE = "baseline"
@@ -48,20 +49,6 @@ class Arm:
         """EXACT under all transforms; InputError if two of them cannot be combined."""
         return reduce(lambda ops, transform: transform(ops), self.transforms, EXACT)
 
-    @property
-    def remembers(self) -> bool:
-        """Whether one of its transforms needs the gradient norms of an image's last visit."""
-        return any(hook(**p) for name, p in self.parameters.items() if (hook := REGISTRY[name].remembers))
-
-    @property
-    def shape(self) -> dict[str, Any]:
-        """Fields of VitConfig that its transforms ask for."""
-        out: dict[str, Any] = {}
-        for name, parameters in self.parameters.items():
-            shape = REGISTRY[name].shape
-            out |= shape(**parameters) if shape else {}
-        return out
-
 
 def parse(name: str, settings: Settings | None = None) -> Arm:
     """The arm of a name: parts joined by + in any order, each NAME or NAME@VALUE (the first parameter), or a
@@ -78,13 +65,9 @@ def parse(name: str, settings: Settings | None = None) -> Arm:
         raise InputError(f"arm '{name}' has two precisions; choose one")
     parts = sorted((_part(text, settings or {}) for text in texts if text not in PRECISIONS), key=lambda part: part[0])
     bases = [base for _, base, _ in parts]
-    fields = [REGISTRY[base].field for base in bases]
     for i, base in enumerate(bases):
         if base in bases[:i]:
             raise InputError(f"arm '{name}' has {base} twice; write each optimization once")
-        if fields[i] in fields[:i] and fields[i] != "penalty":
-            other = bases[fields.index(fields[i])]
-            raise InputError(f"arm '{name}': {other} and {base} both replace the model's {fields[i]}; choose one")
     rewrites = tuple(REGISTRY[base].build(**parameters) for _, base, parameters in parts)
     arm = Arm(
         "+".join(sorted([*precisions, *(part for part, _, _ in parts)])),

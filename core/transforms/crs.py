@@ -6,96 +6,64 @@ are exact, so no noise travels to other layers. Contract: unbiased gradient (Ada
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from math import floor
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core import rng
+from core import layers, rng
 from core.errors import InputError, choose
-from core.ops import EXACT, Ops, Rewrite, Site
+from core.ops import Rewrite, Site, rewrite
 from core.transforms.attached import attach
 
 SCOPES = ("maps", "published")
 ESTIMATORS = ("wta", "systematic", "plain")
-NORMS = ("activation", "cached")
 
 Sampler = Callable[[Tensor, int, Tensor], tuple[Tensor, Tensor]]
 
 
-def crs(
-    ratio: float, scope: str = "maps", estimator: str = "wta", keep_cls: bool = True, norms: str = "activation"
-) -> Rewrite:
-    """Estimate the gradients of `linear` (and `product`) from a share `ratio` of the rows; 1 changes nothing.
+def crs(ratio: float, scope: str = "maps", estimator: str = "wta", keep_cls: bool = True) -> Rewrite:
+    """Estimate the weight gradients of a block's linear maps from a share `ratio` of the rows; 1 changes nothing.
 
+    Called without a key (as in evaluation, or `forward(params, images, config, crs(0.3)(EXACT))`) nothing is drawn and
+    every gradient is exact: a test of the estimate needs a key.
     scope: "maps" = qkv, fc1, fc2, and proj under plain attention (fused attention keeps proj's input anyway);
         "published" = the q, k, v maps and both attention products, whose two gradients are both estimated.
     estimator: see `sample`. keep_cls: rows of the class token are always among the sampled, with weight 1: with
         class-token pooling they alone have a gradient in the last block.
-    norms: rows of maps are drawn in proportion to |x_i|, or with "cached" to |x_i| times |g_i| at the image's last
-        visit (Liu et al., section 3.3), which step.py gives back for the next.
 
-    Raises InputError for a ratio outside (0, 1], an unknown scope, estimator or norms, ops whose maps, products or
-    (published scope) attention are rewritten already, and, when called, "cached" without image indices.
+    Raises InputError for a ratio outside (0, 1], an unknown scope or estimator.
     """
     if not 0 < ratio <= 1:
         raise InputError(f"crs ratio {ratio} is outside (0, 1]: write the share of rows to keep, such as 0.3")
     choose("crs scope", scope, SCOPES)
     choose("crs estimator", estimator, ESTIMATORS)
-    choose("crs norms", norms, NORMS)
 
     def draw(p: Tensor, k: int, key: Tensor) -> tuple[Tensor, Tensor]:
         return sample(p, k, key, estimator)
 
-    def linear(x: Tensor, weight: Tensor, bias: Tensor, key: Tensor | None, site: Site | None = None) -> Tensor:
-        if key is None or not _covers(scope, site):
-            return F.linear(x, weight, bias)
-        if norms == "activation":
-            return sampled_linear(x, weight, bias, ratio, key, draw, keep_cls)
-        if site is None or site.norms is None:
-            raise InputError(
-                "crs norms 'cached' needs the gradient norms of the batch's images from their last visit: pass them, "
-                "looked up by image index, as the third part of the step's batch, or use crs norms 'activation'"
-            )
-        if site.norms.shape != x.shape[:-1]:
-            raise InputError(
-                f"crs norms 'cached' remembers {site.norms.shape[-1]} tokens an image, not {x.shape[-2]}: it cannot "
-                "follow tokens that mrt chooses anew; use crs norms 'activation', or leave out mrt"
-            )
-        return sampled_linear(x, weight, bias, ratio, key, draw, keep_cls, site.norms)
+    def linear(site: Site, before: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        key = site.key("crs")
+        if key is None or (site.name == "attn.proj" and site.ops.replaces("attend")):
+            return layers.linear(site, before, *inputs)
+        x = before(*inputs)
+        return sampled_linear(x, *site.affine(x.dtype), ratio, key, draw, keep_cls)
 
-    def product(a: Tensor, b: Tensor, key: Tensor | None) -> Tensor:
-        return a @ b if key is None else sampled_product(a, b, ratio, key, draw, keep_cls)
+    def attend(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        key = site.key("crs")
+        if key is None:
+            return layers.attend(site, q, k, v)
+        first, second = rng.split(key, 2)
+        scores = sampled_product(q * q.shape[-1] ** -0.5, k.mT, ratio, first, draw, keep_cls)
+        weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
+        return sampled_product(weights, v, ratio, second, draw, keep_cls)
 
-    def rewrite(ops: Ops) -> Ops:
-        if ratio == 1:
-            return ops
-        if ops.linear is not EXACT.linear or ops.product is not EXACT.product or ops.mlp is not EXACT.mlp:
-            raise InputError(
-                "crs cannot be combined with another transform of the linear maps or products, such as recompute: "
-                "both decide what the maps keep; choose one"
-            )
-        if scope == "maps":
-            return replace(ops, linear=linear)
-        if ops.attend is not EXACT.attend:
-            raise InputError(
-                "crs scope 'published' samples the attention products and cannot be combined with flash, which never "
-                "forms the N x N matrix that they multiply; use crs scope 'maps', or leave out flash"
-            )
-        return replace(ops, linear=linear, product=product)
-
-    return rewrite
-
-
-def _covers(scope: str, site: Site | None) -> bool:
-    """Whether the map at this site is sampled; one called by itself is."""
-    if site is None:
-        return True
+    if ratio == 1:
+        return lambda ops: ops
     if scope == "published":
-        return site.layer == "attn.qkv"
-    return site.layer != "attn.proj" or site.ops.attend is EXACT.attend
+        return rewrite("crs", replace={"linear": linear, "attend": attend}, at=("attn.qkv",))
+    return rewrite("crs", replace={"linear": linear}, at=layers.MAPS)
 
 
 def sampled_linear(
@@ -106,12 +74,11 @@ def sampled_linear(
     key: Tensor,
     draw: Sampler,
     keep_cls: bool = True,
-    norms: Tensor | None = None,
 ) -> Tensor:
-    """x [...,I] W^T + b, with dW estimated from rows of x.
+    """x [...,I] W^T + b, with dW estimated from rows of x, drawn in proportion to |x_i|.
 
     keep_cls: row 0 of every sequence of x [B,N,I] is a class token, kept with weight 1 and beyond the k rows if
-    they do not suffice. norms: last |g_i| of the rows [B,N], 0 where unknown; its "gradient" is the new |g_i|.
+    they do not suffice.
     """
     rows = x.detach().flatten(0, -2)
     n = len(rows)
@@ -120,7 +87,7 @@ def sampled_linear(
     if k >= n:
         return F.linear(x, weight, bias)
     y = F.linear(x, weight.detach(), bias)
-    p = _norms(rows, -1) if norms is None else _norms(rows, -1) * _relative(norms.detach()).flatten()
+    p = _norms(rows, -1)
     if B:
         N = n // B
         drawn, scale = draw(p.unflatten(0, (B, N))[:, 1:].flatten(), k - B, key)
@@ -131,19 +98,10 @@ def sampled_linear(
         index, scale = draw(p, k, key)
     sampled = (rows.index_select(0, index) * scale[:, None]).to(x.dtype)  # a rounded weight would be a bias
 
-    def gradient(G: Tensor, sampled: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-        of_weight = G.flatten(0, -2).index_select(0, index).mT @ sampled
-        return (of_weight,) if norms is None else (of_weight, _norms(G, -1))
+    def gradient(G: Tensor, sampled: Tensor, index: Tensor) -> tuple[Tensor]:
+        return (G.flatten(0, -2).index_select(0, index).mT @ sampled,)
 
-    return attach(y, [weight] if norms is None else [weight, norms], [sampled, index], gradient)
-
-
-def _relative(norms: Tensor) -> Tensor:
-    """Remembered norms over their mean, unknown ones (0) as the mean, all raised by a tenth of it so that every row
-    can be drawn: a p of 0 where there is a gradient would be a bias."""
-    known = norms > 0
-    mean = norms.sum() / known.sum().clamp_min(1)
-    return torch.where(known, norms / mean.clamp_min(1e-30), 1.0) + 0.1
+    return attach(y, [weight], [sampled, index], gradient)
 
 
 def sampled_product(a: Tensor, b: Tensor, ratio: float, key: Tensor, draw: Sampler, keep_cls: bool = True) -> Tensor:

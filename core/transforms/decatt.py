@@ -5,20 +5,19 @@ flattened to [B, h, N·d]; C1_b = A_b A_b^T / |A_b|^2, C2 = mean over b of C1_b 
 L = sum of C2 off the diagonal. The N x N matrices are not needed, so it works with fused attention.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from core.errors import InputError, choose
-from core.ops import Ops, Rewrite
+from core.ops import Rewrite, Site, rewrite
 
 NORMS = ("per_head", "frobenius")
 
 
 def decatt(weight: float = 1.0, norm: str = "per_head", layers: str | Sequence[int] = "all") -> Rewrite:
-    """Add weight · (mean of `decorrelation` over the layers) to `penalty`.
+    """Add weight · (mean of `decorrelation` over the layers) to the objective.
 
     layers: "all", or block indices (negative from the end). Raises InputError for a weight below 0 or not
     finite, an unknown norm, no layers, and, when called, an index that the model does not have.
@@ -30,27 +29,22 @@ def decatt(weight: float = 1.0, norm: str = "per_head", layers: str | Sequence[i
     if layers != "all" and not indices:
         raise InputError(f"decatt layers {layers!r}; legal: 'all' or block indices such as (0, -1)")
 
-    def rewrite(ops: Ops) -> Ops:
-        if weight == 0:
-            return ops
+    def penalty(inner: Callable[..., Tensor], site: Site, heads: Tensor) -> Tensor:
+        depth = site.config.depth
+        chosen = range(depth) if isinstance(layers, str) else [_existing(i, depth) for i in layers]
+        times = 1 if site.block is None else chosen.count(site.block)
+        before = inner(site, heads)
+        return before + weight * times / len(chosen) * decorrelation(heads, norm) if times else before
 
-        def penalty(heads: list[Tensor]) -> Tensor:
-            losses = torch.stack([decorrelation(A, norm) for A in _chosen(heads, layers)])
-            return ops.penalty(heads) + weight * losses.mean()
-
-        return replace(ops, penalty=penalty)
-
-    return rewrite
+    if weight == 0:
+        return lambda ops: ops
+    return rewrite("decatt", wrap={"penalty": penalty}, positional=layers != "all")
 
 
-def _chosen(heads: list[Tensor], layers: str | Sequence[int]) -> list[Tensor]:
-    if isinstance(layers, str):
-        return heads
-    depth = len(heads)
-    wrong = [i for i in layers if not -depth <= i < depth]
-    if wrong:
-        raise InputError(f"decatt layer {wrong[0]} does not exist; legal: {-depth} to {depth - 1}")
-    return [heads[i] for i in layers]
+def _existing(index: int, depth: int) -> int:
+    if not -depth <= index < depth:
+        raise InputError(f"decatt layer {index} does not exist; legal: {-depth} to {depth - 1}")
+    return index % depth
 
 
 def decorrelation(heads: Tensor, norm: str = "per_head", eps: float = 1e-12) -> Tensor:

@@ -5,7 +5,6 @@ Contract: exact. Kept for the backward pass: q, k, v, the output, and one log-su
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core.errors import InputError, choose
-from core.ops import EXACT, Ops, Rewrite
+from core.ops import Rewrite, Site, rewrite
 from core.transforms import flash_package
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -26,25 +25,15 @@ def flash(backend: str = "sdpa") -> Rewrite:
 
     backend: "sdpa" (torch's flash kernels, CPU or CUDA), "tiled" (the algorithm in plain tensor operations),
         "flash-attn" or "flash-attn-4" (the flash-attn package, see flash_package.py).
-    Raises InputError for an unknown backend, one whose package is missing, ops whose attention or products are
-    rewritten already, and, when called, for an input that the kernel cannot take: it never falls back to another.
+    Raises InputError for an unknown backend, one whose package is missing, and, when called, for an input that the
+    kernel cannot take: it never falls back to another.
     """
     attention = BACKENDS[choose("flash backend", backend, BACKENDS)]()
 
-    def attend(ops: Ops, q: Tensor, k: Tensor, v: Tensor, key: Tensor | None) -> Tensor:
+    def attend(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention(q, k, v)
 
-    def rewrite(ops: Ops) -> Ops:
-        if ops.product is not EXACT.product:
-            raise InputError(
-                "flash cannot be combined with a transform of the attention products: it never forms the N x N "
-                "matrix that they multiply; leave out flash, or transform the linear maps only"
-            )
-        if ops.attend is not EXACT.attend:
-            raise InputError("flash cannot be combined with another transform of attention: it replaces all of it")
-        return replace(ops, attend=attend)
-
-    return rewrite
+    return rewrite("flash", replace={"attend": attend})
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ left, top right, bottom left, bottom right.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,11 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from core.errors import InputError
-from core.ops import Params, Rewrite, embed, with_class_token
+from core.layers import embed, with_class_token
+from core.ops import Rewrite, Site, rewrite
 from core.transforms.scorers import check_images, pixel_blur, resize, scorer_named, shrink, sizes, slab_of
 
-if TYPE_CHECKING:
-    from core.vit import VitConfig
-
-__all__ = ["legal_tokens", "mrt", "patches", "pixel_blur", "select", "to_grid", "uniform"]
+__all__ = ["legal_tokens", "mrt", "patches", "pixel_blur", "select", "uniform"]
 
 Scores = Mapping[int, Tensor]
 
@@ -196,35 +194,12 @@ def sincos(positions: Tensor, width: int) -> Tensor:
     return F.pad(waves, (0, width - 2 * half)).float()
 
 
-def to_grid(tokens: Tensor, selection: Tensor, image: int, min_patch: int) -> Tensor:
-    """Tokens [B,L,D] back onto the finest grid [B,D,S/p,S/p]: each fills the cells its patch covers.
-
-    selection: [B,L,3], any set of patches that tile the image, whatever sizes are among them.
-    """
-    grid = image // min_patch
-    B, L, _ = tokens.shape
-    owner = torch.zeros(B, grid, grid, dtype=torch.int64, device=tokens.device)
-    k = selection[..., 2] // min_patch
-    scale = 1
-    while scale <= grid:
-        if grid % scale == 0:
-            n = grid // scale
-            cell = selection[..., 1] // (scale * min_patch) * n + selection[..., 0] // (scale * min_patch)
-            cell = torch.where(k == scale, cell, n * n)  # the others into a spare cell
-            number = torch.arange(1, L + 1, device=tokens.device).expand(B, -1)
-            level = torch.zeros(B, n * n + 1, dtype=torch.int64, device=tokens.device).scatter(1, cell, number)
-            level = level[:, :-1].reshape(B, n, n).repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-            owner = torch.maximum(owner, level)
-        scale *= 2
-    index = (owner - 1).flatten(1)[..., None].expand(-1, -1, tokens.shape[-1])
-    return tokens.gather(1, index).transpose(1, 2).unflatten(2, (grid, grid))
-
-
-def _embedded(params: Params, images: Tensor, selection: Tensor, config: "VitConfig") -> Tensor:
+def _embedded(site: Site, images: Tensor, selection: Tensor) -> Tensor:
     """Chosen patches -> tokens with positions, the class token first, without one."""
-    tokens = embed(params, patches(images, selection, config.patch), config)
+    config = site.config
+    tokens = embed(site, patches(images, selection, config.patch))
     positions = sincos(centres(selection, config.patch), config.width).to(tokens.dtype)
-    return with_class_token(params, tokens + positions)
+    return with_class_token(site, tokens + positions)
 
 
 def mrt(
@@ -236,21 +211,23 @@ def mrt(
     weights: str | None = None,
     patch_norm: bool | None = None,
 ) -> Rewrite:
-    """Rewrite `tokenize`: L tokens of mixed sizes, embedded by one map, sinusoidal positions at their centres.
+    """Replace `tokenize`: L tokens of mixed sizes, embedded by one map, sinusoidal positions at their centres.
 
     scorer: "blur", "features" (shufflenet_v2_x0_5; weights: a file of them, else torchvision's download) or
     "random". image: side that images are first resized to, inside the step. patch_norm: the model's, if not None.
-    The model must have the config of `shape`. Raises InputError for illegal sizes, counts and scorers; where the
+    The model's patch becomes the min patch. Raises InputError for illegal sizes, counts and scorers; where the
     image's side is not given, when called.
     """
     layout = selector(tokens, min_patch, max_patch, scorer, image, weights)
+    asked = {"patch": min_patch, "image": image, "patch_norm": patch_norm}
+    fields: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
 
-    def tokenize(params: Params, images: Tensor, config: "VitConfig") -> Tensor:
-        if config.patch != min_patch:
-            raise InputError(f"mrt with min patch {min_patch} needs a model of that patch, not {config.patch}")
-        return _embedded(params, *layout(images), config)
+    def tokenize(site: Site, images: Tensor) -> Tensor:
+        if site.config.patch != min_patch:
+            raise InputError(f"mrt with min patch {min_patch} needs a model of that patch, not {site.config.patch}")
+        return _embedded(site, *layout(images))
 
-    return lambda ops: replace(ops, tokenize=tokenize)
+    return rewrite("mrt", replace={"tokenize": tokenize}, config=lambda config: replace(config, **fields))
 
 
 def selector(
@@ -274,21 +251,16 @@ def selector(
     return layout
 
 
-def shape(min_patch: int, image: int | None, patch_norm: bool | None, **_: object) -> dict[str, int | bool]:
-    """What the config of a model under `mrt` must have: its patch is the min patch, its image the resized one."""
-    given = {"patch": min_patch, "image": image, "patch_norm": patch_norm}
-    return {name: value for name, value in given.items() if value is not None}
-
-
 def uniform(patch: int = 4, image: int | None = None) -> Rewrite:
     """The control for `mrt`: the whole grid of one patch size, the same sinusoidal positions, in Morton order.
 
     image: side that images are first resized to.
     """
+    fields: dict[str, Any] = {"patch": patch} if image is None else {"patch": patch, "image": image}
 
-    def tokenize(params: Params, images: Tensor, config: "VitConfig") -> Tensor:
+    def tokenize(site: Site, images: Tensor) -> Tensor:
         images = resize(images, image)
         nodes = _nodes(images.shape[-1], [patch], images.device)
-        return _embedded(params, images, nodes.expand(len(images), -1, -1), config)
+        return _embedded(site, images, nodes.expand(len(images), -1, -1))
 
-    return lambda ops: replace(ops, tokenize=tokenize)
+    return rewrite("uniform", replace={"tokenize": tokenize}, config=lambda config: replace(config, **fields))

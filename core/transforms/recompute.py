@@ -4,23 +4,15 @@ Selective activation checkpointing (Chen et al. 2016, arXiv 1604.06174), by what
 A block keeps 6 u less (u = B·N·D elements), with fc1 10 u less: the control for every claim of saved memory.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.errors import InputError
-from core.ops import EXACT, Ops, Params, Rewrite, Site, activate, affine, kept, normalize
+from core.layers import activate, kept, normalize
+from core.ops import Rewrite, Site, rewrite
 from core.transforms.attached import attach
-
-if TYPE_CHECKING:
-    from core.vit import VitConfig
-
 
 _PARTS = 8
 
@@ -29,40 +21,33 @@ def recompute(fc1: bool = False) -> Rewrite:
     """Rebuild, in the backward pass, the inputs of the maps qkv, fc1 and fc2 from what their LayerNorm or GELU keeps.
 
     fc1: rebuild the output of the MLP's first map too (one more matrix product a block), which GELU would keep.
-    Raises InputError for ops whose linear maps or MLP are rewritten already.
     """
-
-    def rewrite(ops: Ops) -> Ops:
-        if ops.linear is not EXACT.linear or ops.mlp is not EXACT.mlp:
-            raise InputError(
-                "recompute cannot be combined with another transform of the linear maps, such as crs: both decide "
-                "what the maps keep; choose one"
-            )
-        return replace(ops, linear=linear, mlp=mlp if fc1 else ops.mlp)
-
-    return rewrite
+    if fc1:
+        inside = ("norm2", "mlp.fc1", "mlp.fc2")
+        return rewrite("recompute", replace={"linear": linear, "mlp": mlp}, at=("attn.qkv",), inside=inside)
+    return rewrite("recompute", replace={"linear": linear}, at=("attn.qkv", "mlp.fc1", "mlp.fc2"))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, key: Tensor | None, site: Site | None = None) -> Tensor:
-    """x W^T + b that keeps the inputs of the function before it, and not x."""
-    if site is None or site.before is None:
-        return F.linear(x, weight, bias)
-    before = site.before
+def linear(site: Site, before: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """before(*inputs) W^T + b that keeps the inputs, and not before(*inputs)."""
+    x = before(*inputs)
+    weight, bias = site.affine(x.dtype)
 
     def gradient(G: Tensor, *inputs: Tensor) -> tuple[Tensor]:
         return (G.flatten(0, -2).mT @ before(*_after(G, *inputs)).flatten(0, -2),)
 
-    return attach(F.linear(x, weight.detach(), bias), [weight], site.inputs, gradient)
+    return attach(F.linear(x, weight.detach(), bias), [weight], inputs, gradient)
 
 
-def mlp(ops: Ops, params: Params, block: str, x: Tensor, config: VitConfig, keys: Tensor | None) -> Tensor:
+def mlp(site: Site, x: Tensor) -> Tensor:
     """The MLP of LayerNorm(x) [B,N,D], keeping x alone (and a dropout mask).
 
     It goes a part of the batch at a time: the hidden tensors of a whole batch would be the peak of the step.
     """
-    operands = [x, *affine(params, f"{block}.norm2"), *affine(params, f"{block}.mlp.fc1")]
-    weight, bias = affine(params, f"{block}.mlp.fc2")
-    mask = kept((*x.shape[:-1], config.mlp), config.dropout, None if keys is None else keys[1])
+    own, config = site.child("mlp"), site.config
+    operands = [x, *site.child("norm2").affine(), *own.child("fc1").affine(x.dtype)]
+    weight, bias = own.child("fc2").affine(x.dtype)
+    mask = kept(own, (*x.shape[:-1], config.mlp))
 
     def hidden(x: Tensor, scale: Tensor, shift: Tensor, w: Tensor, b: Tensor, *mask: Tensor) -> Tensor:
         return activate(F.linear(normalize(x, scale, shift, config.eps), w, b), config.dropout, *mask)

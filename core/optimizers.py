@@ -1,0 +1,124 @@
+"""Optimizers as pure functions over parameters by name: `init` makes a state, `update` the next of both."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from core.errors import InputError, choose
+from core.ops import Params
+
+SCHEDULES = ("constant", "cosine")
+
+
+class Optimizer(Protocol):
+    """What a step needs of an optimizer; `state` is any nest of tensors. step: updates done before, 0-d int64."""
+
+    def init(self, params: Params) -> Any:
+        """The state before the first update."""
+
+    def update(self, params: Params, gradients: Params, state: Any, step: Tensor) -> tuple[Params, Any]:
+        """The next parameters and state."""
+
+    def rate(self, step: Tensor) -> Tensor:
+        """The learning rate of the next update, 0-d float64."""
+
+
+class Moments(NamedTuple):
+    """AdamW's first and second moments by parameter."""
+
+    mean: Params
+    square: Params
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW (Loshchilov and Hutter, ICLR 2019, algorithm 2), torch.optim.AdamW's update and defaults.
+
+    schedule: "constant", or "cosine" to zero at `steps`; both after a linear warm-up over `warmup` steps.
+    decay_all: decay every parameter, as torch does by default; else matrices only (no biases, norms,
+        class token and positions). clip: largest global norm of the gradients; None: any.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    decay_all: bool = True
+    schedule: str = "constant"
+    warmup: int = 0
+    steps: int = 1
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        choose("schedule", self.schedule, SCHEDULES)
+        if not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"learning rate {self.learning_rate} must be finite and above 0")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise InputError(f"weight decay {self.weight_decay} must be finite and 0 or above")
+        if self.clip is not None and not 0 < self.clip < float("inf"):
+            raise InputError(f"clip {self.clip} must be finite and above 0, or None")
+        if self.schedule == "cosine" and not 0 <= self.warmup < self.steps:
+            raise InputError(f"warm-up of {self.warmup} steps must be shorter than the {self.steps} of the run")
+
+    def rate(self, step: Tensor) -> Tensor:
+        """Learning rate of the update that follows `step` finished ones, 0-d float64."""
+        done = step.double()
+        scale = ((done + 1) / max(self.warmup, 1)).clamp(max=1)
+        if self.schedule == "cosine":
+            progress = ((done - self.warmup) / (self.steps - self.warmup)).clamp(0, 1)
+            scale = scale * (1 + torch.cos(torch.pi * progress)) / 2
+        return self.learning_rate * scale
+
+    def decays(self, name: str) -> bool:
+        """Whether weight decay acts on the parameter of this name."""
+        return self.decay_all or (name.endswith("weight") and "norm" not in name)
+
+    def init(self, params: Params) -> Moments:
+        """Zeros."""
+        return Moments(*({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2)))
+
+    def update(self, params: Params, gradients: Params, state: Moments, step: Tensor) -> tuple[Params, Moments]:
+        """One update, a group of parameters at a time."""
+        if self.clip is not None:
+            gradients = clipped(gradients, self.clip)
+        rate, done = self.rate(step), step.double() + 1
+        root, scale = (1 - self.beta2**done).sqrt(), rate / (1 - self.beta1**done)
+        kept = 1 - rate * self.weight_decay
+        out: tuple[Params, Params, Params] = {}, {}, {}
+        for names in _groups(params):
+            p, g, m, v = ([tree[name] for name in names] for tree in (params, gradients, state.mean, state.square))
+            first = torch._foreach_lerp(m, g, 1 - self.beta1)
+            second = torch._foreach_addcmul(torch._foreach_mul(v, self.beta2), g, g, value=1 - self.beta2)
+            change = torch._foreach_sqrt(second)
+            torch._foreach_div_(change, root.to(p[0].dtype))  # of another type it would be one launch a tensor
+            torch._foreach_add_(change, self.eps)
+            torch._foreach_reciprocal_(change)
+            torch._foreach_mul_(change, first)
+            torch._foreach_mul_(change, scale.to(p[0].dtype))
+            decayed = [old * kept if self.decays(name) else old for name, old in zip(names, p, strict=True)]
+            for tree, tensors in zip(out, (torch._foreach_sub(decayed, change), first, second), strict=True):
+                tree.update(zip(names, tensors, strict=True))
+        return out[0], Moments(*out[1:])
+
+
+def clipped(gradients: Params, largest: float) -> Params:
+    """The gradients, scaled down to the global norm `largest` if theirs is above it (Pascanu et al., ICML 2013)."""
+    norm = torch.stack(torch._foreach_norm(list(gradients.values()))).norm()
+    scale = (largest / (norm + 1e-6)).clamp(max=1)
+    return {name: g * scale for name, g in gradients.items()}
+
+
+def _groups(params: Params) -> list[list[str]]:
+    """Names in order, cut after each 2^18 elements: few launches for small tensors, temporaries that fit a cache."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, p in params.items():
+        if size >= 1 << 18:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += p.numel()
+    return groups
