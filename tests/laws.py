@@ -278,6 +278,7 @@ def test_one_graph(case):
         graphs.append(graph)
         return torch._dynamo.lookup_backend("aot_eager")(graph, example)
 
+    torch._dynamo.reset()  # all cases share code objects, and torch keeps only a few results of each
     loss = loss_of(ops, config, region=torch.compiler.nested_compile_region)
     gradient = value_and_grad(torch.compile(loss, fullgraph=True, dynamic=False, backend=backend), ops.frozen)
     expected = run(ops)
