@@ -15,15 +15,13 @@ Table = Mapping[
 
 
 class Response(NamedTuple):
-    """values: of a cell, [images] or [1]. shown, unit: a difference as it is told. absolute, scale: a value as it is
-    told. better: 1 if more is better, else -1."""
+    """values: of a cell, [images] or [1]. shown, unit: a difference as it is told. better: 1 if more is better, else
+    -1."""
 
     name: str
     unit: str
-    scale: str
     values: Callable[[Cell], Values]
     shown: Callable[[float], float]
-    absolute: Callable[[float], float]
     better: int
 
 
@@ -35,15 +33,11 @@ def _percent(ratio: float) -> float:
     return 100 * (exp(ratio) - 1) if ratio < 700 else np.inf
 
 
-def _hundred(share: float) -> float:
-    return 100 * share
-
-
 RESPONSES = (
-    Response("accuracy", "points", "%", lambda cell: cell.correct[-1].astype(float), _hundred, _hundred, 1),
-    Response("loss", "", "", _number("final_val_loss"), float, float, -1),
-    Response("step time", "%", "ms", _number("step_ms_median", log), _percent, exp, -1),
-    Response("peak memory", "%", "MiB", _number("peak_bytes", log), _percent, lambda x: exp(x) / 2**20, -1),
+    Response("accuracy", "points", lambda cell: cell.correct[-1].astype(float), lambda x: 100 * x, 1),
+    Response("loss", "", _number("final_val_loss"), float, -1),
+    Response("step time", "%", _number("step_ms_median", log), _percent, -1),
+    Response("peak memory", "%", _number("peak_bytes", log), _percent, -1),
 )
 BY_NAME = {response.name: response for response in RESPONSES}
 COMPARED = ("accuracy", "step time", "peak memory")  # in words, and between single arms

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ablations.analysis.comparisons import Comparisons
-from ablations.analysis.responses import RESPONSES
 from ablations.reporting import (
     cost_figures,
     effect_figures,
@@ -33,10 +32,6 @@ CAPTIONS = {
     "filled: zero is outside the thin one. Long ones run out of the panel. Dashed: interactions begin below.",
     "pareto": "Accuracy after the last epoch against step time and peak memory: means over seeds, bars ± standard "
     "deviation. Filled: no arm has better means in both, within noise or not. The line joins these.",
-    "interactions_accuracy": "Interactions in accuracy: means over all arms with these two levels. Parallel lines: no "
-    "interaction. Bars: standard deviation over seeds.",
-    "interactions_step_time": "Interactions in step time (logarithmic scale): parallel lines multiply.",
-    "interactions_peak_memory": "Interactions in peak memory (logarithmic scale): parallel lines multiply.",
     "learning_curves": "Validation accuracy at equal steps, and at equal time: the baseline, each optimization alone "
     "and the arm with the highest mean. Bands: standard deviation over seeds.",
     "kept_bytes": "Bytes kept for the backward pass, by layer and operation.",
@@ -103,7 +98,7 @@ def _files(out: Path) -> set[str]:
 
 def _draw(comparisons: Comparisons, out: Path) -> Drawn:
     """All figures; those that a study has nothing for are left out."""
-    folder, study, effects = out / "figures", comparisons.study, comparisons.effect_table
+    folder, study = out / "figures", comparisons.study
     drawn: Drawn = {}
 
     def path(name: str) -> Path:
@@ -113,12 +108,8 @@ def _draw(comparisons: Comparisons, out: Path) -> Drawn:
     cost_figures.kept(comparisons, path("kept_bytes"))
     if len(study.arms) > 1:
         cost_figures.pareto(comparisons, path("pareto"))
-    if not effects.empty:
+    if not comparisons.effect_table.empty:
         effect_figures.effects(comparisons, path("effects"))
-        for response in RESPONSES:
-            if response.name != "loss" and (effects["order"] == 2).any():
-                name = f"interactions_{response.name.replace(' ', '_')}"
-                effect_figures.interactions(comparisons, response, path(name))
     for arm, group in study.arms.items():
         source = group[0].folder / "tokens.png"
         if source.is_file() and all(source.read_bytes() != p.read_bytes() for n, p in drawn.items() if "tokens" in n):
@@ -131,12 +122,11 @@ def _sections(comparisons: Comparisons, drawn: Drawn, target: float) -> list[Sec
     study = comparisons.study
     records = [*study.results, *study.failed]
     beside = published.beside(study.configuration, study.environment, records)
-    interactions = [f"interactions_{r.name.replace(' ', '_')}" for r in RESPONSES]
     tokens = [name for name in drawn if name.startswith("tokens")]
     parts = [
         Section("Summary", [f"* {sentence}" for sentence in sentences(comparisons)]),
         Section("Arms", sections.arms(comparisons), ["pareto"]),
-        Section("Effects", sections.effects(comparisons), ["effects", *interactions]),
+        Section("Effects", sections.effects(comparisons), ["effects"]),
         Section("Arms against the baseline", sections.against_baseline(comparisons, target)),
         Section("Optimizations against their controls", sections.against_controls(comparisons)),
         Section("Taken out of everything", sections.taken_out(comparisons)),
