@@ -16,19 +16,13 @@ import torch
 import tyro
 from rich.console import Console
 
-from ablations.analysis.comparisons import Views
-from ablations.reporting import compose as report
-from ablations.reporting import published
-from ablations.reporting import tables as sections
-from ablations.reporting.words import sentences
 from ablations.study import arms as arm_names
 from ablations.study import cells as study
 from ablations.study import initialization as initial
 from ablations.study import plan
 from ablations.study import recipes as presets
 from ablations.study import store as record
-from ablations.study.progress import Terminal, show
-from ablations.study.reading import read as read_study
+from ablations.study.progress import Terminal
 from ablations.study.recipes import ABOUT, ARMS, PRESETS, Recipe
 from core.data import sets as data_sets
 from core.engine import ENGINES
@@ -151,24 +145,10 @@ def execute(command: Command, console: Console) -> int:
         if command.profile:
             failed += study.profile(chosen, recipe, data, out, progress)
     if record.results(out):
+        from ablations.reporting.terminal import conclude  # pandas: not before it is needed
+
         conclude(out, console)
     return failed
-
-
-def conclude(out: Path, console: Console) -> None:
-    """Write the report, and print its table, its summary and the published figures."""
-    views = Views(read_study([out]))
-    written = report.compose(views, out)
-    show(console, sections.by_arm(views))
-    lines = [f"* {sentence}" for sentence in sentences(views)]
-    records = [*views.study.results, *views.study.failed]
-    lines += ["", *published.tables(views.study.configuration, views.study.environment, records)]
-    console.print("\n".join(lines).replace("**", "").replace("`", ""), markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"\n{written[1]}   tensorboard --logdir {out / 'report'} (each arm's seeds as one), {out} (every cell)",
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 def foresee(command: Command, console: Console) -> None:

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablations.reporting import profiles as profiling_views
 from ablations.study import profiling
 from ablations.study.arms import Arm
 from ablations.study.evaluation import Evaluation, describe, evaluate, fetch
@@ -108,9 +107,9 @@ def _loop(arm: Arm, recipe: Recipe, data: Data) -> tuple[Step, Loop, Params]:
 
 
 def profile(arms: Sequence[Arm], recipe: Recipe, data: Data, out: Path, progress: Progress) -> int:
-    """A pass of its own over each arm's step (see profiling.py), where there is none yet, and the views of all;
-    returns how many failed. Of the engine graphed it shows the compiled step that the graph replays."""
-    device, folders, failed = torch.device(recipe.device), dict[str, Path](), 0
+    """A pass of its own over each arm's step (see profiling.py), where there is none yet; returns how many
+    failed. Of the engine graphed it shows the compiled step that the graph replays."""
+    device, failed = torch.device(recipe.device), 0
     data = data.to(device)
     for arm in arms:
         folder = out / arm.name / "profile"
@@ -122,14 +121,12 @@ def profile(arms: Sequence[Arm], recipe: Recipe, data: Data, out: Path, progress
                 state = start(_to(initial(recipe, arm, data, 0), device), rng.key(0, device))
                 batch = _first_batch(data.train, norms, recipe.batch_size, device)
                 profiling.profile(step, state, batch, folder, arm.name)
-            folders[arm.name] = folder
-            progress.profiled(arm.name, f"{folder / 'operations.md'}")
+            progress.profiled(arm.name, f"{folder / 'profile.json'}")
         except Exception as error:  # recorded and counted; the other arms go on
             failed += 1
             text = f"{type(error).__name__}: {error}"
             write_json(folder / "failed.json", {"arm": arm.name, "error": text, "traceback": traceback.format_exc()})
             progress.profiled(arm.name, f"failed: {text}")
-    profiling_views.views(folders)
     return failed
 
 

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-from ablations import run
-from ablations.reporting import compose as report
+from ablations import report, run
+from ablations.reporting import compose
 from ablations.study import arms
 from ablations.study import cells as study
 from ablations.study import evaluation as evaluate
@@ -16,7 +16,7 @@ from core import engine, vit
 from core.data import sets as data_sets
 from core.weights import checkpoints as weights
 
-DRAW = report._draw
+DRAW = compose._draw
 TINY = [
     "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
     "--mlp", "32", "--epochs", "2", "--batch-size", "128",
@@ -33,7 +33,7 @@ TIMES = {"mfu", "train_seconds", "images_per_second", "step_ms_median", "warmup_
 def command(tmp_path, monkeypatch):
     """command(*options) -> exit status; the study is at command.out. Figures, which take seconds, are not drawn."""
 
-    monkeypatch.setattr(report, "_draw", lambda views, out: {})
+    monkeypatch.setattr(compose, "_draw", lambda comparisons, out: {})
 
     def call(*options):
         monkeypatch.setattr("sys.argv", ["run.py", "--out", str(tmp_path / "study"), *TINY, *options])
@@ -51,7 +51,7 @@ def command(tmp_path, monkeypatch):
 @pytest.fixture
 def figures(command, monkeypatch):
     """Draws them."""
-    monkeypatch.setattr(report, "_draw", DRAW)
+    monkeypatch.setattr(compose, "_draw", DRAW)
 
 
 def refused(command, capsys, *options):
@@ -71,16 +71,16 @@ def test_a_study_leaves_what_it_promises(command, figures, capsys):
     results = record.results(out)
     assert {(r["arm"], r["seed"]) for r in results} == {(arm, seed) for arm in chosen for seed in (0, 1)}
     assert all(set(r) >= FIELDS for r in results)
-    for name in ("study.json", "results.csv", "report.md", "figures/accuracy_by_epoch.png"):
+    for name in ("study.json", "report/results.csv", "report/report.md", "report/figures/learning_curves.png"):
         assert (out / name).stat().st_size > 0
     cell = out / "decatt+flash" / "seed1"
     assert len((cell / "metrics.jsonl").read_text().splitlines()) == 2
     assert (cell / "best.safetensors").exists()
-    assert len((out / "results.csv").read_text().splitlines()) == 1 + 3 * 2
-    text = (out / "report.md").read_text()
+    assert len((out / "report" / "results.csv").read_text().splitlines()) == 1 + 3 * 2
+    text = (out / "report" / "report.md").read_text()
     assert "| decatt+flash | 2 |" in text
     assert "Means over seeds ± standard deviation" in text
-    assert (out / "report.html").stat().st_size > 0
+    assert (out / "report" / "report.html").stat().st_size > 0
     printed = capsys.readouterr().out
     assert "decatt+flash" in printed
     assert "Best mean peak memory beside the baseline: " in printed
@@ -164,7 +164,7 @@ def test_mrt_has_the_baselines_token_count(command, figures):
     assert command("--arms", "mrt", "--image", "32", "--patch", "8", "--epochs", "1") == 0
     settings = json.loads((command.out / "study.json").read_text())["configuration"]["set"]
     assert settings == ["uniform.patch=8", "mrt.tokens=16", "mrt.min_patch=4", "mrt.max_patch=16"]
-    assert (command.out / "figures" / "tokens_mrt.png").stat().st_size > 0
+    assert (command.out / "report" / "figures" / "tokens_mrt.png").stat().st_size > 0
 
 
 def test_a_killed_cell_is_trained_again_from_scratch(command, monkeypatch):
@@ -192,7 +192,7 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(command, monkeypatch, ca
     failure = json.loads((command.out / "flash" / "seed0" / "failed.json").read_text())
     assert failure["error"] == "FloatingPointError: loss is nan after epoch 1"
     assert "Traceback" in failure["traceback"]
-    assert "flash, seed 0: FloatingPointError" in (command.out / "report.md").read_text()
+    assert "flash, seed 0: FloatingPointError" in (command.out / "report" / "report.md").read_text()
     assert "failed: FloatingPointError" in capsys.readouterr().out
     monkeypatch.setattr(study, "train", train)
     assert command("--arms", "flash,baseline") == 0
@@ -269,17 +269,17 @@ def test_report_of_no_study_is_refused(tmp_path, monkeypatch, capsys):
 
 def test_report_can_be_rebuilt_from_the_cells(command):
     assert command("--arms", "baseline") == 0
-    text = (command.out / "report.md").read_text()
+    text = (command.out / "report" / "report.md").read_text()
     for name in ("report.md", "results.csv"):
-        (command.out / name).unlink()
-    report.write([command.out])
-    assert (command.out / "report.md").read_text() == text
+        (command.out / "report" / name).unlink()
+    compose.write([command.out])
+    assert (command.out / "report" / "report.md").read_text() == text
 
 
 def test_published_report_names_the_terms(command):
     options = ["--preset", "published", "--data", "digits", "--baseline-width", "32", "--baseline-heads", "4"]
     assert command(*options, "--arms", "baseline,decatt", "--epochs", "1") == 0
-    text = (command.out / "report.md").read_text()
+    text = (command.out / "report" / "report.md").read_text()
     assert "`baseline` is a larger model" in text
     assert "The published DeCAtt arm computed something else" in text
     assert "epochs 50 -> 1" in text
@@ -326,7 +326,7 @@ def test_pretraining_then_fine_tuning(finetune, image_folder, tmp_path, monkeypa
     assert trained.about["mean"] == about["mean"]
     data = data_sets.load(f"folder:{image_folder}", image=16)
     assert evaluate.accuracy(trained, data, torch.device("cpu")).accuracy == result["best_val_accuracy"]
-    text = (out / "report.md").read_text()
+    text = (out / "report" / "report.md").read_text()
     assert "SHORT RUN: 2 of 8 epochs" in text
     assert f"weights torchvision:vit_b_16 -> {checkpoint.parent}" in text
 
@@ -385,9 +385,11 @@ def test_several_data_sets(image_folder, tmp_path, monkeypatch, capsys):
 def test_profiles_are_a_pass_of_their_own(command, monkeypatch, capsys):
     assert command("--arms", "baseline,flash,decatt", "--profile") == 0
     for arm in ("baseline", "flash", "decatt"):
-        folder = command.out / arm / "profile"
-        assert {"operations.md", "categories.png", "memory.png", "trace.json.gz"} <= {p.name for p in folder.iterdir()}
-    assert "Difference from `baseline`" in (command.out / "flash" / "profile" / "operations.md").read_text()
+        assert (command.out / arm / "profile" / "trace.json.gz").exists()
+        folder = command.out / "report" / "profiles" / arm
+        assert {"operations.md", "categories.png", "memory.png"} == {p.name for p in folder.iterdir()}
+        assert (command.out / "report" / "tensorboard" / arm / "step.pt.trace.json.gz").stat().st_size > 0
+    assert "Difference from `baseline`" in (folder.with_name("flash") / "operations.md").read_text()
     before = (command.out / "flash" / "profile" / "profile.json").stat().st_mtime_ns
     shutil.rmtree(command.out / "decatt" / "profile")
 

@@ -7,10 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.autograd import DeviceType
 
-from ablations.reporting import profiles as profiling_views
 from ablations.study import profiling
 from ablations.study.profiling import Operation, Profile
 from core import rng, vit
@@ -56,15 +54,7 @@ def folders(tmp_path_factory):
     folders = {arm: out / arm / "profile" for arm in steps}
     for arm, step in steps.items():
         profiling.profile(step, a_state(), a_batch(), folders[arm], arm)
-    profiling_views.views(folders)
     return folders
-
-
-def rows(text, title):
-    """The rows below a table's header by their first cell."""
-    body = text[text.index(f"| {title} |") :].split("\n\n")[0].splitlines()[2:]
-    cells = ([cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in body)
-    return {first: rest for first, *rest in cells}
 
 
 def test_calls_and_bytes_are_those_of_the_step(folders):
@@ -81,9 +71,6 @@ def test_calls_and_bytes_are_those_of_the_step(folders):
 
 
 def test_shares_sum_to_all(folders):
-    for folder in folders.values():
-        table = rows((folder / "operations.md").read_text(), "operation")
-        assert sum(float(cells[3]) for cells in table.values()) == pytest.approx(100, abs=0.005 * len(table))
     made = profiling.load(folders["baseline"])
     for field in ("name", "category"):
         assert sum(ms for ms, _ in made.by(field).values()) == pytest.approx(made.ms)
@@ -113,28 +100,6 @@ def test_difference_from_the_baseline(folders):
     for changed in profiling.difference(listed_, baseline).values():
         sizes = [abs(c.ms) for c in changed]
         assert sizes == sorted(sizes, reverse=True)
-    cells = rows((folders["few"] / "operations.md").read_text().split("## Difference from `baseline`")[1], "operation")
-    assert cells["aten::mm"][3:] == ["2.0", "5.0", "changed"]
-
-
-def test_tensorboard_reads_the_views_back(folders):
-    profiling_views.views(folders)  # again: the events of before are replaced
-    for folder in folders.values():
-        assert len(list(folder.glob("events.out.tfevents*"))) == 1
-        events = EventAccumulator(str(folder))
-        events.Reload()
-        assert set(events.Tags()["images"]) == {"categories", "memory"}
-        assert set(events.Tags()["tensors"]) == {"operations/text_summary", "difference/text_summary"}
-        text = events.Tensors("operations/text_summary")[0].tensor_proto.string_val[0].decode()
-        assert (folder / "operations.md").read_text().startswith(text)
-        assert "for proportions only" in text
-
-
-def test_without_a_baseline_there_is_no_difference_and_it_is_said(folders):
-    profiling_views.views({"few": folders["few"]})
-    text = (folders["few"] / "operations.md").read_text()
-    assert "No profile of `baseline`: no difference from it." in text
-    assert "ms there" not in text
 
 
 def test_a_training_step_has_the_peak_that_is_measured(config, batch, tmp_path):
@@ -255,7 +220,7 @@ def test_bad_input(tmp_path):
     with pytest.raises(InputError, match="0 profiled steps are too few: at least 1"):
         profiling.profile(listed, a_state(), a_batch(), tmp_path, "a", steps=0)
     with pytest.raises(InputError, match="holds no finished profile"):
-        profiling_views.views({"a": tmp_path})
+        profiling.load(tmp_path)
 
 
 def test_a_failing_step_leaves_no_profile_behind(folders, tmp_path):
