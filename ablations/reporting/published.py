@@ -12,7 +12,7 @@ import pandas as pd
 
 from ablations.reporting.formatting import spread, table
 from ablations.study.arms import BASELINE
-from ablations.study.recipes import PRESETS
+from ablations.study.presets import PRESETS
 from ablations.study.store import Result
 
 FIGURES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())

@@ -11,7 +11,7 @@ from ablations.analysis.factors import levels
 from ablations.analysis.responses import BY_NAME
 from ablations.reporting.formatting import by_response, spread, table
 from ablations.study.arms import BASELINE
-from ablations.study.recipes import PRESETS
+from ablations.study.presets import PRESETS
 from core.transforms.registry import REGISTRY
 
 COLUMNS: dict[str, tuple[str, float, str]] = {  # of a result: key, divisor, form

@@ -9,7 +9,7 @@ import pytest
 
 from ablations.reporting import published
 from ablations.study.arms import FINETUNE, PUBLISHED
-from ablations.study.recipes import PRESETS
+from ablations.study.presets import PRESETS
 
 MACHINE = {"device_name": "Some GPU", "torch": "2.15"}
 

@@ -15,8 +15,8 @@ from ablations.analysis.comparisons import Comparisons
 from ablations.reporting import compose as report
 from ablations.reporting.words import sentences
 from ablations.study import arms
+from ablations.study.presets import PRESETS
 from ablations.study.reading import read
-from ablations.study.recipes import PRESETS
 from ablations.study.store import cell_folder
 from core.errors import InputError
 
@@ -294,11 +294,16 @@ def test_arms_without_a_seed_of_the_baseline_are_not_compared(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("study.json", "{"), ("study.json", "{}"), ("mrt/seed0/result.json", "{"), ("mrt/seed0/result.json", "{}"),
-        ("mrt/seed0/correct.npz", ""), ("mrt/seed0/correct.npz", "x"), ("mrt/seed0/metrics.jsonl", "{}"),
-        ("mrt/seed0/metrics.jsonl", None),
+        ("study.json", "{"),
+        ("study.json", "{}"),
+        ("cells/mrt/seed0/result.json", "{"),
+        ("cells/mrt/seed0/result.json", "{}"),
+        ("cells/mrt/seed0/correct.npz", ""),
+        ("cells/mrt/seed0/correct.npz", "x"),
+        ("cells/mrt/seed0/metrics.jsonl", "{}"),
+        ("cells/mrt/seed0/metrics.jsonl", None),
     ],
-)  # fmt: skip
+)
 def test_damaged_files_are_named(tmp_path, name, content):
     folder = study(tmp_path / "damaged", ["baseline", "mrt"], range(2))
     (folder / name).unlink()

@@ -13,9 +13,10 @@ from ablations.study import profiling
 from ablations.study.profiling import Operation, Profile
 from core import rng, vit
 from core.errors import InputError
+from core.layers import EXACT
 from core.measure import peak_bytes
-from core.ops import EXACT
-from core.step import AdamW, State, make_step, objective, start
+from core.optimizers import AdamW
+from core.step import State, make_step, objective, start
 
 N = 96
 PRODUCT = 4 * N * N  # bytes of a float32 matrix
@@ -23,7 +24,7 @@ PRODUCT = 4 * N * N  # bytes of a float32 matrix
 
 def a_state(device="cpu"):
     zero = torch.zeros((), dtype=torch.int64, device=device)
-    return State({"w": torch.ones(N, N, device=device)}, {}, {}, zero, torch.zeros(2, device=device))
+    return State({"w": torch.ones(N, N, device=device)}, {}, zero, torch.zeros(2, device=device))
 
 
 def a_batch(device="cpu"):
@@ -104,8 +105,8 @@ def test_difference_from_the_baseline(folders):
 
 def test_a_training_step_has_the_peak_that_is_measured(config, batch, tmp_path):
     loss = objective(config, EXACT, lambda images, key: images)
-    step = make_step(loss, AdamW())
-    state = start(vit.init(config, 0), rng.key(0))
+    step = make_step(loss, AdamW(), EXACT)
+    state = start(vit.init(config, 0), AdamW(), rng.key(0))
     made = profiling.profile(step, state, batch, tmp_path, "baseline", steps=1)
     assert max(made.live) == peak_bytes(step, state, batch, device=torch.device("cpu"))
     assert made.live[0] == made.live[-1]
