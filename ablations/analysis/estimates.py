@@ -115,15 +115,16 @@ def moderated(differences: Sequence[Values], weights: Values) -> list[Estimate]:
 def trimmed(differences: Sequence[Values], weights: Values) -> list[Estimate]:
     """Estimates of contrasts from the rounds of a timing pass [R,1]: means without the lowest and highest fifth, whose
     intervals bear rounds that something else disturbed (Tukey and McLaughlin, Sankhya A 25, 1963; Yuen, Biometrika 61,
-    1974). With normal rounds they are a tenth wider than the mean's, with a tenth of them disturbed a third as wide.
-    Below 8 rounds the mean: too few would be left."""
+    1974). With normal rounds they hold in 94 to 95 % and are a tenth wider than the mean's, with a tenth of the rounds
+    disturbed a third to half as wide. Below 8 rounds the mean: too few would be left."""
     out = []
     for d in differences:
         x = np.sort(d[:, 0].round(12))
-        n, cut = len(x), len(x) // 5 if len(x) >= 8 else 0
-        kept = x[cut : n - cut]
-        spread = x.clip(kept[0], kept[-1]).std(ddof=1) / ((1 - 2 * cut / n) * sqrt(n)) if n > 1 else nan
-        out.append(Estimate(float(kept.mean()), float(spread), len(kept) - 1 or nan, n))
+        cut = len(x) // 5 if len(x) >= 8 else 0
+        kept = x[cut : len(x) - cut]
+        h = len(kept)
+        squares = float(((w := x.clip(kept[0], kept[-1])) - w.mean()) @ (w - w.mean()))
+        out.append(Estimate(float(kept.mean()), sqrt(squares / (h * (h - 1))) if h > 1 else nan, h - 1, len(x)))
     return out
 
 
