@@ -100,7 +100,7 @@ class Comparisons:
             for name, table in self.tables.items()
             if table
         }
-        return pd.DataFrame(columns, index=list(self.study.arms), columns=list(BY_NAME))
+        return pd.DataFrame(columns, index=list(self.study.arms), columns=list(BY_NAME)).astype(float)
 
     @cached_property
     def effects(self) -> dict[str, Effects]:
@@ -167,12 +167,6 @@ class Comparisons:
             for seed in self.study.seeds
             if (arm, seed) not in known and (self.twins[arm], seed) not in known
         ]
-
-    def at_equal_memory(self, arm: str) -> int:
-        """The batch that an arm could train on within the baseline's predicted peak memory."""
-        mine, base = (self.study.arms[name][0].result for name in (arm, BASELINE))
-        spare = base["predicted_peak_bytes"] - mine["predicted_peak_bytes"]
-        return int(mine["batch_size"] + spare // mine["bytes_per_image"])
 
     @cached_property
     def target(self) -> float:
