@@ -143,24 +143,22 @@ def terms(comparisons: Comparisons) -> str:
 
 
 def reading(comparisons: Comparisons) -> list[str]:
-    """How to read the table of arms."""
+    """How to read the table of arms, and how intervals are made."""
     many = "Means over seeds ± standard deviation. " if len(comparisons.study.seeds) > 1 else ""
     return [
         f"{many}best % and final %: validation accuracy, best epoch and last; effects and differences are of the last, "
-        "because the best of several epochs is flattered by the choice. train loss: mean of the last epoch, penalty "
-        "included; val loss: cross entropy after it; of exact arms these are their twins'. train s: training steps "
-        "only, without evaluation, logging, warm-up and compilation. step ms: median of the cell, minutes apart from "
-        "the others and so not compared; time ×: over the baseline's, from the timing pass. peak MiB: parameters, "
-        "optimizer state, batch and everything else alive at once in one training step, measured in a pass of its own; "
-        "predicted: the same, accounted for without running it, for eager PyTorch; kept MiB: the part kept for the "
-        "backward pass. MFU: the arm's own FLOPs a second over those of a large matrix product. peak ×: peak MiB over "
-        "the baseline's.",
+        "because the best of several epochs is flattered by the choice. train loss: penalty included. Of exact arms "
+        "accuracies and losses are their twins'. train s: training steps only. step ms: median of the cell, minutes "
+        "apart from the others and so not compared; time ×: over the baseline's, from the timing pass. peak MiB: "
+        "everything alive at once in a training step; predicted: accounted without running it, for eager PyTorch; kept "
+        "MiB: the part kept for the backward pass; peak ×: over the baseline's. MFU: FLOPs a second over those of a "
+        "large matrix product.",
         "",
-        "Seeds share initial weights and data order between arms, so differences are taken within seeds, and within "
-        "images for accuracy, before they are averaged. Seeds are a sample of many, and so are validation images where "
-        "all seeds share them (Student's quantile for seeds, the normal one for images). Variances over seeds are "
-        "moderated by those of the other effects of their kind (Smyth 2004). Step time: differences of logarithms "
-        "within each round of the timing pass, each arm's highest and lowest fifth drawn in (Dixon and Tukey 1968).",
+        "Seeds share initial weights and data order between arms, so differences are taken within seeds. Seeds are a "
+        "sample of many, and so are validation images where all seeds share them (Student's quantile for seeds, the "
+        "normal one for images); variances over seeds are moderated by those of the other effects (Smyth 2004). Step "
+        "time: differences of logarithms within each round of the timing pass, each arm's highest and lowest fifth "
+        "drawn in (Dixon and Tukey 1968). Peak memory is the same at every run.",
     ]
 
 

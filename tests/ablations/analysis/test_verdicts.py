@@ -167,6 +167,13 @@ def test_many_failures_are_worse():
     assert told(found)["mrt", "accuracy"]["verdict"] == "worse"
 
 
+def test_an_optimization_that_never_finishes_is_worse():
+    made = study(np.random.default_rng(8), seeds=6, names=["baseline", "decatt"])
+    bad = [{"arm": "mrt", "seed": s, "error": "FloatingPointError: loss is nan"} for s in range(6)]
+    row = told(compared(replace(made, failed=bad)))["mrt", "accuracy"]
+    assert (row["verdict"], row["failed"], row["cells"]) == ("worse", 6, 6)
+
+
 def test_a_twin_stands_for_an_exact_arm():
     """flash is trained at the first seed alone: its accuracy is the baseline's, no cell is missing."""
     made = study(np.random.default_rng(9), seeds=3)
