@@ -315,7 +315,7 @@ def test_pretraining_then_fine_tuning(finetune, image_folder, tmp_path, monkeypa
     start = study.start
     monkeypatch.setattr(study, "start", lambda params, key: started.update(params) or start(params, key))
     assert finetune(checkpoint.parent) == 0  # a cell is as good as its checkpoint
-    assert "against its control" in capsys.readouterr().out
+    assert "Against its control recompute:" in capsys.readouterr().out
     out = tmp_path / "runs" / "finetune-images"
     assert {r["arm"] for r in record.results(out)} == set(arms.FINETUNE)
     params, about = weights.load(checkpoint)
