@@ -326,7 +326,7 @@ def test_pretraining_then_fine_tuning(finetune, image_folder, tmp_path, monkeypa
     data = data_sets.load(f"folder:{image_folder}", image=16)
     assert evaluate.accuracy(trained, data, torch.device("cpu")).accuracy == result["best_val_accuracy"]
     text = (out / "report" / "report.md").read_text()
-    assert "SHORT RUN: 2 of 8 epochs" in text
+    assert "SHORT RUN" not in (out / "report" / "report.md").read_text()  # published figures are of other data
     assert f"weights torchvision:vit_b_16 -> {checkpoint.parent}" in text
 
 
