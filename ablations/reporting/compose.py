@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from ablations.analysis.comparisons import Comparisons
+from ablations.analysis.comparisons import Comparisons, compare
+from ablations.analysis.verdicts import COLUMNS
 from ablations.reporting import (
     cost_figures,
     effect_figures,
@@ -19,13 +20,13 @@ from ablations.reporting import (
     tensorboard,
 )
 from ablations.reporting.words import sentences
-from ablations.study.reading import read
 from ablations.study.store import write_text
 from core.errors import InputError
 
 Drawn = dict[str, Path]  # figures by name, in the report's order
 _LISTING = ".written.json"  # what a report wrote, so that the next one may replace it and nothing else
 _FOLDERS = ("figures", "profiles", "tensorboard")
+_WRITTEN = ("report.md", "report.html", "verdicts.csv", "effects.csv", "results.csv")
 
 CAPTIONS = {
     "effects": "Effects on each response. Thick: 95 % interval; thin: 95 % for all effects of a panel together; "
@@ -46,17 +47,23 @@ class Section(NamedTuple):
     figures: Sequence[str] = ()
 
 
-def write(folders: Sequence[Path], out: Path | None = None, target: float | None = None) -> list[Path]:
+def write(
+    folders: Sequence[Path],
+    out: Path | None = None,
+    target: float | None = None,
+    margins: Mapping[str, float] | None = None,
+) -> list[Path]:
     """Write the report of a study, or of several joined, with its tables and figures; returns their paths.
 
     out: the folder; report/ in the study's own, or for several in one named after them. target: an accuracy from 0 to 1
-    that the time to reach it is reported for; one that the baseline reached unless given. Raises InputError for what
-    `reading.read` refuses, and for a target outside 0 to 1.
+    that the time to reach it is reported for; one that the baseline reached unless given. margins: instead of the
+    study's own (see verdicts.MARGINS). Raises InputError for what `compare` refuses, and for a target outside 0 to
+    1.
     """
     if target is not None and not 0 < target <= 1:
         raise InputError(f"target {100 * target:g} is outside 0 to 100 %: write an accuracy in percent, such as 90")
     own = folders[0] if len(folders) == 1 else folders[0].parent / "+".join(f.name for f in folders)
-    return write_comparisons(Comparisons(read(folders)), out or own / "report", target)
+    return write_comparisons(compare(folders, margins), out or own / "report", target)
 
 
 def write_comparisons(comparisons: Comparisons, out: Path, target: float | None = None) -> list[Path]:
@@ -72,10 +79,11 @@ def write_comparisons(comparisons: Comparisons, out: Path, target: float | None 
         flat = [column for column in comparisons.cells if column not in comparisons.tables]
         comparisons.cells[flat].to_csv(out / "results.csv", index=False)
         comparisons.effect_table.to_csv(out / "effects.csv", index=False)
+        comparisons.verdicts[COLUMNS].to_csv(out / "verdicts.csv", index=False)
         told = {part.title: part.lines for part in parts}
         pages = profiles.write(profiles.profiled(comparisons.study), out / "profiles")
         tensorboard.write(out / "tensorboard", comparisons, told, drawn, pages)
-    return [out / name for name in ("report.md", "report.html", "results.csv", "effects.csv")] + list(drawn.values())
+    return [out / name for name in _WRITTEN] + list(drawn.values())
 
 
 @contextmanager
@@ -120,16 +128,16 @@ def _draw(comparisons: Comparisons, out: Path) -> Drawn:
 def _sections(comparisons: Comparisons, drawn: Drawn, target: float) -> list[Section]:
     """What a report has to say, in its order; empty sections left out."""
     study = comparisons.study
-    records = [*study.results, *study.failed]
-    beside = published.beside(study.configuration, study.environment, records)
+    beside = []
+    if study.configuration["data"] in published.DATA:
+        beside = published.beside(study.configuration, study.environment, [*study.results, *study.failed])
     tokens = [name for name in drawn if name.startswith("tokens")]
     parts = [
-        Section("Summary", [f"* {sentence}" for sentence in sentences(comparisons)]),
+        Section("Verdicts", sections.verdicts(comparisons)),
+        Section("What this rests on", [f"* {sentence}" for sentence in sentences(comparisons)]),
         Section("Arms", sections.arms(comparisons), ["pareto"]),
         Section("Effects", sections.effects(comparisons), ["effects"]),
         Section("Arms against the baseline", sections.against_baseline(comparisons, target)),
-        Section("Optimizations against their controls", sections.against_controls(comparisons)),
-        Section("Taken out of everything", sections.taken_out(comparisons)),
         Section("Beside the published study", beside),
         Section("Learning curves", [], ["learning_curves"]),
         Section("Memory", [], ["kept_bytes"]),
