@@ -177,8 +177,9 @@ def prepared(arm: Arm, recipe: Recipe, data: Data) -> Prepared:
 def train(cell: Prepared, seed: int, recorder: Recorder, progress: Progress) -> tuple[Result, Params]:
     """The result of a cell, and the parameters with the best validation accuracy.
 
-    Initial weights, held-out images, data order and augmentation depend on the seed alone. Evaluation, logging, compilation and
-    the memory pass are outside the training time. Raises FloatingPointError if the loss stops being finite.
+    Initial weights, held-out images, data order and augmentation depend on the seed alone. Evaluation, logging,
+    compilation and the memory pass are outside the training time. Raises FloatingPointError if the loss stops being
+    finite.
     """
     cell = cell.holding_out(seed)
     recipe, device = cell.recipe, cell.device

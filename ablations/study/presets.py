@@ -99,3 +99,4 @@ ABOUT: dict[str, str] = {
     "pretrain": "the same model from scratch: its best.safetensors is what finetune --weights takes",
 }
 ARMS = {"published": "published", "finetune": "finetune", "pretrain": BASELINE}  # unless given; of the others: all
+SEEDS = {"quick": 5}  # unless given; of the others: 1

@@ -38,14 +38,17 @@ def complete(out: Path, cells: Sequence[Prepared]) -> bool:
     return path.is_file() and {cell.arm.name for cell in cells} <= json.loads(path.read_text())["ratios"].keys()
 
 
-def measure_arms(cells: Sequence[Prepared], out: Path, progress: Progress) -> None:
-    """Measure every arm and write timing.json. InputError without a baseline: there is nothing to compare with."""
+def measure_arms(cells: Sequence[Prepared], out: Path, progress: Progress, asked: bool = False) -> None:
+    """Measure every arm and write timing.json. InputError without a baseline: there is nothing to compare with.
+
+    asked: by itself, and so for as long as it may take at most; else for a share of the training time.
+    """
     baseline = next((cell for cell in cells if cell.arm.name == BASELINE), None)
     if baseline is None:
         raise InputError(f"a timing pass compares with the baseline; add it: --arms {BASELINE},…")
     again = prepared(parse(AGAIN), baseline.recipe, baseline.data)
     others = [cell for cell in cells if cell.arm.name not in (BASELINE, AGAIN)]
-    load, begin, most = os.getloadavg()[0], time.perf_counter(), _most(out)
+    load, begin, most = os.getloadavg()[0], time.perf_counter(), MOST if asked else _most(out)
     rounds: list[Round] = []
     groups = 0
     for group in _groups([baseline, again], others, progress):
@@ -92,7 +95,7 @@ def ceiling(out: Path, cell: Prepared) -> float:
 def _most(out: Path) -> float:
     """Seconds that the pass may take."""
     trained = sum(result["train_seconds"] for result in results(out))
-    return min(MOST, SHARE * trained) if trained else MOST
+    return min(MOST, SHARE * trained)
 
 
 def _groups(

@@ -175,8 +175,8 @@ def _digits(image: int) -> Data:
     folds = StratifiedKFold(FIFTHS - 1, shuffle=True, random_state=0).split(train, digits.target[train])
     for i, (_, part) in enumerate(folds, start=1):
         fifth[part] = i
-    splits = (Split(images[index], labels[index]) for index in map(torch.from_numpy, (train, val)))
-    return replace(_build("digits", *splits, [str(i) for i in range(10)], False), fifth=fifth)
+    splits = [Split(images[index], labels[index]) for index in map(torch.from_numpy, (train, val))]
+    return replace(_build("digits", splits[0], splits[1], [str(i) for i in range(10)], False), fifth=fifth)
 
 
 def _mnist(name: str, root: Path, image: int | None) -> Data:
