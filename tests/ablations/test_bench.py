@@ -11,7 +11,7 @@ from ablations.benchmarks import tokens as bench_tokens
 from ablations.benchmarks import training as bench
 from core import vit
 from core.errors import InputError
-from core.measure import interleaved, tensor_bytes
+from core.measure import tensor_bytes
 
 CPU = torch.device("cpu")
 CONFIG = vit.VitConfig(8, 4, 16, 1, 2, 32, 10)
@@ -60,14 +60,6 @@ def test_a_peers_peak_counts_its_state():
     made.run()
     floor = 3 * 4 * vit.parameters(CONFIG) + tensor_bytes(batch)
     assert floor < made.peak() < 10 * floor
-
-
-def test_blocks_are_interleaved():
-    calls = []
-    runs = {name: (lambda name=name: calls.append(name)) for name in "ab"}
-    seconds = interleaved(runs, rounds=3, device=CPU)
-    assert "".join(calls) == "ab" * 4
-    assert [len(s) for s in seconds.values()] == [3, 3]
 
 
 @pytest.mark.parametrize(

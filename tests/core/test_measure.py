@@ -1,11 +1,14 @@
 import subprocess
 import time
+from itertools import islice
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from core.measure import Ticks, busy_share, ceiling, gpu_state, peak_bytes, tensor_bytes
+from core.measure import Ticks, busy_share, ceiling, gpu_state, in_rounds, interleaved, peak_bytes, ratios, tensor_bytes
 
 CPU = torch.device("cpu")
 
@@ -72,3 +75,56 @@ def test_gpu_state_is_read_or_says_why_not(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", missing)
     assert gpu_state(torch.device("cuda")) == {"unknown": "nvidia-smi"}
+
+
+def test_rounds_have_everyone_in_an_order_of_their_own():
+    calls = []
+    runs = {name: (lambda name=name: calls.append(name)) for name in "abcd"}
+    rounds = list(islice(in_rounds(runs, CPU), 40))
+    assert "".join(calls) == "".join("".join(took) for took in rounds)
+    assert all(set(took) == set("abcd") for took in rounds)
+    assert len({tuple(took) for took in rounds}) > 12
+    assert all(sum(next(iter(took)) == name for took in rounds) > 3 for name in "abcd")
+
+
+def test_interleaved_warms_up_and_keeps_every_block():
+    calls = []
+    seconds = interleaved({name: (lambda name=name: calls.append(name)) for name in "ab"}, rounds=3, device=CPU)
+    assert calls[:2] == ["a", "b"]
+    assert len(calls) == 8
+    assert [len(s) for s in seconds.values()] == [3, 3]
+
+
+def test_ratios_of_few_rounds_are_a_paired_t_interval():
+    draw = np.random.default_rng(0)
+    seconds = {"a": draw.uniform(1, 2, 6).tolist(), "b": draw.uniform(1, 2, 6).tolist()}
+    found = ratios(seconds, "a")
+    logs = np.log(seconds["b"]) - np.log(seconds["a"])
+    interval = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert found["b"] == pytest.approx(np.exp([logs.mean(), interval.low, interval.high]))
+    assert found["a"] == (1, 1, 1)
+
+
+@pytest.mark.parametrize("disturbed", [0.0, 0.1])
+def test_intervals_of_ratios_cover_the_truth(disturbed):
+    """95 % nominal; a load that doubles a tenth of the blocks neither biases them nor makes them useless."""
+    draw, hits, widths = np.random.default_rng(1), 0, []
+    for _ in range(1000):
+        common = draw.normal(0, 0.05, 12)  # the machine's own drift: the same for all of a round
+        load = [np.where(draw.random(12) < disturbed, np.log(2), 0) for _ in range(5)]
+        seconds = {
+            name: np.exp(common + draw.normal(0, 0.01, 12) + load[i] + (np.log(1.1) if name == "b" else 0)).tolist()
+            for i, name in enumerate("abcde")
+        }
+        _, low, high = ratios(seconds, "a")["b"]
+        hits += low <= 1.1 <= high
+        widths.append(high - low)
+    assert hits >= 935  # 95 % less two standard errors
+    assert np.median(widths) < (0.022 if not disturbed else 0.06)
+
+
+def test_rounds_that_some_are_not_in():
+    seconds = {"a": [1.0, 2.0, 1.0, 4.0], "b": [2.0, 4.0, None, None], "c": [None, None, 3.0, 12.0]}
+    found = ratios(seconds, "a")
+    assert found["b"] == pytest.approx((2, 2, 2))
+    assert found["c"] == pytest.approx((3, 3, 3))
