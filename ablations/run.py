@@ -162,15 +162,17 @@ def execute(command: Command, console: Console) -> int:
     planned = [] if command.timing_only else study.planned(seeds, command.every_arm)
     folders = [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
     left = sum(not store.finished(folder) for folder in folders)
-    known = f", {len(seeds) * len(study.cells) - len(planned)} more known from these" if planned else ""
+    spared = len(seeds) * len(study.cells) - len(planned) if planned else 0
+    known = f" ({spared} more are known from their twins; --every-arm trains them too)" if spared else ""
     console.print(
         f"{out}: {len(folders) - left} of {len(folders)} cells finished before, {left} to run{known}; device "
         f"{recipe.device}, engine {recipe.engine} ({study.why}), {recipe.precision}, {torch.get_num_threads()} "
         f"threads, data {data.name} ({len(data.train.labels):,} + {len(data.val.labels):,} images)",
         highlight=False,
+        soft_wrap=True,
     )
     for name, why in study.refused.items():
-        console.print(f"left out: {name} ({why})", highlight=False, markup=False)
+        console.print(f"left out: {name} ({why})", highlight=False, markup=False, soft_wrap=True)
     with store.locked(out), Terminal(console, left) as progress:
         if command.margin or command.until:
             _decide_by(command, out)

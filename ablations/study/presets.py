@@ -5,7 +5,7 @@ from dataclasses import replace
 from ablations.study.arms import BASELINE
 from ablations.study.recipes import Recipe
 
-_QUICK = Recipe()
+_QUICK = Recipe()  # image, depth, batch and epochs chosen by measurement: see runs/README.md
 _MATCHED = Recipe(
     data="cifar10",
     width=192,

@@ -125,7 +125,7 @@ def test_finished_cells_are_skipped_and_others_added(command, monkeypatch):
 def test_exact_arms_are_trained_at_the_first_seed(command, capsys):
     options = ["--arms", "baseline,baseline-again,flash,decatt,decatt+flash", "--seeds", "2"]
     assert command(*options) == 0
-    assert "0 of 7 cells finished before, 7 to run, 3 more known from these" in capsys.readouterr().out
+    assert "0 of 7 cells finished before, 7 to run (3 more are known from their twins; " in capsys.readouterr().out
     cells_of = {(r["arm"], r["seed"]) for r in reading.results(command.out)}
     assert {arm for arm, seed in cells_of if seed == 1} == {"baseline", "decatt"}
     assert command(*options, "--every-arm") == 0
@@ -176,7 +176,7 @@ def test_until_ends_when_all_is_decided_or_at_the_last_seed():
 
 def test_until_is_of_the_studys_verdicts(command, capsys):
     """A margin that nothing can miss is met at the second seed, and the intervals allow for all looks."""
-    assert command("--arms", "baseline,decatt", "--seeds", "4", "--until", "accuracy=99", "--margin", "time=5") == 0
+    assert command("--arms", "baseline,decatt", "--seeds", "4", "--until", "accuracy=9999", "--margin", "time=5") == 0
     assert {r["seed"] for r in reading.results(command.out)} == {0, 1}
     assert "2 of at most 4 seeds; all is decided" in capsys.readouterr().out
     assert json.loads((command.out / "margins.json").read_text()) == {
