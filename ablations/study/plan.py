@@ -12,9 +12,11 @@ from rich.table import Table
 
 from ablations.study.arms import Arm
 from ablations.study.recipes import Recipe
-from core.account import graph
+from core.account import graphs
+from core.account.step import Account, account
 from core.data.sets import Data
 from core.errors import InputError
+from core.step import AdamW
 from core.vit import VitConfig
 
 Entry = dict[str, Any]
@@ -43,38 +45,30 @@ def entries(
     for arm in arms:
         config = recipe.model(arm, data)
         try:
-            account = accounted(arm, config, recipe)
+            cost = accounted(arm, config, recipe)
             entry = {
                 "arm": arm.name,
-                "parameters": account.parameters,
-                "flops_per_image": account.flops // recipe.batch_size,
-                **{k: v for k, v in asdict(account).items() if k not in ("parameters", "flops")},
-                "kept_bytes_per_block": account.kept_bytes_per_block,
+                "parameters": cost.parameters,
+                "flops_per_image": cost.flops // recipe.batch_size,
+                **{k: v for k, v in asdict(cost).items() if k not in ("parameters", "flops")},
+                "kept_bytes_per_block": cost.kept_bytes_per_block,
                 "batch_size": recipe.batch_size,
             }
             if compiled:
-                entry["kept_bytes_compiled"] = graph.kept_bytes_compiled(
-                    config, arm.ops, recipe.batch_size, recipe.dtype(arm), arm.remembers
-                )
+                traced = graphs.trace(config, arm.ops, recipe.batch_size, recipe.dtype(arm))
+                entry["kept_bytes_compiled"] = traced.kept_bytes
         except InputError as error:
             raise InputError(f"arm '{arm.name}': {error}") from error
         if budget is not None:
-            entry["fits"] = account.peak_bytes <= budget
+            entry["fits"] = cost.peak_bytes <= budget
             entry["largest_batch"] = largest(partial(_peak, arm, config, recipe), budget, recipe.batch_size)
         yield entry
 
 
-def accounted(arm: Arm, config: VitConfig, recipe: Recipe) -> graph.Account:
+def accounted(arm: Arm, config: VitConfig, recipe: Recipe) -> Account:
     """The account of an arm's training step under a recipe."""
-    return graph.account(
-        config,
-        arm.ops,
-        recipe.batch_size,
-        recipe.dtype(arm),
-        remembers=arm.remembers,
-        differentiator=recipe.differentiator,
-        clip=recipe.clip,
-    )
+    optimizer = AdamW(clip=recipe.clip)
+    return account(config, arm.ops, recipe.batch_size, recipe.dtype(arm), optimizer=optimizer, image=recipe.image)
 
 
 def bytes_per_image(arm: Arm, config: VitConfig, recipe: Recipe) -> int:

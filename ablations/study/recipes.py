@@ -6,7 +6,7 @@ import torch
 
 from ablations.study.arms import AGAIN, BASELINE, PRECISIONS, Arm, parse
 from core import engine
-from core.account import graph
+from core.account.step import account
 from core.data.augment import preparation
 from core.data.sets import Data
 from core.errors import InputError, choose
@@ -105,9 +105,9 @@ class Recipe:
 
     def resolve_engine(self, data: Data) -> tuple["Recipe", str]:
         """With the engine decided, and why: by the FLOPs of training a cell without any optimization."""
-        account = graph.account(self.model(parse(BASELINE), data), EXACT, self.batch_size)
+        flops = account(self.model(parse(BASELINE), data), EXACT, self.batch_size).flops
         steps = self.epochs * (len(data.train.labels) // self.batch_size)
-        name, why = engine.resolve(self.engine, self.device, float(account.flops) * steps)
+        name, why = engine.resolve(self.engine, self.device, float(flops) * steps)
         return replace(self, engine=name), why
 
     def resolve_data(self, data: Data) -> "Recipe":
