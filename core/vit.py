@@ -187,7 +187,7 @@ def forward(
     run = run or blockwise(config, ops, dtype)
     model = Site("", outer, config, ops, key, dtype, {})
     x = ops.tokenize(model, images)
-    carry = {"penalty": x.new_zeros((), dtype=torch.promote_types(dtype, torch.float32))}
+    carry = {"penalty": torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=x.device)}
     for i, own in enumerate(blocks):
         keys = None if key is None else rng.named(key, f"blocks.{i}")
         x, carry = run(own, keys, x, carry, i if ops.positional else None)

@@ -5,7 +5,7 @@ import torch
 
 from ablations.study.arms import parse
 from core import rng, vit
-from core.account.graph import graphs
+from core.account.graphs import trace
 from core.errors import InputError
 from core.ops import EXACT
 from core.step import objective, value_and_grad
@@ -38,7 +38,7 @@ def test_the_compiler_keeps_less_too(config):
     """What is rebuilt is not merged with what the forward pass computed: 4.5 u, then 8.5 u less a block of MLP ratio 2,
     compiled as eager (u = 32 x 17 x 16 float32; LayerNorm's statistics give and take a little)."""
     config, u = replace(config, depth=1), 32 * 17 * 16 * 4
-    plain, norms, mlp = (graphs(config, rewrite(EXACT), 32).kept_bytes for rewrite in (lambda o: o, *REWRITES.values()))
+    plain, norms, mlp = (trace(config, rewrite(EXACT), 32).kept_bytes for rewrite in (lambda o: o, *REWRITES.values()))
     assert plain - norms >= 0.95 * config.depth * 4 * u
     assert norms - mlp >= 0.95 * config.depth * 2 * u
 
