@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from core.account.graphs import trace
 
 from ablations.study.arms import parse
 from core import rng, vit
-from core.account.graph import graphs
 from core.errors import InputError
 from core.layers import EXACT
 from core.ops import rewrite
@@ -52,7 +52,7 @@ def test_the_compiler_keeps_less_too(config):
     """What is rebuilt is not merged with what the forward pass computed: 4.5 u, then 8.5 u less a block of MLP ratio 2,
     compiled as eager (u = 32 x 17 x 16 float32; LayerNorm's statistics give and take a little)."""
     config, u = replace(config, depth=1), 32 * 17 * 16 * 4
-    plain, norms, mlp = (graphs(config, rewrite(EXACT), 32).kept_bytes for rewrite in (lambda o: o, *REWRITES.values()))
+    plain, norms, mlp = (trace(config, ops, 32).kept_bytes for ops in (EXACT, *(t(EXACT) for t in REWRITES.values())))
     assert plain - norms >= 0.95 * config.depth * 4 * u
     assert norms - mlp >= 0.95 * config.depth * 2 * u
 
@@ -88,4 +88,5 @@ def test_what_it_does_by_itself_nobody_else_can_change(place):
     for first, second in ((other, recompute(True)), (recompute(True), other)):
         with pytest.raises(InputError, match=f"recompute does the model's {primitive} at .*{place}.*other"):
             second(first(EXACT))
-    assert other(recompute()(EXACT)).parts == recompute()(other(EXACT)).parts
+    light = recompute()
+    assert other(light(EXACT)).parts == light(other(EXACT)).parts
