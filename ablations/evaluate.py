@@ -1,6 +1,49 @@
-"""The best model of a cell, evaluated again: python ablations/evaluate.py runs/quick-digits/flash/seed0"""
+"""The best model of a cell, evaluated again: python ablations/evaluate.py runs/quick-digits/cells/flash/seed0"""
 
-from ablations.study.evaluation import main
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ablations.study import evaluation
+from ablations.study.machine import named, ready
+from core.data import sets
+from core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Evaluate the best model of a cell again, from its checkpoint."""
+
+    cell: Annotated[Path, tyro.conf.Positional]
+    """The cell's folder, such as runs/quick-digits/cells/flash/seed0."""
+    data: str | None = None
+    """The data set; the one it was trained on unless given."""
+    data_root: Path = Path("data")
+    """Where downloads and the cache of decoded images are kept."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+def main() -> None:
+    """Exit status: 0, or 2 for bad input."""
+    command = tyro.cli(Command)
+    try:
+        device = ready(named(command.device))
+        model = evaluation.load(command.cell)
+        data = sets.load(command.data or model.about["data"], command.data_root, model.recipe.image)
+        result = evaluation.accuracy(model, data, device)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(
+        f"{model.arm.name}, seed {model.about['seed']}, on {data.name}: {100 * result.accuracy:.2f} % of "
+        f"{len(result.correct):,} validation images, loss {result.loss:.4f} (recorded on {model.about['data']}: "
+        f"{100 * model.about['accuracy']:.2f} %)"
+    )
+
 
 if __name__ == "__main__":
     main()

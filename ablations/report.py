@@ -1,6 +1,42 @@
 """What a study concludes, rebuilt from its cells: python ablations/report.py runs/NAME [runs/NAME …]"""
 
-from ablations.reporting.compose import main
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Rebuild the report of a study from its cells, or join several of one configuration."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Studies that run.py wrote, such as runs/quick-digits."""
+    out: Path | None = None
+    """Where the report goes: report/ in the study's folder, or for several studies in one named after them. Nothing
+    there is replaced but what an earlier report wrote."""
+    target: float | None = None
+    """Accuracy in percent to report the time to; one that the baseline reached unless given."""
+
+
+def main() -> None:
+    """Exit status: 0, or 2 for bad input."""
+    command: Annotated[Command, tyro.conf.arg(name="")] = tyro.cli(Command)
+    try:
+        if not command.folders:
+            raise InputError("no study given; write python ablations/report.py runs/NAME")
+        from ablations.reporting.compose import write  # pandas and matplotlib: not for --help
+
+        paths = write(command.folders, command.out, None if command.target is None else command.target / 100)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print("\n".join(map(str, paths)))
+
 
 if __name__ == "__main__":
     main()

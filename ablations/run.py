@@ -16,21 +16,12 @@ import torch
 import tyro
 from rich.console import Console
 
-from ablations.analysis.comparisons import Views
-from ablations.reporting import compose as report
-from ablations.reporting import published
-from ablations.reporting import tables as sections
-from ablations.reporting.words import sentences
 from ablations.study import arms as arm_names
-from ablations.study import cells as study
-from ablations.study import initialization as initial
-from ablations.study import plan
-from ablations.study import recipes as presets
-from ablations.study import store as record
-from ablations.study.progress import Terminal, show
-from ablations.study.reading import read as read_study
-from ablations.study.recipes import ABOUT, ARMS, PRESETS, Recipe
-from core.data import sets as data_sets
+from ablations.study import machine, plan, running, store
+from ablations.study.presets import ABOUT, ARMS, PRESETS
+from ablations.study.progress import Terminal
+from ablations.study.recipes import PRECISIONS, Recipe
+from core.data import sets
 from core.engine import ENGINES
 from core.errors import InputError, choose
 from core.transforms.registry import REGISTRY
@@ -67,7 +58,7 @@ class Command:
     json: Flag = False
     """With --plan: as JSON."""
     budget: str | None = None
-    """With --plan: memory such as 24GiB. Marks the arms that fit, and the largest batch that does."""
+    """With --plan: memory such as 24GiB. Marks the arms whose needs are within it, and the largest batch that is."""
     profile: Flag = False
     """Also profile a few steps of every arm, after training: costliest operations, time by category, memory over a
     step, the difference from the baseline, a trace."""
@@ -78,9 +69,11 @@ def read(arguments: list[str], console: Console) -> Command:
     """The command line, defaults taken from its preset. `--set` adds to the preset's own settings."""
     preset = _last("--preset", arguments)
     if preset is None:
-        preset = "matched" if torch.cuda.is_available() and _last("--device", arguments) != "cpu" else "quick"
-        why = "an accelerator is here" if preset == "matched" else "no accelerator in use"
-        console.print(f"preset {preset} ({why}): {ABOUT[preset]}; --preset chooses another", highlight=False)
+        device = _last("--device", arguments)
+        gpu = device == "cuda" or (device != "cpu" and torch.cuda.is_available())
+        preset, why = ("matched", "for a GPU") if gpu else ("quick", "no accelerator in use")
+        about = "" if "--plan" in arguments else f": {ABOUT[preset]}"
+        console.print(f"preset {preset} ({why}){about}; --preset chooses another", highlight=False)
     base = PRESETS[choose("preset", preset, PRESETS)]
     default = Command(arms=ARMS.get(preset, "all"), preset=preset, recipe=base)
     command = tyro.cli(Command, args=arguments, default=default)
@@ -110,7 +103,7 @@ def each(command: Command) -> list[Command]:
         raise InputError(f"--data {','.join(names)} gives two studies one folder; run them one by one, with --out")
     if len(names) > 1:
         for name in names:
-            data_sets.outline(name, command.data_root, command.recipe.image)
+            sets.outline(name, command.data_root, command.recipe.image)
     return [replace(command, recipe=replace(command.recipe, data=name)) for name in names]
 
 
@@ -127,66 +120,45 @@ def _last(option: str, arguments: list[str]) -> str | None:
 
 def execute(command: Command, console: Console) -> int:
     """Run or continue the study of a command; returns the number of failed cells."""
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions too
-    recipe = command.recipe.resolve_machine()
-    arm_names.select(command.arms, arm_names.read_settings(recipe.set))  # refused before data is fetched
-    recipe = initial.resolve(recipe)
-    data = initial.normalise(recipe, data_sets.load(recipe.data, command.data_root, recipe.image))
-    recipe, why = recipe.resolve_data(data).resolve_engine(data)
-    chosen = arm_names.select(command.arms, arm_names.read_settings(recipe.set))
-    study.check(chosen, recipe, data)
+    study = running.prepare(command.arms, command.recipe, command.data_root)
+    recipe, data = study.recipe, study.data
     out = command.out or Path("runs") / f"{command.preset}-{_file_name(data.name)}"
-    record.open_study(out, command.preset, asdict(recipe), record.environment(recipe.device))
+    store.open_study(out, command.preset, asdict(recipe), machine.environment(recipe.device))
     seeds = range(command.first_seed, command.first_seed + command.seeds)
-    left = sum(not record.finished(record.cell_folder(out, arm.name, seed)) for arm in chosen for seed in seeds)
-    total = len(chosen) * len(seeds)
+    folders = [store.cell_folder(out, cell.arm.name, seed) for seed in seeds for cell in study.cells]
+    left = sum(not store.finished(folder) for folder in folders)
     console.print(
-        f"{out}: {total - left} of {total} cells finished before, {left} to run; device {recipe.device}, engine "
-        f"{recipe.engine} ({why}), {recipe.precision}, {torch.get_num_threads()} threads, data {data.name} "
-        f"({len(data.train.labels):,} + {len(data.val.labels):,} images)",
+        f"{out}: {len(folders) - left} of {len(folders)} cells finished before, {left} to run; device {recipe.device}, "
+        f"engine {recipe.engine} ({study.why}), {recipe.precision}, {torch.get_num_threads()} threads, data "
+        f"{data.name} ({len(data.train.labels):,} + {len(data.val.labels):,} images)",
         highlight=False,
     )
-    with record.locked(out), Terminal(console, left) as progress:
-        failed = study.run(chosen, seeds, command.preset, recipe, data, out, progress)
+    with store.locked(out), Terminal(console, left) as progress:
+        failed = running.run(study, seeds, command.preset, out, progress)
         if command.profile:
-            failed += study.profile(chosen, recipe, data, out, progress)
-    if record.results(out):
+            failed += running.profile(study, out, progress)
+    if any(map(store.finished, folders)):
+        from ablations.reporting.terminal import conclude  # figures and statistics: not for --list or a refusal
+
         conclude(out, console)
     return failed
-
-
-def conclude(out: Path, console: Console) -> None:
-    """Write the report, and print its table, its summary and the published figures."""
-    views = Views(read_study([out]))
-    written = report.compose(views, out)
-    show(console, sections.by_arm(views))
-    lines = [f"* {sentence}" for sentence in sentences(views)]
-    records = [*views.study.results, *views.study.failed]
-    lines += ["", *published.tables(views.study.configuration, views.study.environment, records)]
-    console.print("\n".join(lines).replace("**", "").replace("`", ""), markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"\n{written[1]}   tensorboard --logdir {out / 'report'} (each arm's seeds as one), {out} (every cell)",
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 def foresee(command: Command, console: Console) -> None:
     """Print the account of every arm."""
     budget = None if command.budget is None else plan.read_bytes(command.budget)
-    recipe = command.recipe.resolve_machine()
-    data = data_sets.outline(recipe.data, command.data_root, recipe.image)
-    recipe = recipe.resolve_shape(data)
-    chosen = arm_names.select(command.arms, arm_names.read_settings(recipe.set))
+    study = running.foresee(command.arms, command.recipe, command.data_root, present=False)
     planned = []
-    for entry in plan.entries(chosen, recipe, data, command.recipe.engine == "compiled", budget):
+    for entry in plan.entries(study.cells, command.recipe.engine == "compiled", budget):
         planned.append(entry)
         if not command.json and console.is_terminal:
-            console.print(f"{len(planned)} of {len(chosen)}: {entry['arm']}", end="\r", highlight=False)
+            console.print(f"{len(planned)} of {len(study.cells)}: {entry['arm']}", end="\r", highlight=False)
     if command.json:
         print(json.dumps(planned, indent=2))
     else:
-        plan.show(console, planned, budget)
+        recipe = study.recipe
+        what = f"{recipe.batch_size} images on {recipe.device}, {recipe.precision}, engine {recipe.engine}"
+        plan.show(console, planned, what, budget)
 
 
 def _file_name(data: str) -> str:
@@ -200,8 +172,8 @@ def describe(console: Console) -> None:
     lines = ["arms (--arms all):", *(f"  {name}" for name in arm_names.lattice()), "", "optimizations:"]
     lines += [f"  {name:<10} {t.about} ({t.contract})" for name, t in REGISTRY.items()]
     lines += ["", "presets:", *(f"  {name:<10} {text}" for name, text in ABOUT.items())]
-    lines += ["", f"data:       {', '.join(data_sets.NAMES)}", f"engines:    {', '.join(ENGINES)}"]
-    lines += [f"devices:    {', '.join(presets.DEVICES)}", f"precisions: auto, {', '.join(presets.PRECISIONS)}"]
+    lines += ["", f"data:       {', '.join(sets.NAMES)}", f"engines:    {', '.join(ENGINES)}"]
+    lines += [f"devices:    {', '.join(machine.DEVICES)}", f"precisions: auto, {', '.join(PRECISIONS)}"]
     console.print("\n".join(lines), markup=False, highlight=False)
 
 

@@ -75,9 +75,9 @@ def attention(site: Site, x: Tensor) -> tuple[Tensor, Carry]:
     qkv = after_norm(site, "norm1", "attn.qkv", x)
     q, k, v = rearrange(qkv, "B N (three h d) -> three B h N d", three=3, h=site.config.heads).unbind(0)
     heads = ops.attend(own, q, k, v)
-    penalty = site.carry["penalty"] + ops.penalty(own, heads)
+    carry = ops.observe(own, q, k, v, heads)
     y = ops.linear(own.child("proj"), lambda heads: rearrange(heads, "B h N d -> B N (h d)"), heads)
-    return dropout(own, y), {**site.carry, "penalty": penalty}
+    return dropout(own, y), carry
 
 
 def mlp(site: Site, x: Tensor) -> Tensor:
@@ -113,6 +113,11 @@ def readout(site: Site, x: Tensor) -> Tensor:
     return site.ops.linear(head.child("fc2"), lambda y, *mask: activate(y, site.config.dropout, *mask), y, *mask)
 
 
+def observe(site: Site, q: Tensor, k: Tensor, v: Tensor, heads: Tensor) -> Carry:
+    """The carry, with this block's penalty added to it."""
+    return {**site.carry, "penalty": site.carry["penalty"] + site.ops.penalty(site, heads)}
+
+
 def penalty(site: Site, heads: Tensor) -> Tensor:
     """Zero."""
     return heads.new_zeros(())
@@ -135,5 +140,5 @@ def dropout(site: Site, x: Tensor) -> Tensor:
     return drop(x, site.config.dropout, *kept(site, x.shape))
 
 
-EXACT = Ops(tokenize, norm, linear, attend, attention, mlp, block, readout, penalty)
+EXACT = Ops(tokenize, norm, linear, attend, attention, mlp, block, readout, observe, penalty)
 """The unmodified primitives."""

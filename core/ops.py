@@ -82,6 +82,7 @@ class Ops:
     mlp:       (site, x [B,N,D]) -> [B,N,D]: the second branch, likewise
     block:     (site, x [B,N,D]) -> (x [B,N,D], carry): both branches with their residuals
     readout:   (site, x [B,N,D]) -> logits [B,K]
+    observe:   (site, q, k, v, heads) -> carry: what goes on from one block's attention, the penalty in any case
     penalty:   (site, heads [B,h,N,d]) -> what one block adds to the cross entropy, a scalar
     """
 
@@ -93,6 +94,7 @@ class Ops:
     mlp: Callable[[Site, Tensor], Tensor]
     block: Callable[[Site, Tensor], tuple[Tensor, Carry]]
     readout: Callable[[Site, Tensor], Tensor]
+    observe: Callable[[Site, Tensor, Tensor, Tensor, Tensor], Carry]
     penalty: Callable[[Site, Tensor], Tensor]
     parts: tuple[Part, ...] = ()
     exact: Ops | None = field(default=None, repr=False)

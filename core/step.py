@@ -40,8 +40,7 @@ class Metrics(NamedTuple):
 
 
 class Aux(NamedTuple):
-    """What the objective reports beside its value. Not detached in there: where the penalty is zero a compiler
-    makes the value and the cross entropy one tensor, and a detached one would take the gradient from both."""
+    """What the objective reports beside its value, 0-d float64."""
 
     cross_entropy: Tensor
     penalty: Tensor
@@ -49,7 +48,7 @@ class Aux(NamedTuple):
 
 
 Prepare = Callable[[Tensor, Tensor | None], Tensor]  # (stored images, key) -> normalised float images
-Objective = Callable[[Params, Batch, Tensor], tuple[Tensor, Aux]]
+Objective = Callable[[Params, Batch, Tensor], tuple[Tensor, Tensor]]
 Step = Callable[[State, Batch], tuple[State, Metrics]]
 
 
@@ -69,29 +68,32 @@ def objective(
     dtype: torch.dtype = torch.float32,
     region: Callable[..., Any] = lambda block: block,
 ) -> Objective:
-    """(params, batch, key) -> (cross entropy + penalty, Aux); the forward pass in `dtype`, the loss in float32.
+    """(params, batch, key) -> (cross entropy + penalty, the values of Aux [3]); the forward pass in `dtype`, the loss in
+    float32.
 
     Augmentation and model draw from separate keys, so that all arms of a seed see the same images. region: a compiler's
     mark on the function of a block, to compile it once for all.
     """
     run = region(blockwise(config, ops, dtype))
 
-    def loss(params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, Aux]:
+    def loss(params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = batch
         data_key, model_key = rng.split(key, 2)
         output = forward(params, prepare(images, data_key), config, ops, model_key, dtype, run)
         logits = output.logits.to(torch.promote_types(dtype, torch.float32))
         cross_entropy = F.cross_entropy(logits, labels)
         correct = (logits.detach().argmax(-1) == labels).sum()
-        return cross_entropy + output.penalty, Aux(cross_entropy, output.penalty, correct)
+        # One tensor of its own: parts that a compiler finds equal to the value would share its gradient.
+        aux = torch.stack([t.detach().double() for t in Aux(cross_entropy, output.penalty, correct)])
+        return cross_entropy + output.penalty, aux
 
     return loss
 
 
 def value_and_grad(
-    fn: Callable[..., tuple[Tensor, Aux]], frozen: Callable[[str], bool] = lambda name: False
+    fn: Callable[..., tuple[Tensor, Tensor]], frozen: Callable[[str], bool] = lambda name: False
 ) -> Callable[..., tuple[Tensor, Aux, Params]]:
-    """fn(params, *args) -> (value, Aux)  becomes  (params, *args) -> (value, Aux, gradients by name), without those
+    """fn(params, *args) -> (value, aux [3])  becomes  (params, *args) -> (value, Aux, gradients by name), without those
     of frozen parameters."""
 
     def differentiated(params: Params, *args: Any) -> tuple[Tensor, Aux, Params]:
@@ -100,7 +102,7 @@ def value_and_grad(
         with torch.enable_grad():
             value, aux = fn(leaves, *args)
         gradients = torch.autograd.grad(value, list(trained.values()), materialize_grads=True)
-        return value.detach(), Aux(*(a.detach() for a in aux)), dict(zip(trained, gradients, strict=True))
+        return value.detach(), Aux(*aux.unbind()), dict(zip(trained, gradients, strict=True))
 
     return differentiated
 
@@ -115,7 +117,7 @@ def make_step(
     which it splits into a forward and a backward graph, and the update."""
     optimizer = ops.optimizer(optimizer)
 
-    def of_step(params: Params, batch: Batch, key: Tensor, count: Tensor) -> tuple[Tensor, Aux]:
+    def of_step(params: Params, batch: Batch, key: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         return loss(params, batch, rng.fold_in(key, count))
 
     def update(trained: Params, gradients: Params, state: Any, count: Tensor) -> tuple[Params, Any, Tensor]:

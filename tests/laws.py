@@ -1,58 +1,110 @@
-"""The laws that every registered optimization obeys. Registering one puts it through all of them:
+"""The laws that every optimization obeys, at every setting that is used. Registering one puts it through all of them:
 
 pytest tests/laws.py -k NAME
 """
 
-import itertools
-from dataclasses import replace
-from functools import reduce
+import tempfile
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from examples import EXAMPLES
 
-from ablations.study.arms import Arm, parse
 from core import rng, vit
 from core.errors import InputError
-from core.ops import EXACT
-from core.step import Aux, cast, objective, value_and_grad
-from core.transforms.registry import REGISTRY
+from core.layers import EXACT
+from core.optimizers import AdamW
+from core.step import Aux, make_step, objective, start, value_and_grad
+from core.transforms.registry import REGISTRY, Transform
 
 CONFIG = vit.VitConfig(image=32, patch=8, width=16, depth=2, heads=2, mlp=32, classes=5)
 DRAWS = 150  # for the mean of an unbiased gradient
 
-# Every registered transform alone, with its defaults or at each of its levels.
-NAMES = [f"{name}@{level}" if t.levels else name for name, t in REGISTRY.items() for level in t.levels or (None,)]
-ARMS = [parse(name) for name in NAMES]
-each = pytest.mark.parametrize("arm", ARMS, ids=NAMES)
+
+@dataclass(frozen=True)
+class Case:
+    """A transform with parameters."""
+
+    name: str
+    transform: Transform
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return ",".join([self.name, *(f"{k}={v}" for k, v in self.parameters.items())])
+
+    @property
+    def rewrite(self):
+        try:
+            return self.transform.build(**self.parameters, **offline(self.parameters))
+        except InputError as error:
+            if "needs its package" in str(error):
+                pytest.skip(str(error))
+            raise
+
+    @property
+    def ops(self):
+        return self.rewrite(EXACT)
 
 
-def registered(arm: Arm):
-    return REGISTRY[arm.name.partition("@")[0]]
+def offline(parameters) -> dict[str, str]:
+    """Weights for the scorer that would download them: the laws hold whatever the network has learned."""
+    return {"weights": scorer_weights()} if parameters.get("scorer") == "features" else {}
 
 
-def config_of(arm: Arm) -> vit.VitConfig:
-    return replace(CONFIG, **arm.shape)
+@cache
+def scorer_weights() -> str:
+    from torchvision.models import shufflenet_v2_x0_5
+
+    torch.manual_seed(0)
+    path = Path(tempfile.mkdtemp()) / "shufflenet.pth"
+    torch.save(shufflenet_v2_x0_5().state_dict(), path)
+    return str(path)
 
 
-def inputs(config, dtype=torch.float64):
-    params = {n: p.to(dtype) for n, p in vit.init(config, 0).items()}
+def cases(registry: dict[str, Transform]):
+    """Every transform with its defaults or at each of its levels, and at its further settings."""
+    for name, t in registry.items():
+        first = next(iter(t.build.__annotations__))
+        yield from (Case(name, t, {first: level}) for level in t.levels) if t.levels else (Case(name, t),)
+        yield from (Case(name, t, setting) for setting in t.settings)
+
+
+CASES = [*cases(REGISTRY), *cases(EXAMPLES)]
+each = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def inputs(ops, config, dtype=torch.float64):
+    """Parameters, those that the transform brings moved away from their initial values, and a batch."""
+    key, brought = rng.key(2), ops.parameters(config)
+    params = {n: p.to(dtype) for n, p in vit.init(config, 0, ops).items()}
+    for n in brought:
+        params[n] = params[n] + 0.1 * rng.uniform(rng.named(key, n), params[n].shape).to(dtype)
     images = (rng.uniform(rng.key(1), (6, 3, CONFIG.image, CONFIG.image)) * 2 - 1).to(dtype)
     return params, (images, torch.arange(6) % CONFIG.classes)
 
 
-def loss_of(ops, config, dtype=torch.float64):
-    return objective(config, ops, lambda images, key: images, dtype)
+def loss_of(ops, config, dtype=torch.float64, **options):
+    return objective(config, ops, lambda images, key: images, dtype, **options)
 
 
-def run(ops, config, dtype=torch.float64, key=7, differentiator="autograd"):
+def run(ops, dtype=torch.float64, key=7, config=None):
     """(loss, gradients) of the training objective."""
-    gradient = value_and_grad(loss_of(ops, config, dtype), differentiator)
-    value, _, gradients = gradient(*inputs(config, dtype), rng.key(key))
+    config = config or ops.config(CONFIG)
+    gradient = value_and_grad(loss_of(ops, config, dtype), ops.frozen)
+    value, _, gradients = gradient(*inputs(ops, config, dtype), rng.key(key))
     return value, gradients
 
 
+def unmodified(case):
+    """The same of EXACT, for the model that the transform asks for; images are not resized for it."""
+    return run(EXACT, config=replace(case.ops.config(CONFIG), image=CONFIG.image))
+
+
 def equal(a, b):
-    return torch.equal(a[0], b[0]) and all(torch.equal(a[1][n], b[1][n]) for n in a[1])
+    return torch.equal(a[0], b[0]) and a[1].keys() == b[1].keys() and all(torch.equal(a[1][n], b[1][n]) for n in a[1])
 
 
 def distance(a, b):
@@ -60,49 +112,47 @@ def distance(a, b):
     return max(((a[n] - b[n]).abs().max() / b[n].abs().max().clamp_min(1e-6)).item() for n in b)
 
 
-@pytest.mark.parametrize("name", [n for n, t in REGISTRY.items() if t.identity is not None])
-def test_identity(name):
+IDENTITIES = [(n, t) for n, t in (REGISTRY | EXAMPLES).items() if t.identity is not None]
+
+
+@pytest.mark.parametrize(("name", "transform"), IDENTITIES, ids=[n for n, _ in IDENTITIES])
+def test_identity(name, transform):
     """At its neutral parameters a transform changes nothing, bit for bit."""
-    ops = REGISTRY[name].build(**REGISTRY[name].identity)(EXACT)
+    ops = transform.build(**transform.identity)(EXACT)
     for dtype in (torch.float64, torch.float32):
-        assert equal(run(ops, CONFIG, dtype), run(EXACT, CONFIG, dtype))
-
-
-PAIRS = [(a, b) for a, b in itertools.combinations(ARMS, 2) if registered(a) is not registered(b)]
-
-
-@pytest.mark.parametrize(("first", "second"), PAIRS, ids=[f"{a.name}-{b.name}" for a, b in PAIRS])
-def test_commutation_or_a_named_refusal(first, second):
-    """Two transforms give the same arm in either order, or both orders are refused with a reason."""
-    try:
-        together = parse(f"{first.name}+{second.name}")
-    except InputError as refusal:
-        with pytest.raises(InputError) as other:
-            parse(f"{second.name}+{first.name}")
-        for message in (str(refusal), str(other.value)):
-            for name in (first.name, second.name):
-                assert name.partition("@")[0] in message
-        return
-    outcomes = [
-        run(reduce(lambda ops, rewrite: rewrite(ops), order, EXACT), config_of(together))
-        for order in (together.transforms, together.transforms[::-1])
-    ]
-    assert equal(*outcomes)
+        assert equal(run(ops, dtype), run(EXACT, dtype))
 
 
 @each
-def test_only_the_declared_field_changes(arm):
-    changed = [f for f in EXACT.__dataclass_fields__ if getattr(arm.ops, f) is not getattr(EXACT, f)]
-    assert changed == [registered(arm).field]
+def test_commutation_or_a_named_refusal(case):
+    """With every other transform: the same numbers in either order, or both orders are refused by name."""
+    mine = case.rewrite
+    for other in CASES:
+        if other.name == case.name or "flash-attn" in str(other):
+            continue
+        theirs = other.rewrite
+        outcomes, refusals = [], []
+        for one, two in ((mine, theirs), (theirs, mine)):
+            try:
+                outcomes.append(run(two(one(EXACT))))
+            except InputError as refusal:
+                refusals.append(str(refusal))
+        for text in refusals:
+            assert case.name in text
+            assert other.name in text or "model of that patch" in text
+        assert len(refusals) in (0, 2), str(other)
+        assert refusals or equal(*outcomes), str(other)
 
 
 @each
-def test_purity(arm):
+def test_purity(case):
     """The same key gives the same bits on every call; no argument is written to."""
-    params, batch = inputs(config_of(arm))
+    ops = case.ops
+    config = ops.config(CONFIG)
+    params, batch = inputs(ops, config)
     copies = {n: p.clone() for n, p in params.items()}
     key, images = rng.key(3), batch[0].clone()
-    gradient = value_and_grad(loss_of(arm.ops, config_of(arm)))
+    gradient = value_and_grad(loss_of(ops, config))
     first, again = ((v, g) for v, _, g in (gradient(params, batch, key) for _ in range(2)))
     assert equal(first, again)
     assert all(torch.equal(params[n], copies[n]) for n in params)
@@ -111,29 +161,31 @@ def test_purity(arm):
 
 
 @each
-def test_evaluation_draws_nothing(arm):
+def test_evaluation_draws_nothing(case):
     """Without a key the result is the same on every call."""
-    params, (images, _) = inputs(config_of(arm))
-    logits = [vit.forward(params, images, config_of(arm), arm.ops).logits for _ in range(2)]
+    config = case.ops.config(CONFIG)
+    params, (images, _) = inputs(case.ops, config)
+    logits = [vit.forward(params, images, config, case.ops).logits for _ in range(2)]
     assert torch.equal(*logits)
 
 
 @each
-def test_contract(arm):
+def test_contract(case):
     """What the transform declares, in float64."""
-    contract, config = registered(arm).contract, config_of(arm)
-    (exact_loss, exact), (loss, gradient) = run(EXACT, config_without(arm)), run(arm.ops, config)
-    if contract == "exact":
+    contract = case.transform.contract
+    (exact_loss, exact), (loss, gradient) = unmodified(case), run(case.ops)
+    if contract in ("exact", "changes the update"):
         assert loss.item() == pytest.approx(exact_loss.item(), rel=1e-12)
         assert distance(gradient, exact) < 1e-9
     elif contract == "unbiased gradient":
         assert loss.item() == pytest.approx(exact_loss.item(), rel=1e-12)
-        draws = [run(arm.ops, config, key=k)[1] for k in range(DRAWS)]
+        draws = [run(case.ops, key=k)[1] for k in range(DRAWS)]
         check_mean(draws, exact, 1e-9)
         assert any(distance(g, exact) > 1e-9 for g in draws), "declared unbiased, but nothing is estimated"
     else:
+        assert contract == "changes the objective"
         assert abs(loss.item() - exact_loss.item()) > 1e-6, "declared to change the objective, but does not"
-        check_by_finite_differences(arm, gradient)
+        check_by_finite_differences(case.ops, gradient)
 
 
 def check_mean(draws, exact, rounding):
@@ -145,81 +197,94 @@ def check_mean(draws, exact, rounding):
         assert error <= 4 * expected + rounding * exact[n].norm() + 1e-9, n
 
 
-def config_without(arm):
-    """The arm's config, for the unmodified model: images are not resized for it."""
-    return replace(config_of(arm), image=CONFIG.image)
-
-
-def check_by_finite_differences(arm, gradient):
+def check_by_finite_differences(ops, gradient):
     """The gradient belongs to the changed objective: central differences along random directions."""
-    params, batch = inputs(config_of(arm))
-    loss, key, step = loss_of(arm.ops, config_of(arm)), rng.key(7), 1e-6
+    config = ops.config(CONFIG)
+    params, batch = inputs(ops, config)
+    loss, key, step = loss_of(ops, config), rng.key(7), 1e-6
     for seed in range(3):
-        keys = rng.split(rng.key(100 + seed), len(params))
-        direction = {n: rng.uniform(k, p.shape).double() - 0.5 for (n, p), k in zip(params.items(), keys, strict=True)}
+        direction = {n: rng.uniform(rng.named(rng.key(seed), n), params[n].shape).double() - 0.5 for n in gradient}
         ahead, behind = (
-            loss({n: p + sign * step * direction[n] for n, p in params.items()}, batch, key)[0] for sign in (1, -1)
+            loss(params | {n: params[n] + sign * step * d for n, d in direction.items()}, batch, key)[0]
+            for sign in (1, -1)
         )
-        along = sum((gradient[n] * direction[n]).sum() for n in params)
+        along = sum((gradient[n] * direction[n]).sum() for n in gradient)
         assert ((ahead - behind) / (2 * step)).item() == pytest.approx(along.item(), rel=1e-5)
 
 
 @each
-def test_both_differentiators_agree(arm):
-    config = config_of(arm)
-    (value, gradient), (other, by_func) = run(arm.ops, config), run(arm.ops, config, differentiator="func")
-    assert value.item() == pytest.approx(other.item(), rel=1e-12)
-    assert distance(gradient, by_func) < 1e-9
+def test_a_step_changes_what_is_trained(case):
+    """Parameters that the transform freezes keep their bits, the others move; the optimizer is the declared one."""
+    ops = case.ops
+    config = ops.config(CONFIG)
+    params, batch = inputs(ops, config)
+    state = start(params, AdamW(weight_decay=0.1), rng.key(7), ops)
+    step = make_step(loss_of(ops, config), AdamW(weight_decay=0.1), ops)
+    after, _ = step(state, batch)
+    again, _ = step(state, batch)
+    trained = [n for n in params if not ops.frozen(n)]
+    assert trained
+    for n, p in params.items():
+        assert torch.equal(after.params[n], again.params[n])
+        assert torch.equal(after.params[n], p) == (n not in trained), n
+    if case.transform.contract == "changes the update":
+        plain, _ = make_step(loss_of(ops, config), AdamW(weight_decay=0.1))(start(params, AdamW(), rng.key(7)), batch)
+        assert any(not torch.equal(plain.params[n], after.params[n]) for n in params)
 
 
 @each
-def test_float32_is_near_float64(arm):
-    config = config_of(arm)
-    (exact_loss, exact), (loss, gradient) = run(arm.ops, config), run(arm.ops, config, torch.float32)
+def test_works_under_torch_func(case):
+    """torch.func gives autograd's value and gradients."""
+    config = case.ops.config(CONFIG)
+    loss = loss_of(case.ops, config)
+    by_func, (other, _) = torch.func.grad_and_value(loss, has_aux=True)(*inputs(case.ops, config), rng.key(7))
+    value, gradient = run(case.ops)
+    assert value.item() == pytest.approx(other.item(), rel=1e-12)
+    assert distance({n: by_func[n] for n in gradient}, gradient) < 1e-9
+
+
+@each
+def test_float32_is_near_float64(case):
+    (exact_loss, exact), (loss, gradient) = run(case.ops), run(case.ops, torch.float32)
     assert loss.item() == pytest.approx(exact_loss.item(), rel=1e-5)
-    if registered(arm).contract == "unbiased gradient":  # rows of nearly equal size are drawn in another order
-        check_mean([run(arm.ops, config, torch.float32, key=k)[1] for k in range(DRAWS)], run(EXACT, config)[1], 1e-4)
+    if case.transform.contract == "unbiased gradient":  # rows of nearly equal size are drawn in another order
+        check_mean([run(case.ops, torch.float32, key=k)[1] for k in range(DRAWS)], unmodified(case)[1], 1e-4)
     else:
         assert distance({n: g.double() for n, g in gradient.items()}, exact) < 1e-3
 
 
 @each
-def test_bfloat16(arm):
+def test_bfloat16(case):
     """The step in bf16: float32 master weights, loss and gradients; near the exact loss."""
-    config = config_of(arm)
-    params, batch = inputs(config, torch.float32)
-    value, _, gradients = value_and_grad(loss_of(arm.ops, config, torch.bfloat16))(params, batch, rng.key(7))
-    assert value.item() == pytest.approx(run(arm.ops, config)[0].item(), rel=3e-2)
+    ops = case.ops
+    config = ops.config(CONFIG)
+    params, batch = inputs(ops, config, torch.float32)
+    value, _, gradients = value_and_grad(loss_of(ops, config, torch.bfloat16))(params, batch, rng.key(7))
+    assert value.item() == pytest.approx(run(ops)[0].item(), rel=3e-2)
     assert {g.dtype for g in gradients.values()} == {torch.float32}
     assert all(g.isfinite().all() for g in gradients.values())
-    low = cast(params, torch.bfloat16)
-    assert vit.forward(low, batch[0].bfloat16(), config, arm.ops).logits.dtype == torch.bfloat16
+    assert vit.forward(params, batch[0], config, ops, dtype=torch.bfloat16).logits.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("differentiator", ["autograd", "func"])
 @each
-def test_one_graph(arm, differentiator):
-    """Loss and gradient compile without a break (fullgraph), and give the eager numbers."""
-    config = replace(config_of(arm), depth=1)
-    params, batch = inputs(config, torch.float32)
-    loss = loss_of(arm.ops, config, torch.float32)
+def test_one_graph(case):
+    """The loss compiles without a break (fullgraph), its blocks as one region, and gives the eager numbers."""
+    ops = case.ops
+    config = ops.config(CONFIG)
+    params, batch = inputs(ops, config)
     graphs = []
 
-    def compiled(fn):
-        def backend(graph, example):
-            graphs.append(graph)
-            return torch._dynamo.lookup_backend("aot_eager")(graph, example)
+    def backend(graph, example):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, example)
 
-        return torch.compile(fn, fullgraph=True, dynamic=False, backend=backend)
-
-    if differentiator == "func":
-        gradient = compiled(value_and_grad(loss, "func"))
-    else:
-        gradient = value_and_grad(compiled(loss), "autograd")
-    expected = value_and_grad(loss, differentiator)(params, batch, rng.key(7))
+    torch._dynamo.reset()  # all cases share code objects, and torch keeps only a few results of each
+    loss = loss_of(ops, config, region=torch.compiler.nested_compile_region)
+    gradient = value_and_grad(torch.compile(loss, fullgraph=True, dynamic=False, backend=backend), ops.frozen)
+    expected = run(ops)
     for _ in range(2):
         value, aux, gradients = gradient(params, batch, rng.key(7))
     assert len(graphs) == 1
     assert isinstance(aux, Aux)
-    assert value.item() == pytest.approx(expected[0].item(), rel=1e-6)
-    assert distance(gradients, expected[2]) < 1e-4
+    assert value.item() == pytest.approx(expected[0].item(), rel=1e-12)
+    assert distance(gradients, expected[1]) < 1e-9

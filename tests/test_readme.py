@@ -15,7 +15,7 @@ def test_the_example_passes_the_laws(tmp_path):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "core/transforms/activity.py").write_text(file)
-    registry = tmp_path / "core/transforms/__init__.py"
+    registry = tmp_path / "core/transforms/registry.py"
     text = registry.read_text().replace(
         "from core.transforms.decatt", "from core.transforms.activity import activity\nfrom core.transforms.decatt"
     )

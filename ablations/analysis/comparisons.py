@@ -1,107 +1,43 @@
-"""What the cells of a study say of its arms: responses, differences from the baseline, equal time and memory."""
+"""What the cells of a study say of its arms, as tables: effects, differences, and what stands beside them.
 
-from collections.abc import Callable
+A row of differences has `response` and the columns of `Estimate.described`: the intervals of a response that hold
+together are those of one table.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from math import exp, inf, log
-from typing import NamedTuple
+from math import inf
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from ablations.analysis.effects import Effects, Noise, Table, difference, effects, label, levels, noise
-from ablations.analysis.estimates import Estimate, Values
+from ablations.analysis.effects import Effects, difference, fit
+from ablations.analysis.estimates import Estimate
+from ablations.analysis.factors import controlled, label, levels
+from ablations.analysis.responses import BY_NAME, COMPARED, Table, tables
 from ablations.study.arms import AGAIN, BASELINE
-from ablations.study.reading import Cell, Study
-from core.transforms.registry import REGISTRY
+from ablations.study.reading import Study
 
-
-class Response(NamedTuple):
-    """A quantity that arms are compared in. values: of a cell, [images] or [1]. shown: a difference in `unit`.
-
-    better: 1 if more is better, else -1. random: whether equal runs differ in it.
-    """
-
-    name: str
-    unit: str
-    values: Callable[[Cell], Values]
-    shown: Callable[[float], float]
-    form: str
-    better: int
-    random: bool = True
-
-    def text(self, value: float) -> str:
-        """A difference with its sign: `+1.25`; from a thousand on, which only an interval's end can be, `>+999`."""
-        if self.shown(value) >= 1000:
-            return ">+999"
-        written = format(self.shown(value), self.form)
-        return written.replace("-", "−") if self.visible(value) else written.lstrip("+-")
-
-    def visible(self, value: float) -> bool:
-        """Whether a difference is not zero as it is written."""
-        return any(digit in format(self.shown(value), self.form) for digit in "123456789")
-
-
-def _number(key: str, of: Callable[[float], float] = float) -> Callable[[Cell], Values]:
-    return lambda cell: np.array([of(cell.result[key])])
-
-
-def _percent(ratio: float) -> float:
-    return 100 * (exp(ratio) - 1)
-
-
-RESPONSES = (
-    Response("accuracy", "points", lambda cell: cell.correct[-1].astype(float), lambda x: 100 * x, "+.2f", 1),
-    Response("loss", "", _number("final_val_loss"), float, "+.4f", -1),
-    Response("step time", "%", _number("step_ms_median", log), _percent, "+.1f", -1),
-    Response("peak memory", "%", _number("peak_bytes", log), _percent, "+.1f", -1, random=False),
-)
-COMPARED = ("accuracy", "step time", "peak memory")  # in words, and between single arms
-BY_NAME = {response.name: response for response in RESPONSES}
-
-
-class Swap(NamedTuple):
-    """What a level does when it is added to the baseline, and when it is taken out of everything together."""
-
-    level: str
-    added: Estimate | None
-    everything: str | None
-    removed: Estimate | None
+Pair = tuple[dict[str, Any], str, str]  # how a row is called, an arm, and the one that it is compared with
 
 
 @dataclass(frozen=True)
-class Views:
-    """A study's conclusions, response by response."""
+class Comparisons:
+    """A study's arms against one another."""
 
     study: Study
 
     @cached_property
     def tables(self) -> dict[str, Table]:
         """Of each response: (arm, seed) -> values."""
-        return {r.name: {cell.key: r.values(cell) for cell in self.study.cells} for r in RESPONSES}
+        return tables(self.study)
 
     @property
-    def apart(self) -> list[str]:
-        """Arms that the factorial leaves out: a baseline that is another model than the other arms."""
-        return [BASELINE] if self.study.configuration.get("baseline_width") is not None else []
-
-    @cached_property
-    def effects(self) -> dict[str, Effects]:
-        """Main effects and interactions of each response."""
-        return {name: effects(table, self.noise[name], self.apart) for name, table in self.tables.items()}
-
-    @cached_property
-    def noise(self) -> dict[str, Noise | None]:
-        """With one seed, the noise of a cell of each response, by Lenth's method."""
-        if len(self.study.seeds) > 1:
-            return dict.fromkeys(self.tables)
-        return {
-            r.name: noise(self.tables[r.name], _unable(r.name), self.apart) if r.random else Noise(silent=True)
-            for r in RESPONSES
-        }
-
-    def against(self, response: str, arm: str, other: str = BASELINE) -> Estimate | None:
-        """An arm minus another, within seeds."""
-        return difference(self.tables[response], arm, other, self.noise[response])
+    def baseline_differs(self) -> bool:
+        """Whether the baseline is another model than the other arms, which the factorial must then leave out."""
+        return any(self.study.configuration.get(f"baseline_{what}") is not None for what in ("width", "heads"))
 
     @property
     def compared(self) -> list[str]:
@@ -109,45 +45,76 @@ class Views:
         arms = list(self.study.arms)
         return [arm for arm in arms if arm not in (BASELINE, AGAIN)] if BASELINE in arms else []
 
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """A row a cell: its result's numbers and words, and under each response's name the response."""
+        flat = [{k: v for k, v in result.items() if not isinstance(v, dict)} for result in self.study.results]
+        means = {name: [table[cell.key].mean() for cell in self.study.cells] for name, table in self.tables.items()}
+        return pd.DataFrame(flat).assign(**means)
+
     def mean(self, response: str, arm: str) -> float:
         """The mean of a response over an arm's seeds."""
-        return float(np.mean([self.tables[response][cell.key].mean() for cell in self.study.arms[arm]]))
+        return float(self.cells.loc[self.cells["arm"] == arm, response].mean())
 
-    def swaps(self, response: str) -> list[Swap]:
-        """Leave-one-out and add-one-in of every level of the factorial."""
-        design, arms = self.effects[response].design, self.study.arms
-        named = {frozenset(levels(arm).items()): arm for arm in arms if arm != AGAIN}
-        out = []
+    @cached_property
+    def effects(self) -> dict[str, Effects]:
+        """Main effects and interactions of each response."""
+        without = [BASELINE] if self.baseline_differs else []
+        return {name: fit(table, without) for name, table in self.tables.items()}
+
+    @cached_property
+    def effect_table(self) -> pd.DataFrame:
+        """All effects: response, effect, order (1: main, 2: interaction). Step time and peak memory are differences of
+        natural logarithms."""
+        rows = [
+            {"response": name, "effect": label(term), "order": len(term), **found.described(len(these.effects))}
+            for name, these in self.effects.items()
+            for term, found in these.effects
+        ]
+        return pd.DataFrame(rows)
+
+    def against(self, response: str, arm: str, other: str = BASELINE) -> Estimate | None:
+        """An arm minus another, within seeds."""
+        return difference(self.tables[response], arm, other)
+
+    def _differences(self, pairs: Iterable[Pair]) -> pd.DataFrame:
+        pairs = list(pairs)
+        rows = [
+            {**called, "response": name, **found.described(len(pairs))}
+            for called, arm, other in pairs
+            for name in COMPARED
+            if (found := self.against(name, arm, other))
+        ]
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def against_baseline(self) -> pd.DataFrame:
+        """Every arm minus the baseline: arm."""
+        again = [AGAIN] if {BASELINE, AGAIN} <= set(self.study.arms) else []
+        return self._differences(({"arm": arm}, arm, BASELINE) for arm in [*again, *self.compared])
+
+    @cached_property
+    def against_controls(self) -> pd.DataFrame:
+        """Every arm minus itself with an optimization's control in place of the optimization: optimization, arm,
+        control."""
+        return self._differences(
+            ({"optimization": name, "arm": arm, "control": other}, arm, other)
+            for name, arm, other in controlled(self.study.arms)
+        )
+
+    @cached_property
+    def taken_out(self) -> pd.DataFrame:
+        """Everything without an optimization minus everything: optimization, everything."""
+        design = self.effects["step time"].design
+        named = {frozenset(levels(arm).items()): arm for arm in self.study.arms if arm != AGAIN}
+        pairs = []
         for term in design.mains:
             ((factor, level),) = term
             rest = {f: names[1] for f, names in design.factors.items() if f != factor}
-            everything = named.get(frozenset((rest | {factor: level}).items()))
-            alone, without = named.get(frozenset({(factor, level)})), named.get(frozenset(rest.items()))
-            out.append(
-                Swap(
-                    label(term),
-                    self.against(response, alone) if alone and BASELINE in arms else None,
-                    everything,
-                    self.against(response, without, everything) if everything and without else None,
-                )
-            )
-        return out
-
-    @cached_property
-    def budget(self) -> float:
-        """Training seconds of the fastest arm: what every arm has had."""
-        return min(float(np.mean([c.result["train_seconds"] for c in cells])) for cells in self.study.arms.values())
-
-    def at_equal_time(self, arm: str) -> float | None:
-        """Mean validation accuracy after `budget` seconds of training, between epochs interpolated; None if a seed had
-        not finished its first epoch."""
-        points = []
-        for cell in self.study.arms[arm]:
-            seconds, accuracy = ([row[k] for row in cell.rows] for k in ("seconds", "val/accuracy"))
-            if seconds[0] > self.budget:
-                return None
-            points.append(np.interp(self.budget, seconds, accuracy))
-        return float(np.mean(points))
+            everything, without = (named.get(frozenset(s.items())) for s in (rest | {factor: level}, rest))
+            if rest and everything and without:
+                pairs.append(({"optimization": label(term), "everything": everything}, without, everything))
+        return self._differences(pairs)
 
     def at_equal_memory(self, arm: str) -> int:
         """The batch that an arm could train on within the baseline's predicted peak memory."""
@@ -173,23 +140,13 @@ class Views:
     def front(self, *responses: str) -> list[str]:
         """Arms that no other arm beats in all of these responses at once (means over seeds)."""
         signs = [BY_NAME[name].better for name in responses]
-        points = {
-            arm: tuple(sign * self.mean(name, arm) for sign, name in zip(signs, responses, strict=True))
-            for arm in self.study.arms
-            if arm != AGAIN
-        }
-        return [
-            arm
-            for arm, p in points.items()
-            if not any(q != p and all(b >= a for a, b in zip(p, q, strict=True)) for q in points.values())
-        ]
+        means = self.cells.loc[self.cells["arm"] != AGAIN].groupby("arm")[list(responses)].mean() * signs
+        beaten = {arm for arm, p in means.iterrows() if ((means >= p).all(axis=1) & (means != p).any(axis=1)).any()}
+        return [arm for arm in self.study.arms if arm in means.index and arm not in beaten]
 
-
-def _unable(response: str) -> set[str]:
-    """Factors that cannot change accuracy or loss: exact ones."""
-    return of_contract("exact") if response in ("accuracy", "loss") else set()
-
-
-def of_contract(contract: str) -> set[str]:
-    """The names of the transforms with this contract."""
-    return {name for name, transform in REGISTRY.items() if transform.contract == contract}
+    def curves(self, most: int = 8) -> list[str]:
+        """Arms whose learning curves say most: the baseline, each optimization alone, the best of all."""
+        arms = [arm for arm in self.study.arms if arm != AGAIN]
+        alone = [arm for arm in arms if len(levels(arm)) <= 1]
+        best = max(arms, key=lambda arm: self.mean("accuracy", arm))
+        return list(dict.fromkeys([*alone[: most - (best not in alone[:most])], best]))

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ablations.study.store import Recorder
+from ablations.study.recorder import Recorder
 from core import engine, rng, vit
 from core.data.augment import preparation
 from core.data.batches import batches

@@ -23,6 +23,7 @@ from rich.table import Table
 from ablations.benchmarks import data as bench_data
 from ablations.benchmarks import tokens as bench_tokens
 from ablations.benchmarks.peers import PEERS, Contender, contender
+from ablations.study import machine
 from ablations.study import store as record
 from ablations.study.arms import parse
 from ablations.study.recipes import PRECISIONS
@@ -250,7 +251,7 @@ def main() -> None:
         sys.exit(2)
     if bench.json:
         settings = asdict(replace(bench, json=None))
-        environment = record.environment(bench.device) | gpu_state(device)
+        environment = machine.environment(bench.device) | gpu_state(device)
         record.write_json(bench.json, {"bench": settings, "environment": environment, "figures": figures})
 
 

@@ -1,177 +1,154 @@
-"""What a study concludes: report.md, report.html, tables and figures, all rebuilt from its cells.
+"""The report of a study: report.md, report.html, tables, figures and TensorBoard, all made from its cells."""
 
-python ablations/report.py runs/NAME [runs/NAME …]
-"""
-
-import csv
-import io
+import json
 import shutil
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import NamedTuple
 
-import tyro
-
-from ablations.analysis.comparisons import RESPONSES, Views
-from ablations.analysis.effects import label
-from ablations.reporting import effect_figures as figures_effects
-from ablations.reporting import figures, published
-from ablations.reporting import html as page
-from ablations.reporting import tables as sections
-from ablations.reporting import tensorboard as boards
+from ablations.analysis.comparisons import Comparisons
+from ablations.reporting import (
+    cost_figures,
+    effect_figures,
+    html,
+    learning_curves,
+    profiles,
+    published,
+    sections,
+    tensorboard,
+)
 from ablations.reporting.words import sentences
 from ablations.study.reading import read
 from ablations.study.store import write_text
 from core.errors import InputError
 
 Drawn = dict[str, Path]  # figures by name, in the report's order
+_LISTING = ".written.json"  # what a report wrote, so that the next one may replace it and nothing else
+_FOLDERS = ("figures", "profiles", "tensorboard")
+
+CAPTIONS = {
+    "effects": "Effects on each response. Thick: 95 % interval; thin: 95 % for all effects of a panel together; "
+    "filled: zero is outside the thin one. Long ones run out of the panel. Dashed: interactions begin below.",
+    "pareto": "Accuracy after the last epoch against step time and peak memory: means over seeds, bars ± standard "
+    "deviation. Filled: no arm has better means in both, within noise or not. The line joins these.",
+    "learning_curves": "Validation accuracy at equal steps, and at equal time: the baseline, each optimization alone "
+    "and the arm with the highest mean. Bands: standard deviation over seeds.",
+    "kept_bytes": "Bytes kept for the backward pass, by layer and operation.",
+}
+
+
+class Section(NamedTuple):
+    """A part of a report: Markdown lines, then figures by name."""
+
+    title: str
+    lines: list[str]
+    figures: Sequence[str] = ()
 
 
 def write(folders: Sequence[Path], out: Path | None = None, target: float | None = None) -> list[Path]:
     """Write the report of a study, or of several joined, with its tables and figures; returns their paths.
 
-    out: the folder; the study's own, or for several one named after them. target: an accuracy from 0 to 1 that the
-    time to reach it is reported for; one that the baseline reached unless given. Raises InputError for what
-    `cells.read` refuses, and for a target outside 0 to 1.
+    out: the folder; report/ in the study's own, or for several in one named after them. target: an accuracy from 0 to 1
+    that the time to reach it is reported for; one that the baseline reached unless given. Raises InputError for what
+    `reading.read` refuses, and for a target outside 0 to 1.
     """
     if target is not None and not 0 < target <= 1:
         raise InputError(f"target {100 * target:g} is outside 0 to 100 %: write an accuracy in percent, such as 90")
-    out = out or (folders[0] if len(folders) == 1 else folders[0].parent / "+".join(f.name for f in folders))
-    return compose(Views(read(folders)), out, target)
+    own = folders[0] if len(folders) == 1 else folders[0].parent / "+".join(f.name for f in folders)
+    return write_comparisons(Comparisons(read(folders)), out or own / "report", target)
 
 
-def compose(views: Views, out: Path, target: float | None = None) -> list[Path]:
+def write_comparisons(comparisons: Comparisons, out: Path, target: float | None = None) -> list[Path]:
     """The same of cells that are read already, in this folder."""
-    _ = views.tables  # refused before anything is written
+    _ = comparisons.cells  # refused before anything is written
     out.mkdir(parents=True, exist_ok=True)
-    drawn = _draw(views, out)
-    parts = _sections(views, drawn, views.target if target is None else target)
-    text = _markdown(views, parts, drawn, out)
-    write_text(out / "report.md", text)
-    write_text(out / "report.html", page.render(text, out))
-    write_text(out / "results.csv", _csv([_flat(result) for result in views.study.results]))
-    write_text(out / "effects.csv", _csv(_effects(views)))
-    boards.write(out / "report", views, {title: lines for title, _, lines, _ in parts}, drawn)
+    with _replacing(out):
+        drawn = _draw(comparisons, out)
+        parts = _sections(comparisons, drawn, comparisons.target if target is None else target)
+        text = _markdown(comparisons, parts, drawn, out)
+        write_text(out / "report.md", text)
+        write_text(out / "report.html", html.render(text, out))
+        flat = [column for column in comparisons.cells if column not in comparisons.tables]
+        comparisons.cells[flat].to_csv(out / "results.csv", index=False)
+        comparisons.effect_table.to_csv(out / "effects.csv", index=False)
+        told = {part.title: part.lines for part in parts}
+        pages = profiles.write(profiles.profiled(comparisons.study), out / "profiles")
+        tensorboard.write(out / "tensorboard", comparisons, told, drawn, pages)
     return [out / name for name in ("report.md", "report.html", "results.csv", "effects.csv")] + list(drawn.values())
 
 
-def _draw(views: Views, out: Path) -> Drawn:
+@contextmanager
+def _replacing(out: Path) -> Iterator[None]:
+    """Removes what an earlier report wrote in a folder, and notes what this one writes."""
+    listing = out / _LISTING
+    for name in json.loads(listing.read_text()) if listing.is_file() else []:
+        if (out / name).parent.resolve().is_relative_to(out.resolve()):
+            (out / name).unlink(missing_ok=True)
+    foreign = _files(out)
+    try:
+        yield
+    finally:
+        write_text(listing, json.dumps(sorted(_files(out) - foreign)))
+
+
+def _files(out: Path) -> set[str]:
+    return {p.relative_to(out).as_posix() for f in _FOLDERS for p in (out / f).rglob("*") if not p.is_dir()}
+
+
+def _draw(comparisons: Comparisons, out: Path) -> Drawn:
     """All figures; those that a study has nothing for are left out."""
-    folder = out / "figures"
-    shutil.rmtree(folder, ignore_errors=True)
-    cells = [(cell.result, cell.rows) for cell in views.study.cells]
+    folder, study = out / "figures", comparisons.study
     drawn: Drawn = {}
-    for name, x in (("accuracy_by_epoch", "epoch"), ("accuracy_by_second", "seconds")):
-        drawn[name] = folder / f"{name}.png"
-        figures.accuracy(cells, x, drawn[name])
-    drawn["kept_bytes"] = folder / "kept_bytes.png"
-    figures.kept({arm: group[0]["kept_by_op"] for arm, group in sections.by_arm(views).items()}, drawn["kept_bytes"])
-    drawn |= figures_effects.draw(views, folder)
-    for arm, group in views.study.arms.items():
+
+    def path(name: str) -> Path:
+        return drawn.setdefault(name, folder / f"{name}.png")
+
+    learning_curves.draw(comparisons, path("learning_curves"))
+    cost_figures.kept(comparisons, path("kept_bytes"))
+    if len(study.arms) > 1:
+        cost_figures.pareto(comparisons, path("pareto"))
+    if not comparisons.effect_table.empty:
+        effect_figures.effects(comparisons, path("effects"))
+    for arm, group in study.arms.items():
         source = group[0].folder / "tokens.png"
         if source.is_file() and all(source.read_bytes() != p.read_bytes() for n, p in drawn.items() if "tokens" in n):
-            drawn[f"tokens_{arm}"] = folder / f"tokens_{arm}.png"
-            shutil.copyfile(source, drawn[f"tokens_{arm}"])
+            shutil.copyfile(source, path(f"tokens_{arm}"))
     return drawn
 
 
-Section = tuple[str, str, list[str], list[str]]  # title, words before, lines, figures after
-
-
-def _sections(views: Views, drawn: Drawn, target: float) -> list[Section]:
+def _sections(comparisons: Comparisons, drawn: Drawn, target: float) -> list[Section]:
     """What a report has to say, in its order; empty sections left out."""
-    study = views.study
+    study = comparisons.study
     records = [*study.results, *study.failed]
-    beside = published.tables(study.configuration, study.environment, records)
+    beside = published.beside(study.configuration, study.environment, records)
     tokens = [name for name in drawn if name.startswith("tokens")]
-    parts: list[Section] = [
-        ("Summary", "", [f"* {sentence}" for sentence in sentences(views)], []),
-        ("Arms", "", sections.arms(views), ["pareto"]),
-        (
-            "Effects",
-            "",
-            sections.effects(views),
-            ["effects", "half_normal", *(f"interactions_{r.name.replace(' ', '_')}" for r in RESPONSES)],
-        ),
-        ("Arms against the baseline", "", sections.against_baseline(views, target), []),
-        ("Added to the baseline, taken out of everything", "", sections.swaps(views), []),
-        ("Sampling against exact recomputation", "", sections.against_recomputation(views), []),
-        ("Beside the published study", "", beside, []),
-        ("Learning curves", "Validation accuracy at equal steps, and at equal time.", [], [*drawn][:2]),
-        ("Memory", "What each arm keeps for its backward pass.", [], ["kept_bytes"]),
-        ("Tokens", "How images are cut into patches.", [], tokens),
-        ("How to read this", "", sections.reading(views), []),
-        ("Optimizations", "", sections.optimizations(views), []),
-        ("Failed cells", "", sections.failed(views), []),
-        ("Settings and environment", "", sections.environment(views), []),
+    parts = [
+        Section("Summary", [f"* {sentence}" for sentence in sentences(comparisons)]),
+        Section("Arms", sections.arms(comparisons), ["pareto"]),
+        Section("Effects", sections.effects(comparisons), ["effects"]),
+        Section("Arms against the baseline", sections.against_baseline(comparisons, target)),
+        Section("Optimizations against their controls", sections.against_controls(comparisons)),
+        Section("Taken out of everything", sections.taken_out(comparisons)),
+        Section("Beside the published study", beside),
+        Section("Learning curves", [], ["learning_curves"]),
+        Section("Memory", [], ["kept_bytes"]),
+        Section("Tokens", ["How images are cut into patches."] if tokens else [], tokens),
+        Section("How to read this", sections.reading(comparisons)),
+        Section("Optimizations", sections.optimizations(comparisons)),
+        Section("Failed cells", sections.failed(comparisons)),
+        Section("Settings and environment", sections.environment(comparisons)),
     ]
-    kept = [(title, words, lines, [name for name in names if name in drawn]) for title, words, lines, names in parts]
-    return [part for part in kept if part[2] or part[3]]
+    kept = [part._replace(figures=[name for name in part.figures if name in drawn]) for part in parts]
+    return [part for part in kept if part.lines or part.figures]
 
 
-def _markdown(views: Views, parts: Sequence[Section], drawn: Drawn, out: Path) -> str:
-    configuration = views.study.configuration
-    lines = [f"# {configuration['preset']} on {configuration['data']}", "", sections.terms(views)]
-    for title, words, body, names in parts:
-        lines += ["", f"## {title}", ""]
-        lines += [words, ""] if words else []
-        lines += body
-        for name in names:
+def _markdown(comparisons: Comparisons, parts: Sequence[Section], drawn: Drawn, out: Path) -> str:
+    configuration = comparisons.study.configuration
+    lines = [f"# {configuration['preset']} on {configuration['data']}", "", sections.terms(comparisons)]
+    for part in parts:
+        lines += ["", f"## {part.title}", "", *part.lines]
+        for name in part.figures:
             path = drawn[name].relative_to(out).as_posix()
-            lines += ["", f"![{figures_effects.CAPTIONS.get(name, name.replace('_', ' '))}]({path})"]
+            lines += ["", f"![{CAPTIONS.get(name, name.replace('_', ' '))}]({path})"]
     return "\n".join(lines) + "\n"
-
-
-def _flat(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if not isinstance(value, dict)}
-
-
-def _effects(views: Views) -> list[dict[str, Any]]:
-    """All effects with both intervals. Step time and peak memory are differences of natural logarithms."""
-    out = []
-    for response, found in views.effects.items():
-        for term, e in found.effects:
-            (low, high), (low_all, high_all) = e.interval(), e.interval(of=found.together)
-            row: dict[str, Any] = {"response": response, "effect": label(term), "estimate": e.value}
-            row |= {"se": e.se, "df": e.df, "seeds": e.seeds, "low": low, "high": high}
-            out.append(row | {"low_together": low_all, "high_together": high_all})
-    return out
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-@dataclass(frozen=True)
-class Command:
-    """Rebuild the report of a study from its cells, or join several of one configuration."""
-
-    folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Studies that run.py wrote, such as runs/quick-digits."""
-    out: Path | None = None
-    """Where the report goes: the study's folder, or for several studies one named after them."""
-    target: float | None = None
-    """Accuracy in percent to report the time to; one that the baseline reached unless given."""
-
-
-def main() -> None:
-    """Exit status: 0, or 2 for bad input."""
-    command: Annotated[Command, tyro.conf.arg(name="")] = tyro.cli(Command)
-    try:
-        if not command.folders:
-            raise InputError("no study given; write python ablations/report.py runs/NAME")
-        paths = write(command.folders, command.out, None if command.target is None else command.target / 100)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print("\n".join(map(str, paths)))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,34 +1,75 @@
-"""Markdown of the reports: tables, and differences with their intervals."""
+"""Numbers as they are written: differences with their intervals, tables in Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
-from statistics import mean, stdev
+from typing import Any
 
-from ablations.analysis.comparisons import Response
-from ablations.analysis.estimates import Estimate
+import pandas as pd
 
+from ablations.analysis.responses import BY_NAME, COMPARED, Response
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, a line each."""
-    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+_FORMS = {"accuracy": "+.2f", "loss": "+.4f", "step time": "+.1f", "peak memory": "+.1f"}
 
 
-def spread(values: Sequence[float], form: str, shown: bool = True) -> str:
+def table(frame: pd.DataFrame) -> list[str]:
+    """A Markdown table of strings, a line each (pandas needs a package for it)."""
+    rows = [frame.columns, ["---"] * frame.shape[1], *frame.itertuples(index=False)]
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def spread(values: Sequence[float] | pd.Series, form: str, shown: bool = True) -> str:
     """The mean, with the standard deviation where there are several different values."""
-    centre = format(mean(values), form)
-    return f"{centre} ± {format(stdev(values), form)}" if shown and len(set(values)) > 1 else centre
+    series = pd.Series(values)
+    centre = format(series.mean(), form)
+    return f"{centre} ± {format(series.std(), form)}" if shown and series.nunique() > 1 else centre
 
 
-def interval(response: Response, found: Estimate | None, of: int = 1) -> str:
-    """`+1.25 [−0.40, +2.90]`, bold if the interval excludes zero, without one if there is none; — for no estimate."""
-    if found is None:
-        return "—"
-    value = response.text(found.value)
-    if isnan(found.se):
+def signed(response: Response, value: float) -> str:
+    """A difference with its sign: `+1.25`; from a thousand on, which only an interval's end can be, `>+999`."""
+    if response.shown(value) >= 1000:
+        return ">+999"
+    written = format(response.shown(value), _FORMS[response.name])
+    return written.replace("-", "−") if visible(response, value) else written.lstrip("+-")
+
+
+def visible(response: Response, value: float) -> bool:
+    """Whether a difference is not zero as it is written."""
+    return any(digit in format(response.shown(value), _FORMS[response.name]) for digit in "123456789")
+
+
+def told(row: Mapping[Any, Any]) -> bool:
+    """Whether a row of differences is told from zero, by the intervals that hold together."""
+    clear = row["low_together"] > 0 or row["high_together"] < 0
+    return clear and visible(BY_NAME[row["response"]], row["estimate"])
+
+
+def interval(row: Mapping[Any, Any], together: bool = True) -> str:
+    """`+1.25 [−0.40, +2.90]` of a row of differences, without an interval if there is none."""
+    response = BY_NAME[row["response"]]
+    value = signed(response, row["estimate"])
+    if isnan(row["se"]):
         return value
-    low, high = (response.text(x) for x in found.interval(of=of))
-    bounds = f" [{low}, {high}]" if low != high else ""
-    return f"**{value}**{bounds}" if found.clear(of) and response.visible(found.value) else f"{value}{bounds}"
+    low, high = (signed(response, row[end + "_together" * together]) for end in ("low", "high"))
+    return f"{value} [{low}, {high}]" if low != high else value
+
+
+def title(name: str) -> str:
+    """A response with its unit."""
+    return f"{name}, {BY_NAME[name].unit}" if BY_NAME[name].unit else name
+
+
+def by_response(frame: pd.DataFrame, keys: Sequence[str], responses: Iterable[str] = COMPARED) -> pd.DataFrame:
+    """Differences as text, a row a comparison and a column a response: bold what is told from zero."""
+    bold = [
+        f"**{text.replace(' ', '** ', 1) if ' ' in text else f'{text}**'}" for text in frame.apply(interval, axis=1)
+    ]
+    plain = frame.apply(interval, axis=1)
+    texts = plain.where(~frame.apply(told, axis=1), pd.Series(bold, frame.index))
+    wide = frame.assign(text=texts).pivot(index=list(keys), columns="response", values="text")
+    order = frame[list(keys)].drop_duplicates()
+    wide = wide.reindex(pd.MultiIndex.from_frame(order) if len(keys) > 1 else order[keys[0]])
+    wide = wide.reindex(columns=list(responses)).fillna("—").rename(columns=title).reset_index()
+    return wide.assign(**{key: wide[key].map("`{}`".format) for key in keys})
 
 
 def listed(names: Sequence[str]) -> str:

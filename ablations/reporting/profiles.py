@@ -1,53 +1,55 @@
-"""Profiles as text and images, beside the baseline's, in each arm's folder and in TensorBoard: operations.md,
-categories.png, memory.png."""
+"""Profiles as text and images, beside the baseline's: operations.md, categories.png, memory.png of each arm."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from ablations.reporting import figures
+from ablations.reporting import plotting
 from ablations.study.arms import BASELINE
 from ablations.study.profiling import CATEGORIES, Operation, Profile, difference, load
+from ablations.study.reading import Study
 from ablations.study.store import write_text
 
 _SHOWN = 25  # rows of a table
-_COLOURS = (figures.BLUE, figures.GREY)
+_COLOURS = (plotting.BLUE, plotting.GREY)
 
 
-def views(folders: dict[str, Path], baseline: str = BASELINE) -> list[Path]:
-    """Rebuild text and images of every arm, with its difference from the baseline if that is among them, and write
-    them as TensorBoard events; returns their paths. InputError for a folder without a profile."""
-    from torch.utils.tensorboard import SummaryWriter
+class Pages(NamedTuple):
+    """What is told of an arm's profile: Markdown by title, images by name, the folder of the profile itself."""
 
-    profiles = {arm: load(folder) for arm, folder in folders.items()}
-    written: list[Path] = []
-    for arm, folder in folders.items():
-        texts, images = _draw(profiles[arm], profiles.get(baseline), baseline, folder)
-        for old in folder.glob("events.out.tfevents*"):
-            old.unlink()
-        with SummaryWriter(str(folder)) as writer:
-            for tag, text in texts.items():
-                writer.add_text(tag, text, 0)
-            for path in images:
-                writer.add_image(path.stem, np.asarray(Image.open(path).convert("RGB")), 0, dataformats="HWC")
-        written += [folder / "operations.md", *images]
-    return written
+    texts: dict[str, str]
+    images: dict[str, Path]
+    source: Path
 
 
-def _draw(made: Profile, reference: Profile | None, baseline: str, folder: Path) -> tuple[dict[str, str], list[Path]]:
-    """Write operations.md and the images; returns the texts by tag and the images' paths."""
+def profiled(study: Study) -> dict[str, Path]:
+    """The folders of the arms' profiles, of those that have one."""
+    folders = {arm: cells[0].folder.parent / "profile" for arm, cells in study.arms.items()}
+    return {arm: folder for arm, folder in folders.items() if (folder / "profile.json").is_file()}
+
+
+def write(folders: Mapping[str, Path], out: Path, baseline: str = BASELINE) -> dict[str, Pages]:
+    """Text and images of every arm, in a folder each, with its difference from the baseline if that is among them.
+    InputError for a folder without a profile."""
+    made = {arm: load(folder) for arm, folder in folders.items()}
+    return {arm: _draw(made[arm], made.get(baseline), baseline, out / arm, folders[arm]) for arm in folders}
+
+
+def _draw(made: Profile, reference: Profile | None, baseline: str, out: Path, source: Path) -> Pages:
+    out.mkdir(parents=True, exist_ok=True)
     texts = {"operations": _operations_text(made), "difference": _difference_text(made, reference, baseline)}
-    write_text(folder / "operations.md", "\n".join(texts.values()))
+    write_text(out / "operations.md", "\n".join(texts.values()))
     shown = [p for p in (made, reference if made.arm != baseline else None) if p]
+    images = {}
     for name, draw in (("categories", _categories), ("memory", _memory)):
-        figure, axis = figures.pyplot().subplots(figsize=(7, 4.2), layout="constrained")
+        figure, axis = plotting.pyplot().subplots(figsize=(7, 4.2), layout="constrained")
         draw(axis, shown)
         axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-        figures.save(figure, folder / f"{name}.png")
-    return texts, [folder / "categories.png", folder / "memory.png"]
+        images[name] = out / f"{name}.png"
+        plotting.save(figure, images[name])
+    return Pages(texts, images, source)
 
 
 def _markdown(header: str, rows: Iterable[str]) -> str:

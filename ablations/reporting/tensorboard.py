@@ -1,13 +1,14 @@
-"""A study in TensorBoard: every arm's seeds as one curve with a band, the report's tables as text, its figures."""
+"""A study in TensorBoard: a run an arm, its seeds as one curve with a band; the report's tables and figures beside."""
 
-import shutil
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ablations.analysis.comparisons import Views
+from ablations.analysis.comparisons import Comparisons
+from ablations.reporting.profiles import Pages
 from ablations.study.reading import Cell
 
 CURVES = {
@@ -23,24 +24,47 @@ LAYOUT = {
 }
 
 
-def write(folder: Path, views: Views, texts: Mapping[str, Sequence[str]], drawn: Mapping[str, Path]) -> None:
-    """The run `folder` with texts (Markdown by title) and figures, and below it a run an arm with its margin charts."""
+def write(
+    folder: Path,
+    comparisons: Comparisons,
+    texts: Mapping[str, Sequence[str]],
+    drawn: Mapping[str, Path],
+    profiles: Mapping[str, Pages],
+) -> None:
+    """The run `report` with texts (Markdown by title) and figures, and a run an arm with its margin charts and what
+    was profiled of it."""
     from torch.utils.tensorboard import SummaryWriter
 
-    shutil.rmtree(folder, ignore_errors=True)
-    with SummaryWriter(str(folder)) as writer:
+    with SummaryWriter(str(folder / "report")) as writer:
         writer.add_custom_scalars(LAYOUT)
         for i, (title, lines) in enumerate(texts.items(), 1):
             if lines:
                 writer.add_text(f"{i:02} {title}", "\n".join(lines), 0)  # TensorBoard sorts them
         for name, path in drawn.items():
-            writer.add_image(name, np.asarray(Image.open(path).convert("RGB")), 0, dataformats="HWC")
-    for arm, cells in views.study.arms.items():
+            writer.add_image(name, _pixels(path), 0, dataformats="HWC")
+    for arm, cells in comparisons.study.arms.items():
         with SummaryWriter(str(folder / arm)) as writer:
             for tag in CURVES:
                 for epoch, mean, deviation in _band(cells, tag):
                     for part, value in (("", mean), ("/lower", mean - deviation), ("/upper", mean + deviation)):
                         writer.add_scalar(f"seeds/{tag}{part}", value, epoch)
+            if arm in profiles:
+                _profile(writer, profiles[arm], folder / arm)
+
+
+def _profile(writer, pages: Pages, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    """Its texts and images, and the trace under the name that torch-tb-profiler looks for."""
+    for tag, text in pages.texts.items():
+        writer.add_text(f"profile/{tag}", text, 0)
+    for name, path in pages.images.items():
+        writer.add_image(f"profile/{name}", _pixels(path), 0, dataformats="HWC")
+    trace = folder / "step.pt.trace.json.gz"
+    trace.unlink(missing_ok=True)
+    trace.symlink_to(os.path.relpath(pages.source / "trace.json.gz", folder))
+
+
+def _pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
 
 
 def _band(cells: Sequence[Cell], tag: str) -> list[tuple[int, float, float]]:

@@ -65,9 +65,8 @@ def parse(name: str, settings: Settings | None = None) -> Arm:
         raise InputError(f"arm '{name}' has two precisions; choose one")
     parts = sorted((_part(text, settings or {}) for text in texts if text not in PRECISIONS), key=lambda part: part[0])
     bases = [base for _, base, _ in parts]
-    for i, base in enumerate(bases):
-        if base in bases[:i]:
-            raise InputError(f"arm '{name}' has {base} twice; write each optimization once")
+    if twice := [base for base in bases if bases.count(base) > 1]:
+        raise InputError(f"arm '{name}' has {twice[0]} twice; write each optimization once")
     rewrites = tuple(REGISTRY[base].build(**parameters) for _, base, parameters in parts)
     arm = Arm(
         "+".join(sorted([*precisions, *(part for part, _, _ in parts)])),

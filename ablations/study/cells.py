@@ -1,35 +1,32 @@
-"""Runs the cells of a study: every arm at every seed, all else held equal."""
+"""A cell: an arm at a seed. What does not depend on the seed is prepared once; training takes that and the seed."""
 
-import dataclasses
 import time
-import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
 from statistics import median
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablations.reporting import profiles as profiling_views
-from ablations.study import profiling
 from ablations.study.arms import Arm
-from ablations.study.evaluation import Evaluation, describe, evaluate, fetch
+from ablations.study.evaluation import Evaluation, evaluate, fetch
 from ablations.study.initialization import initial
-from ablations.study.plan import accounted, bytes_per_image
 from ablations.study.recipes import Recipe
-from ablations.study.store import Recorder, Result, Row, cell_folder, finished, write_json
+from ablations.study.recorder import Recorder
+from ablations.study.store import Result, Row
 from ablations.study.token_pictures import tokenized
-from core import rng, vit
-from core.data.sets import Data, Split
-from core.engine import Loop, build, loop
+from core import engine, measure, rng, vit
+from core.account.step import Account, account
+from core.data.sets import Data
 from core.errors import InputError
-from core.measure import Ticks, ceiling, gpu_state, peak_bytes, reserved_bytes, synchronize
-from core.ops import Params
-from core.step import Batch, Metrics, Prepare, State, Step, memory, objective, start
+from core.layers import EXACT
+from core.ops import Ops, Params
+from core.optimizers import AdamW
+from core.step import Batch, Metrics, Prepare, State, Step, objective, start
 from core.transforms.registry import REGISTRY
-from core.weights import checkpoints as weights
 
 
 class Progress(Protocol):
@@ -51,207 +48,169 @@ class Progress(Protocol):
         """An arm's step was profiled (where that can be read), or not (why)."""
 
 
-def check(arms: Sequence[Arm], recipe: Recipe, data: Data) -> None:
-    """Refuse what cannot run before anything is written: the loss of each arm on two images."""
-    device = torch.device(recipe.device)
-    recipe.optimizer(len(data.train.labels) // recipe.batch_size)
-    for arm in arms:
-        config = recipe.model(arm, data)
-        batch = fetch(data.train, torch.arange(min(2, len(data.train.labels))), device)
+class WarmedUp(NamedTuple):
+    """Seconds to compile, capture and warm up; then the peak bytes of one step, and the most that was reserved."""
+
+    seconds: float
+    peak: int
+    reserved: int
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What an arm, a recipe (resolved) and data make together, whatever the seed. Nothing is compiled, and nothing
+    lies on the device, before it is asked for."""
+
+    arm: Arm
+    recipe: Recipe
+    data: Data
+    config: vit.VitConfig
+    plain: vit.VitConfig
+    """Of the same model without the arm's optimizations."""
+    prepare: Prepare
+    dtype: torch.dtype
+    optimizer: AdamW
+
+    @property
+    def ops(self) -> Ops:
+        """The arm's primitives."""
+        return self.arm.ops
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device(self.recipe.device)
+
+    @property
+    def steps(self) -> int:
+        """Training steps of an epoch."""
+        return len(self.data.train.labels) // self.recipe.batch_size
+
+    @cached_property
+    def step(self) -> Step:
+        """The training step, under the recipe's engine."""
+        return engine.build(self.config, self.ops, self.prepare, self.dtype, self.optimizer, self.recipe.engine)
+
+    @cached_property
+    def loop(self) -> engine.Loop:
+        """What takes a state through an epoch."""
+        return engine.loop(self.recipe.engine, self.step, self.data.train, self.recipe.batch_size, self.device)
+
+    @cached_property
+    def warmed_up(self) -> WarmedUp:
+        """The loop, ready. A step alone comes first: captured, the step's memory could not be had a second time."""
+        state, batch = self.start(0, rng.key(0, self.device)), self.batch(self.recipe.batch_size)
+        begin = time.perf_counter()
+        self.step(state, batch)  # what libraries allocate once belongs to no arm
+        measure.synchronize(self.device)
+        alone = time.perf_counter()
+        peak = measure.peak_bytes(self.step, state, batch, device=self.device)
+        reserved = measure.reserved_bytes(self.device)
+        again = time.perf_counter()
+        self.loop.warm_up(state)
+        measure.synchronize(self.device)
+        return WarmedUp(alone - begin + time.perf_counter() - again, peak, reserved)
+
+    def start(self, seed: int, key: Tensor) -> State:
+        """The state before the first step: parameters by the seed; the steps draw from the key."""
+        params = initial(self.recipe, self.arm, self.data, seed)
+        params = {name: tensor.to(self.device) for name, tensor in params.items()}
+        return start(params, self.optimizer, key, self.ops)
+
+    def batch(self, size: int) -> Batch:
+        """The first training images, on the device."""
+        return fetch(self.data.train, torch.arange(min(size, len(self.data.train.labels))), self.device)
+
+    def account(self, batch: int | None = None, mode: str = "train") -> Account:
+        """What a step of so many images costs, the recipe's unless given; with mode "eval" a forward pass."""
+        size = batch or self.recipe.batch_size
+        return account(self.config, self.ops, size, self.dtype, mode, self.optimizer, self.recipe.image)
+
+    @property
+    def bytes_per_image(self) -> int:
+        """By how much one more image in the batch raises the predicted peak."""
+        size = self.recipe.batch_size
+        return (self.account(2 * size).peak_bytes - self.account(size).peak_bytes) // size
+
+    @property
+    def plain_flops(self) -> int:
+        """FLOPs of a step without the arm's optimizations: what MFU counts, whatever an arm saves or computes again."""
+        return account(self.plain, EXACT, self.recipe.batch_size, self.dtype, optimizer=self.optimizer).flops
+
+    def evaluate(self, params: Params) -> Evaluation:
+        """The validation images under these parameters."""
+        return evaluate(params, self.data.val, self.config, self.ops, self.prepare, self.dtype, self.device)
+
+    def check(self) -> None:
+        """InputError, with the arm's name, for what cannot run: the loss of two images is tried."""
         try:
-            loss = objective(config, arm.ops, recipe.prepare(data), recipe.dtype(arm))
-            params = _to(initial(recipe, arm, data, 0), device) | memory(config, len(batch[0]), device)
-            loss(params, batch, rng.key(0, device))
+            loss = objective(self.config, self.ops, self.prepare, self.dtype)
+            loss(self.start(0, rng.key(0)).params, self.batch(2), rng.key(0, self.device))
         except InputError as error:
-            raise InputError(f"arm '{arm.name}': {error}") from error
+            raise InputError(f"arm '{self.arm.name}': {error}") from error
 
 
-def run(
-    arms: Sequence[Arm], seeds: Sequence[int], preset: str, recipe: Recipe, data: Data, out: Path, progress: Progress
-) -> int:
-    """Train every cell that has no result yet, seed by seed so that arms are met alike; returns how many failed.
-
-    An arm's seeds share its loop, so that only the first compiles.
-    """
-    data = data.to(torch.device(recipe.device))
-    failed, loops = 0, dict[str, tuple[Step, Loop, Params]]()
-    for seed in seeds:
-        for arm in arms:
-            folder = cell_folder(out, arm.name, seed)
-            if finished(folder):
-                continue
-            recorder = Recorder(folder)
-            try:
-                if arm.name not in loops:
-                    loops[arm.name] = _loop(arm, recipe, data)
-                result, best = train(arm, seed, *loops[arm.name], recipe, data, recorder, progress)
-                about = describe(arm, seed, recipe.model(arm, data), recipe, data, result["best_val_accuracy"])
-                weights.save(folder / "best.safetensors", best, about)
-                result = {"arm": arm.name, "seed": seed, "preset": preset, "data": data.name, **result}
-                recorder.finish(result, _settings(arm, seed, preset, recipe))
-                progress.done(result)
-            except Exception as error:  # recorded and counted; the other cells go on
-                recorder.fail(arm.name, seed, error, traceback.format_exc())
-                progress.done({"arm": arm.name, "seed": seed, "error": f"{type(error).__name__}: {error}"})
-                failed += 1
-    return failed
+def prepared(arm: Arm, recipe: Recipe, data: Data) -> Prepared:
+    """What these make together; InputError, with the arm's name, if they do not fit."""
+    try:
+        plain, config = recipe.plain_model(arm, data), recipe.model(arm, data)
+        optimizer = recipe.optimizer(len(data.train.labels) // recipe.batch_size)
+        return Prepared(arm, recipe, data, config, plain, recipe.prepare(data), recipe.dtype(arm), optimizer)
+    except InputError as error:
+        raise InputError(f"arm '{arm.name}': {error}") from error
 
 
-def _loop(arm: Arm, recipe: Recipe, data: Data) -> tuple[Step, Loop, Params]:
-    """An arm's step, the loop that runs it, and the gradient norms that the loop remembers."""
-    device, config = torch.device(recipe.device), recipe.model(arm, data)
-    loss = objective(config, arm.ops, recipe.prepare(data), recipe.dtype(arm))
-    optimizer = recipe.optimizer(len(data.train.labels) // recipe.batch_size)
-    step = build(loss, optimizer, recipe.engine, recipe.differentiator)
-    norms = memory(config, len(data.train.labels), device) if arm.remembers else {}
-    return step, loop(recipe.engine, step, data.train, recipe.batch_size, device, norms), norms
-
-
-def profile(arms: Sequence[Arm], recipe: Recipe, data: Data, out: Path, progress: Progress) -> int:
-    """A pass of its own over each arm's step (see profiling.py), where there is none yet, and the views of all;
-    returns how many failed. Of the engine graphed it shows the compiled step that the graph replays."""
-    device, folders, failed = torch.device(recipe.device), dict[str, Path](), 0
-    data = data.to(device)
-    for arm in arms:
-        folder = out / arm.name / "profile"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "failed.json").unlink(missing_ok=True)
-        try:
-            if not (folder / "profile.json").is_file():
-                step, _, norms = _loop(arm, recipe, data)
-                state = start(_to(initial(recipe, arm, data, 0), device), rng.key(0, device))
-                batch = _first_batch(data.train, norms, recipe.batch_size, device)
-                profiling.profile(step, state, batch, folder, arm.name)
-            folders[arm.name] = folder
-            progress.profiled(arm.name, f"{folder / 'operations.md'}")
-        except Exception as error:  # recorded and counted; the other arms go on
-            failed += 1
-            text = f"{type(error).__name__}: {error}"
-            write_json(folder / "failed.json", {"arm": arm.name, "error": text, "traceback": traceback.format_exc()})
-            progress.profiled(arm.name, f"failed: {text}")
-    profiling_views.views(folders)
-    return failed
-
-
-def train(
-    arm: Arm,
-    seed: int,
-    step: Step,
-    steps: Loop,
-    norms: Params,
-    recipe: Recipe,
-    data: Data,
-    recorder: Recorder,
-    progress: Progress,
-) -> tuple[Result, Params]:
-    """One cell: its result and the parameters with the best validation accuracy, by the arm's loop.
+def train(cell: Prepared, seed: int, recorder: Recorder, progress: Progress) -> tuple[Result, Params]:
+    """The result of a cell, and the parameters with the best validation accuracy.
 
     Initial weights, data order and augmentation depend on the seed alone. Evaluation, logging, compilation and
     the memory pass are outside the training time. Raises FloatingPointError if the loss stops being finite.
     """
-    device, config, ops = torch.device(recipe.device), recipe.model(arm, data), arm.ops
-    dtype, prepare = recipe.dtype(arm), recipe.prepare(data)
+    recipe, device = cell.recipe, cell.device
+    progress.cell(cell.arm.name, seed, cell.steps * recipe.epochs)
+    if (picture := _tokens(cell)) is not None:
+        recorder.picture("tokens", picture)
+    memory = cell.warmed_up
     order_key, step_key = rng.split(rng.key(seed, device), 2)
-    state = start(_to(initial(recipe, arm, data, seed), device), step_key)
-    progress.cell(arm.name, seed, len(data.train.labels) // recipe.batch_size * recipe.epochs)
-    for name, parameters in arm.parameters.items():
-        if layout := REGISTRY[name].layout:
-            recorder.picture("tokens", _tokenized(layout(**parameters), data, prepare, device))
-
-    account = accounted(arm, config, recipe)
-    warmup_seconds, peak, reserved = _warm_up(step, steps, state, data.train, norms, recipe.batch_size, device)
+    state = cell.start(seed, step_key)
     history: list[Row] = []
     evaluations: list[Evaluation] = []
     intervals: list[float] = []
     best: tuple[float, Params] = (-1.0, state.params)
     for epoch in range(1, recipe.epochs + 1):
-        order = rng.permutation(rng.fold_in(order_key, epoch), len(data.train.labels))
-        ticks = Ticks(device)
-        ticks.mark()
-
-        def done(ticks: Ticks = ticks) -> None:
-            ticks.mark()
-            progress.step()
-
-        state, metrics = steps.epoch(state, order, done)
-        seconds = ticks.intervals()
+        order = rng.permutation(rng.fold_in(order_key, epoch), len(cell.data.train.labels))
+        state, metrics, seconds = _epoch(cell, state, order, progress)
         intervals += seconds
-        evaluated = evaluate(state.params, data.val, config, ops, prepare, dtype, device)
+        evaluated = cell.evaluate(state.params)
         row = _row(epoch, metrics, seconds, recipe.batch_size) | {
             "val/accuracy": evaluated.accuracy,
             "val/loss": evaluated.loss,
-            "memory/peak_mib": peak / 2**20,
+            "memory/peak_mib": memory.peak / 2**20,
             "seconds": sum(intervals),
         }
         history.append(row)
         evaluations.append(evaluated)
         recorder.epoch(row)
         progress.epoch(row)
-        if not all(map(_finite, (row["train/loss"], row["val/loss"]))):
+        if not all(abs(loss) < float("inf") for loss in (row["train/loss"], row["val/loss"])):
             raise FloatingPointError(f"loss is {row['train/loss']} (validation {evaluated.loss}) after epoch {epoch}")
         if evaluated.accuracy > best[0]:
             best = evaluated.accuracy, state.params
     recorder.correct(torch.stack([e.correct for e in evaluations]))
-    result = {
-        "parameters": vit.parameters(config),
-        "epochs": recipe.epochs,
-        "best_val_accuracy": best[0],
-        "final_val_accuracy": evaluations[-1].accuracy,
-        "final_val_loss": evaluations[-1].loss,
-        "final_train_loss": history[-1]["train/loss"],
-        "train_seconds": sum(intervals),
-        "images_per_second": len(intervals) * recipe.batch_size / sum(intervals),
-        "step_ms_median": median(intervals) * 1000,
-        "peak_bytes": peak,
-        "reserved_bytes": reserved,
-        "predicted_peak_bytes": account.peak_bytes,
-        "bytes_per_image": bytes_per_image(arm, config, recipe),
-        "kept_bytes": account.kept_bytes,
-        "flops_per_image": account.flops // recipe.batch_size,
-        "mfu": account.flops / median(intervals) / ceiling(dtype, device),
-        "gpu": gpu_state(device),
-        "kept_by_op": account.kept_by_op,
-        "warmup_seconds": warmup_seconds,
-        "batch_size": recipe.batch_size,
-        "engine": recipe.engine,
-        "differentiator": recipe.differentiator,
-        "device": recipe.device,
-        "precision": arm.precision or recipe.precision,
-        "torch": torch.__version__,
-    }
-    return result, best[1]
+    return _result(cell, memory, history, intervals, best[0]), best[1]
 
 
-def _tokenized(
-    layout: Callable[[Tensor], tuple[Tensor, Tensor]], data: Data, prepare: Prepare, device: torch.device
-) -> Tensor:
-    """A picture of how some validation images are cut into patches."""
-    images = data.val.images[torch.linspace(0, len(data.val.labels) - 1, 6).long()].to(device)
-    resized, selection = layout(prepare(images, None))
-    pixels = F.interpolate(images.float(), resized.shape[-2:], mode="bilinear", align_corners=False)
-    return tokenized(pixels.round().clamp(0, 255).to(torch.uint8), selection)
+def _epoch(cell: Prepared, state: State, order: Tensor, progress: Progress) -> tuple[State, Metrics, list[float]]:
+    """The state after an epoch, its metrics, and the seconds of every step."""
+    ticks = measure.Ticks(cell.device)
+    ticks.mark()
 
+    def done() -> None:
+        ticks.mark()
+        progress.step()
 
-def _warm_up(
-    step: Step, steps: Loop, state: State, train: Split, norms: Params, size: int, device: torch.device
-) -> tuple[float, int, int]:
-    """Compile, capture and warm up, timed (the step is pure: the state stays); then peak and reserved bytes of one
-    step."""
-    begin = time.perf_counter()
-    steps.warm_up(state)
-    synchronize(device)
-    seconds = time.perf_counter() - begin
-    for rows in norms.values():
-        rows.zero_()
-    batch = _first_batch(train, norms, size, device)
-    step(state, batch)  # what libraries allocate once belongs to no arm
-    peak = peak_bytes(step, state, batch, device=device)
-    return seconds, peak, reserved_bytes(device)
-
-
-def _first_batch(train: Split, norms: Params, size: int, device: torch.device) -> Batch:
-    batch = fetch(train, torch.arange(size), device)
-    return (*batch, {name: rows[:size] for name, rows in norms.items()}) if norms else batch
+    state, metrics = cell.loop.epoch(state, order, done)
+    return state, metrics, ticks.intervals()
 
 
 def _row(epoch: int, metrics: Metrics, seconds: list[float], batch_size: int) -> Row:
@@ -269,17 +228,54 @@ def _row(epoch: int, metrics: Metrics, seconds: list[float], batch_size: int) ->
     }
 
 
-def _to(params: Params, device: torch.device) -> Params:
-    return {name: tensor.to(device) for name, tensor in params.items()}
+def _result(
+    cell: Prepared, memory: WarmedUp, history: list[Row], intervals: list[float], best_accuracy: float
+) -> Result:
+    recipe, account, last = cell.recipe, cell.account(), history[-1]
+    return {
+        "parameters": account.parameters,
+        "epochs": recipe.epochs,
+        "best_val_accuracy": best_accuracy,
+        "final_val_accuracy": last["val/accuracy"],
+        "final_val_loss": last["val/loss"],
+        "final_train_loss": last["train/loss"],
+        "train_seconds": sum(intervals),
+        "images_per_second": len(intervals) * recipe.batch_size / sum(intervals),
+        "step_ms_median": median(intervals) * 1000,
+        "peak_bytes": memory.peak,
+        "reserved_bytes": memory.reserved,
+        "predicted_peak_bytes": account.peak_bytes,
+        "bytes_per_image": cell.bytes_per_image,
+        "kept_bytes": account.kept_bytes,
+        "flops_per_image": account.flops // recipe.batch_size,
+        "mfu": cell.plain_flops / median(intervals) / ceiling(cell.dtype, cell.device),
+        "gpu": measure.gpu_state(cell.device),
+        "kept_by_op": account.kept_by_op,
+        "warmup_seconds": memory.seconds,
+        "batch_size": recipe.batch_size,
+        "engine": recipe.engine,
+        "device": recipe.device,
+        "precision": cell.arm.precision or recipe.precision,
+        "torch": torch.__version__,
+    }
 
 
-def _finite(value: float) -> bool:
-    return abs(value) < float("inf")
+@cache
+def ceiling(dtype: torch.dtype, device: torch.device) -> float:
+    """`measure.ceiling`, once for all cells of a run."""
+    return measure.ceiling(dtype, device)
 
 
-def _settings(arm: Arm, seed: int, preset: str, recipe: Recipe) -> dict[str, str | int | float | bool]:
-    """What HParams shows: the arm, each optimization (off, on or its value in the arm's name), and the recipe."""
-    parts = {base: value or "on" for base, _, value in (part.partition("@") for part in arm.name.split("+"))}
-    present = {name: parts.get(name, "off") for name in REGISTRY}
-    terms = {f"recipe/{k}": v for k, v in dataclasses.asdict(recipe).items() if isinstance(v, bool | int | float | str)}
-    return {"arm": arm.name, **present, "seed": seed, "recipe/preset": preset, **terms}
+def _tokens(cell: Prepared) -> Tensor | None:
+    """A picture of how some validation images are cut into patches, by an arm that chooses them."""
+    for name, parameters in cell.arm.parameters.items():
+        if layout := REGISTRY[name].layout:
+            return _cut(layout(**parameters), cell)
+    return None
+
+
+def _cut(layout: Callable[[Tensor], tuple[Tensor, Tensor]], cell: Prepared) -> Tensor:
+    images, _ = fetch(cell.data.val, torch.linspace(0, len(cell.data.val.labels) - 1, 6).long(), cell.device)
+    resized, selection = layout(cell.prepare(images, None))
+    pixels = F.interpolate(images.float(), resized.shape[-2:], mode="bilinear", align_corners=False)
+    return tokenized(pixels.round().clamp(0, 255).to(torch.uint8), selection)

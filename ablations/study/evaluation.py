@@ -1,30 +1,25 @@
-"""Evaluates a model: within a study after each epoch, and by command the best weights of a cell.
+"""Evaluates a model: in a study after each epoch, and by evaluate.py the best weights of a cell."""
 
-python ablations/evaluate.py runs/quick-digits/flash/seed0
-"""
-
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor
 
 from ablations.study.arms import Arm, parse, read_settings
 from ablations.study.recipes import Recipe
 from core import vit
-from core.data import sets as data_sets
 from core.data.augment import preparation
 from core.data.batches import gather
 from core.data.sets import Data, Split
 from core.errors import InputError
 from core.ops import Ops, Params
-from core.step import Prepare, cast
-from core.weights import checkpoints as weights
+from core.step import Prepare
+from core.weights import checkpoints
+
+BATCH = 500  # images
 
 
 class Evaluation(NamedTuple):
@@ -48,16 +43,14 @@ def evaluate(
     prepare: Prepare,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
-    batch_size: int = 500,
 ) -> Evaluation:
-    """The model on every image of a split, without any randomness."""
+    """The model on every image of a split, computed in `dtype`, without any randomness."""
     device = device or split.images.device
-    params = cast(params, dtype)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = []
-    for index in torch.arange(len(split.labels)).split(batch_size):
+    for index in torch.arange(len(split.labels)).split(BATCH):
         images, labels = fetch(split, index, device)
-        logits = vit.forward(params, prepare(images, None), config, ops).logits.float()
+        logits = vit.forward(params, prepare(images, None), config, ops, dtype=dtype).logits.float()
         correct.append(logits.argmax(-1) == labels)
         loss = loss + F.cross_entropy(logits, labels, reduction="sum")
     return Evaluation(torch.cat(correct).cpu(), loss.item() / len(split.labels))
@@ -80,7 +73,7 @@ class Trained(NamedTuple):
 
 
 def describe(arm: Arm, seed: int, config: vit.VitConfig, recipe: Recipe, data: Data, accuracy: float) -> dict[str, Any]:
-    """What a checkpoint says of itself: all that `load` and the command need to evaluate it."""
+    """What a checkpoint says of itself: all that `load` and `accuracy` need to evaluate it."""
     return {
         "arm": arm.name,
         "seed": seed,
@@ -97,7 +90,7 @@ def describe(arm: Arm, seed: int, config: vit.VitConfig, recipe: Recipe, data: D
 def load(cell: Path) -> Trained:
     """The best model of a cell (its folder, or the checkpoint itself). Raises InputError for a file that is not a
     study's checkpoint, or whose weights do not have the shapes it states."""
-    params, about = weights.load(cell / "best.safetensors" if cell.is_dir() else cell)
+    params, about = checkpoints.load(cell / "best.safetensors" if cell.is_dir() else cell)
     try:
         _ = [about[k] for k in ("arm", "seed", "accuracy", "data", "classes", "mean", "std")]
         fields: dict[str, Any] = {**about["recipe"], "set": tuple(about["recipe"]["set"])}
@@ -105,9 +98,10 @@ def load(cell: Path) -> Trained:
     except (KeyError, TypeError) as error:
         raise InputError(
             f"'{cell}' is not a checkpoint of a study of this version ({error}); pass a cell's folder, such as "
-            "runs/NAME/ARM/seed0"
+            "runs/NAME/cells/ARM/seed0"
         ) from error
-    return Trained(parse(about["arm"], read_settings(recipe.set)), weights.check(params, config), config, recipe, about)
+    arm = parse(about["arm"], read_settings(recipe.set))
+    return Trained(arm, checkpoints.check(params, config), config, recipe, about)
 
 
 def accuracy(model: Trained, data: Data, device: torch.device) -> Evaluation:
@@ -127,39 +121,3 @@ def accuracy(model: Trained, data: Data, device: torch.device) -> Evaluation:
 
 def _some(classes: Sequence[str]) -> str:
     return ", ".join(classes[:3]) + (", …" if len(classes) > 3 else "")
-
-
-@dataclass(frozen=True)
-class Command:
-    """Evaluate the best model of a cell again, from its checkpoint."""
-
-    cell: Annotated[Path, tyro.conf.Positional]
-    """The cell's folder, such as runs/quick-digits/flash/seed0."""
-    data: str | None = None
-    """The data set; the one it was trained on unless given."""
-    data_root: Path = Path("data")
-    """Where downloads and the cache of decoded images are kept."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-
-
-def main() -> None:
-    """Exit status: 0, or 2 for bad input."""
-    command = tyro.cli(Command)
-    try:
-        model = load(command.cell)
-        device = Recipe(device=command.device).resolve_machine().device
-        data = data_sets.load(command.data or model.about["data"], command.data_root, model.recipe.image)
-        result = accuracy(model, data, torch.device(device))
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(
-        f"{model.arm.name}, seed {model.about['seed']}, on {data.name}: {100 * result.accuracy:.2f} % of "
-        f"{len(result.correct):,} validation images, loss {result.loss:.4f} (recorded on {model.about['data']}: "
-        f"{100 * model.about['accuracy']:.2f} %)"
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -41,12 +41,12 @@ def initial(recipe: Recipe, arm: Arm, data: Data, seed: int) -> Params:
     Raises InputError for an arm whose transforms ask for a model that the weights are not of.
     """
     config = recipe.model(arm, data)
-    params = vit.init(config, seed)
+    params = vit.init(config, seed, arm.ops)
     if recipe.weights is None:
         return params
     source = pretrained.load(recipe.weights)
-    if wanted := source.differences(arm.shape):
-        pairs = ", ".join(f"{name} {arm.shape[name]} (the weights: {value})" for name, value in wanted.items())
+    if wanted := source.differences(vars(config)):
+        pairs = ", ".join(f"{name} {vars(config)[name]} (the weights: {value})" for name, value in wanted.items())
         raise InputError(
             f"its transforms ask for a model of {pairs}; give them other values, such as --set "
             f"mrt.min_patch={recipe.patch} mrt.max_patch={4 * recipe.patch}, or leave the arm out"

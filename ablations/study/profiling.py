@@ -1,8 +1,8 @@
 """What a training step spends time and memory on, by operation: a pass of its own over a few steps after training.
 
 An arm's folder: profile.json (the numbers; written last), trace.json.gz (for ui.perfetto.dev; torch-tb-profiler finds
-it by its link step.pt.trace.json.gz), on CUDA memory_snapshot.pickle (for pytorch.org/memory_viz), and the views of
-profiling_views.py.
+it by its link step.pt.trace.json.gz), on CUDA memory_snapshot.pickle (for pytorch.org/memory_viz), and what
+ablations/reporting draws of it.
 """
 
 import json

@@ -1,13 +1,10 @@
-"""What a study shows on the terminal while it runs, and its closing table."""
+"""What a study shows on the terminal while it runs."""
 
 from types import TracebackType
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from ablations.reporting.tables import rows
 from ablations.study.store import Result, Row
 
 
@@ -77,15 +74,3 @@ class Terminal:
     def profiled(self, arm: str, outcome: str) -> None:
         """Print one line for the profile."""
         self._console.print(f"profile of {arm}: {outcome}", markup=False, highlight=False)
-
-
-def show(console: Console, arms: dict[str, list[Result]]) -> None:
-    """The table of the report, of each arm's results."""
-    header, body = rows(arms, brief=True)
-    grid = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    grid.add_column(header[0], overflow="fold")
-    for title in header[1:]:
-        grid.add_column(title, justify="right", no_wrap=True)
-    for row in body:
-        grid.add_row(*row)
-    console.print(grid)

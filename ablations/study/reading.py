@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ablations.study.arms import AGAIN, BASELINE
-from ablations.study.store import MACHINE, Result, Row, cell_folder, failures, history, results
+from ablations.study.machine import COMPARABLE
+from ablations.study.store import Result, Row, cell_folder, refuse_old
 from core.errors import InputError
 
 _AGAIN = "remove the folder and run the study again"
@@ -27,6 +28,26 @@ def _readable(path: Path) -> Iterator[None]:
     except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"'{path}' cannot be read ({what}); restore it, or {_AGAIN}") from error
+
+
+def results(out: Path) -> list[Result]:
+    """The results of all finished cells, sorted by arm and seed."""
+    return _all(out, "result.json")
+
+
+def failures(out: Path) -> list[Result]:
+    """What is recorded of the cells that failed last time."""
+    return _all(out, "failed.json")
+
+
+def _all(out: Path, name: str) -> list[Result]:
+    return [json.loads(path.read_text()) for path in sorted(out.glob(f"cells/*/seed*/{name}"))]
+
+
+def history(out: Path, result: Result) -> list[Row]:
+    """A cell's metrics by epoch."""
+    path = cell_folder(out, result["arm"], result["seed"]) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @dataclass(frozen=True)
@@ -93,7 +114,7 @@ def read(folders: Sequence[Path]) -> Study:
     studies = [_read(folder) for folder in folders]
     first = studies[0]
     for folder, other in zip(folders[1:], studies[1:], strict=True):
-        before, after = (s.configuration | {k: s.environment[k] for k in MACHINE} for s in (first, other))
+        before, after = (s.configuration | {k: s.environment[k] for k in COMPARABLE} for s in (first, other))
         if odd := [k for k in {**before, **after} if before.get(k) != after.get(k)]:
             changes = ", ".join(f"{k} {before.get(k)!r} and {after.get(k)!r}" for k in odd)
             raise InputError(f"'{folders[0]}' and '{folder}' cannot be joined: {changes}; pass them one at a time")
@@ -112,10 +133,11 @@ def _read(folder: Path) -> Study:
     path = folder / "study.json"
     if not path.is_file():
         raise InputError(f"'{folder}' holds no study (no study.json); pass a folder that ablations/run.py wrote")
+    refuse_old(folder)
     with _readable(path):
         study = json.loads(path.read_text())
         configuration, environment = study["configuration"], study["environment"]
-    with _readable(folder / "*/seed*/result.json"):
+    with _readable(folder / "cells/*/seed*/result.json"):
         finished, failed = results(folder), failures(folder)
         _ = [_key(outcome) for outcome in (*finished, *failed)]
     return Study((folder,), configuration, environment, [_cell(folder, result) for result in finished], failed)

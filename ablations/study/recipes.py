@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from ablations.study.arms import AGAIN, BASELINE, PRECISIONS, Arm, parse
+from ablations.study.machine import named
 from core import engine
-from core.account import graph
+from core.account.step import account
 from core.data.augment import preparation
 from core.data.sets import Data
 from core.errors import InputError, choose
-from core.ops import EXACT
-from core.step import DIFFERENTIATORS, AdamW, Prepare
+from core.layers import EXACT
+from core.optimizers import AdamW
+from core.step import Prepare
 from core.vit import VitConfig
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -85,33 +85,23 @@ class Recipe:
     """auto, eager, compiled or graphed."""
     precision: str = "auto"
     """fp32, bf16, or auto: bf16 on cuda, else fp32."""
-    differentiator: str = "autograd"
-    """autograd or func (torch.func)."""
     set: tuple[str, ...] = ()
     """Parameters of optimizations, added to the preset's: NAME.PARAMETER=VALUE, such as decatt.weight=10."""
 
-    def resolve_machine(self) -> "Recipe":
-        """With device, engine and precision decided; InputError for one that is unknown or not to be had."""
-        choose("device", self.device, DEVICES)
+    def resolve_machine(self, present: bool = True) -> "Recipe":
+        """With device and precision decided; InputError for a device, an engine or a precision that is unknown or not
+        to be had.
+
+        present: whether the device must be here.
+        """
         choose("precision", self.precision, ("auto", *PRECISIONS))
-        choose("differentiator", self.differentiator, DIFFERENTIATORS)
-        available = torch.cuda.is_available()
-        if self.device == "cuda" and not available:
-            raise InputError("device 'cuda' is not available here: pass --device cpu, or install a CUDA build of torch")
-        device = ("cuda" if available else "cpu") if self.device == "auto" else self.device
-        precision = ("bf16" if device == "cuda" else "fp32") if self.precision == "auto" else self.precision
+        device = named(self.device, present)
         engine.resolve(self.engine, device)
+        precision = ("bf16" if device == "cuda" else "fp32") if self.precision == "auto" else self.precision
         return replace(self, device=device, precision=precision)
 
-    def resolve_engine(self, data: Data) -> tuple["Recipe", str]:
-        """With the engine decided, and why: by the FLOPs of training a cell without any optimization."""
-        account = graph.account(self.model(parse(BASELINE), data), EXACT, self.batch_size)
-        steps = self.epochs * (len(data.train.labels) // self.batch_size)
-        name, why = engine.resolve(self.engine, self.device, float(account.flops) * steps)
-        return replace(self, engine=name), why
-
     def resolve_data(self, data: Data) -> "Recipe":
-        """With image side and mirroring decided; InputError for sizes that do not fit the data."""
+        """With image side, mirroring and tokens decided; InputError for values that do not fit the data."""
         count = len(data.train.labels)
         if self.epochs < 1:
             raise InputError(f"epochs {self.epochs} is too small: at least 1")
@@ -119,12 +109,15 @@ class Recipe:
             raise InputError(f"batch size {self.batch_size} does not fit the {count} training images: 1 to {count}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warm-up {self.warmup} is outside 0 to below 1: it is a share of the steps")
-        return self.resolve_shape(data)
-
-    def resolve_shape(self, data: Data) -> "Recipe":
-        """With image side, mirroring and tokens decided, whatever the number of images."""
         flip = data.mirrors if self.flip is None else self.flip
         return replace(self, image=data.image, flip=flip, set=(*self._equal_tokens(data.image), *self.set))
+
+    def resolve_engine(self, data: Data) -> tuple["Recipe", str]:
+        """With the engine decided, and why: by the FLOPs of training a cell without any optimization."""
+        flops = account(self.model(parse(BASELINE), data), EXACT, self.batch_size).flops
+        steps = self.epochs * (len(data.train.labels) // self.batch_size)
+        name, why = engine.resolve(self.engine, self.device, float(flops) * steps)
+        return replace(self, engine=name), why
 
     def _equal_tokens(self, image: int) -> tuple[str, ...]:
         """Settings that give `mrt` the baseline's number of tokens, from half its patch to twice it, and `uniform`
@@ -138,9 +131,13 @@ class Recipe:
         return (*same, f"mrt.tokens={tokens}", f"mrt.min_patch={self.patch // 2}", f"mrt.max_patch={2 * self.patch}")
 
     def model(self, arm: Arm, data: Data) -> VitConfig:
-        """The model of an arm: the recipe's, with what the arm's transforms ask for."""
+        """The model of an arm, with what its optimizations ask for."""
+        return arm.ops.config(self.plain_model(arm, data))
+
+    def plain_model(self, arm: Arm, data: Data) -> VitConfig:
+        """The model of an arm without its optimizations."""
         alone = arm.name in (BASELINE, AGAIN)
-        own = VitConfig(
+        return VitConfig(
             image=data.image,
             patch=self.patch,
             width=self.width if self.baseline_width is None or not alone else self.baseline_width,
@@ -154,7 +151,6 @@ class Recipe:
             head=self.head,
             eps=1e-6 if self.eps is None else self.eps,
         )
-        return replace(own, **arm.shape)
 
     def dtype(self, arm: Arm) -> torch.dtype:
         """What an arm computes in; InputError for an arm that names the recipe's own precision."""
@@ -180,99 +176,3 @@ class Recipe:
     def prepare(self, data: Data) -> Prepare:
         """Augmentation and normalisation."""
         return preparation(data.mean, data.std, bool(self.flip), self.shift, self.rotate)
-
-
-_QUICK = Recipe()
-_MATCHED = Recipe(
-    data="cifar10",
-    width=192,
-    depth=12,
-    heads=3,
-    mlp=512,
-    dropout=0.1,
-    patch_norm=True,
-    head="mlp",
-    epochs=50,
-    batch_size=256,
-    learning_rate=1e-3,
-    weight_decay=1e-3,
-    decay_all=True,
-    flip=True,
-    rotate=15.0,
-    set=("decatt.weight=150", "decatt.norm=frobenius"),
-)
-_PUBLISHED = replace(
-    _MATCHED,
-    baseline_width=384,
-    baseline_heads=6,
-    schedule="constant",
-    warmup=0.0,
-    set=(
-        *_MATCHED.set,
-        "mrt.tokens=64",
-        "mrt.min_patch=16",
-        "mrt.max_patch=64",
-        "mrt.scorer=features",
-        "mrt.image=256",
-        "mrt.patch_norm=False",
-    ),
-)
-_MATCHED_256 = replace(
-    _MATCHED,
-    set=(
-        *_MATCHED.set,
-        "mrt.tokens=64",
-        "mrt.min_patch=16",
-        "mrt.max_patch=64",
-        "mrt.image=256",
-        "uniform.patch=16",
-        "uniform.image=256",
-    ),
-)
-_FINETUNE = Recipe(
-    data="cifar10",
-    image=224,
-    patch=16,
-    width=768,
-    depth=12,
-    heads=12,
-    mlp=3072,
-    weights="torchvision:vit_b_16",
-    epochs=8,
-    batch_size=64,
-    learning_rate=3e-5,  # the write-ups give none
-    weight_decay=0.01,
-    clip=1.0,
-    rotate=0.0,
-    precision="fp32",
-    set=("crs.scope=published",),
-)
-_PRETRAIN = replace(
-    _FINETUNE,
-    data="cifar100",
-    weights=None,
-    epochs=100,
-    batch_size=128,
-    learning_rate=5e-4,
-    weight_decay=0.05,
-    precision="auto",
-    set=(),
-)
-
-PRESETS: dict[str, Recipe] = {
-    "quick": _QUICK,
-    "matched": _MATCHED,
-    "matched-256": _MATCHED_256,
-    "published": _PUBLISHED,
-    "finetune": _FINETUNE,
-    "pretrain": _PRETRAIN,
-}
-ABOUT: dict[str, str] = {
-    "quick": "0.2 M parameters on digits, minutes on a CPU; the default without an accelerator",
-    "matched": "the published study with one model for all arms, cosine schedule; the default on a GPU",
-    "matched-256": "matched, images resized to 256: --arms mrt,uniform compares 64 mixed tokens with all 256",
-    "published": "the published study as it was: a baseline of 12.0 M parameters against arms of 4.2 M",
-    "finetune": "the published study of column-row sampling: a pretrained ViT-B/16 on CIFAR-10, 8 epochs",
-    "pretrain": "the same model from scratch: its best.safetensors is what finetune --weights takes",
-}
-ARMS = {"published": "published", "finetune": "finetune", "pretrain": BASELINE}  # unless given; of the others: all

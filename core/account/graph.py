@@ -23,7 +23,8 @@ from core import vit
 from core.engine import fresh
 from core.errors import InputError, choose
 from core.ops import Ops, Params
-from core.step import AdamW, Aux, Batch, Objective, State, cast, make_step, memory, objective, start
+from core.optimizers import AdamW
+from core.step import Aux, Batch, Objective, State, make_step, objective, start
 
 MODES = ("train", "eval")
 
@@ -134,9 +135,8 @@ def account(
     batch: int,
     dtype: torch.dtype = torch.float32,
     mode: str = "train",
-    remembers: bool = False,
-    differentiator: str = "autograd",
-    clip: float | None = None,
+    optimizer: AdamW = AdamW(),  # noqa: B008
+    image: int | None = None,
 ) -> Account:
     """The account of a step of `batch` uint8 images: forward pass in `dtype`, float32 state, AdamW with this clip.
 
@@ -148,9 +148,9 @@ def account(
     if batch < 1:
         raise InputError(f"batch size {batch} is too small: at least 1")
     with FakeTensorMode(allow_non_fake_inputs=True):
-        state, data = _inputs(config, batch, remembers)
+        state, data = _inputs(config, ops, batch)
         if mode == "eval":
-            state = state._replace(mean={}, square={})
+            state = state._replace(optimizer={})
         live = _Live({p.untyped_storage()._cdata: name for name, p in state.params.items()})
         for tensor in tree_leaves((state, data)):
             live.add(tensor, "")
@@ -165,16 +165,16 @@ def account(
         loss = objective(config, ops, _normalised, dtype)
         with live:
             if mode == "train":
-                make_step(watched, AdamW(clip=clip), differentiator)(state, data)
+                make_step(watched, optimizer, ops)(state, data)
             else:
                 with torch.no_grad():
-                    vit.forward(cast(state.params, dtype), _normalised(data[0], None), config, ops)
+                    vit.forward(state.params, _normalised(data[0], None), config, ops, dtype=dtype)
     by_op, by_block = Counter[str](), Counter[str]()
     for storage in kept:
         by_op[storage.made] += storage.bytes
         by_block[storage.block] += storage.bytes
     return Account(
-        parameters=vit.parameters(config),
+        parameters=vit.parameters(config, ops),
         flops=live.flops,
         kept_bytes=by_op.total(),
         kept_by_op=dict(by_op.most_common()),
@@ -184,14 +184,12 @@ def account(
     )
 
 
-def _inputs(config: vit.VitConfig, batch: int, remembers: bool) -> tuple[State, Batch]:
-    params = {name: torch.empty(shape) for name, shape in vit.shapes(config).items()}
+def _inputs(config: vit.VitConfig, ops: Ops, batch: int) -> tuple[State, Batch]:
+    params = {name: torch.empty(shape) for name, shape in vit.shapes(config, ops).items()}
     images = torch.empty(batch, config.channels, config.image, config.image, dtype=torch.uint8)
     key = torch.empty(2, dtype=torch.int64)
     labels = torch.empty(batch, dtype=torch.int64)
-    if not remembers:
-        return start(params, key), (images, labels)
-    return start(params, key), (images, labels, memory(config, batch, images.device))
+    return start(params, AdamW(), key, ops), (images, labels)
 
 
 def _normalised(images: Tensor, key: Tensor | None) -> Tensor:
@@ -225,9 +223,7 @@ class Difference:
     kept_bytes: int
 
 
-def graphs(
-    config: vit.VitConfig, ops: Ops, batch: int, dtype: torch.dtype = torch.float32, remembers: bool = False
-) -> Graphs:
+def graphs(config: vit.VitConfig, ops: Ops, batch: int, dtype: torch.dtype = torch.float32) -> Graphs:
     """The forward and the backward graph of the objective under torch.compile's decompositions and partitioner."""
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch.partitioners import min_cut_rematerialization_partition
@@ -249,21 +245,19 @@ def graphs(
         decompositions=select_decomp_table(),
     )
     with FakeTensorMode(allow_non_fake_inputs=True):
-        state, data = _inputs(config, batch, remembers)
-        params = state.params | (data[2] if len(data) == 3 else {})
+        state, data = _inputs(config, ops, batch)
+        params = state.params
         leaves = {name: p.requires_grad_() for name, p in params.items()}
         loss: Objective = objective(config, ops, _normalised, dtype)
         torch.compile(fresh(loss), fullgraph=True, dynamic=False, backend=backend)(leaves, data, state.key)
     return found[0]
 
 
-def kept_bytes_compiled(
-    config: vit.VitConfig, ops: Ops, batch: int, dtype: torch.dtype = torch.float32, remembers: bool = False
-) -> int:
+def kept_bytes_compiled(config: vit.VitConfig, ops: Ops, batch: int, dtype: torch.dtype = torch.float32) -> int:
     """`graphs(...).kept_bytes`; of more than three blocks two and three are traced: the others are like the third."""
 
     def kept(depth: int) -> int:
-        return graphs(replace(config, depth=depth), ops, batch, dtype, remembers).kept_bytes
+        return graphs(replace(config, depth=depth), ops, batch, dtype).kept_bytes
 
     if config.depth <= 3:
         return kept(config.depth)

@@ -76,14 +76,16 @@ def load(name: str, root: str | Path = "data", image: int | None = None) -> Data
 
 
 def outline(name: str, root: str | Path = "data", image: int | None = None) -> Data:
-    """The data set of this name without its images, where these are known beforehand; a folder is loaded."""
+    """The data set of this name with one black image as all of its images (no more memory than one has), where their
+    number is known beforehand; a folder is loaded."""
     _check(name, image)
     if name.startswith("folder:"):
         return load(name, root, image)
     classes = {"cifar100": 100, "cifar100-coarse": 20}.get(name, 10)
-    side = image or (24 if name == "digits" else 32)
-    none = Split(torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
-    return Data(name, none, none, tuple(map(str, range(classes))), (0.0,) * 3, (1.0,) * 3, name != "digits")
+    side, counts = (image or 24, (1437, 360)) if name == "digits" else (image or 32, (50_000, 10_000))
+    pixel, label = torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    train, val = (Split(pixel.expand(n, -1, -1, -1), label.expand(n)) for n in counts)
+    return Data(name, train, val, tuple(map(str, range(classes))), (0.0,) * 3, (1.0,) * 3, name != "digits")
 
 
 def _check(name: str, image: int | None) -> None:

@@ -2,21 +2,22 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from ablations import run
-from ablations.reporting import compose as report
-from ablations.study import arms
-from ablations.study import cells as study
-from ablations.study import evaluation as evaluate
-from ablations.study import store as record
+from ablations import report, run
+from ablations.reporting import compose
+from ablations.study import arms, cells, evaluation, profiling, reading, running, store
 from core import engine, vit
 from core.data import sets as data_sets
+from core.errors import InputError
 from core.weights import checkpoints as weights
 
-DRAW = report._draw
+DRAW = compose._draw
 TINY = [
     "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
     "--mlp", "32", "--epochs", "2", "--batch-size", "128",
@@ -33,7 +34,7 @@ TIMES = {"mfu", "train_seconds", "images_per_second", "step_ms_median", "warmup_
 def command(tmp_path, monkeypatch):
     """command(*options) -> exit status; the study is at command.out. Figures, which take seconds, are not drawn."""
 
-    monkeypatch.setattr(report, "_draw", lambda views, out: {})
+    monkeypatch.setattr(compose, "_draw", lambda comparisons, out: {})
 
     def call(*options):
         monkeypatch.setattr("sys.argv", ["run.py", "--out", str(tmp_path / "study"), *TINY, *options])
@@ -51,7 +52,7 @@ def command(tmp_path, monkeypatch):
 @pytest.fixture
 def figures(command, monkeypatch):
     """Draws them."""
-    monkeypatch.setattr(report, "_draw", DRAW)
+    monkeypatch.setattr(compose, "_draw", DRAW)
 
 
 def refused(command, capsys, *options):
@@ -68,19 +69,19 @@ def test_a_study_leaves_what_it_promises(command, figures, capsys):
     chosen = ("baseline", "mrt", "decatt+flash")
     assert command("--arms", ",".join(chosen), "--seeds", "2") == 0
     out = command.out
-    results = record.results(out)
+    results = reading.results(out)
     assert {(r["arm"], r["seed"]) for r in results} == {(arm, seed) for arm in chosen for seed in (0, 1)}
     assert all(set(r) >= FIELDS for r in results)
-    for name in ("study.json", "results.csv", "report.md", "figures/accuracy_by_epoch.png"):
+    for name in ("study.json", "report/results.csv", "report/report.md", "report/figures/learning_curves.png"):
         assert (out / name).stat().st_size > 0
-    cell = out / "decatt+flash" / "seed1"
+    cell = out / "cells" / "decatt+flash" / "seed1"
     assert len((cell / "metrics.jsonl").read_text().splitlines()) == 2
     assert (cell / "best.safetensors").exists()
-    assert len((out / "results.csv").read_text().splitlines()) == 1 + 3 * 2
-    text = (out / "report.md").read_text()
+    assert len((out / "report" / "results.csv").read_text().splitlines()) == 1 + 3 * 2
+    text = (out / "report" / "report.md").read_text()
     assert "| decatt+flash | 2 |" in text
     assert "Means over seeds ± standard deviation" in text
-    assert (out / "report.html").stat().st_size > 0
+    assert (out / "report" / "report.html").stat().st_size > 0
     printed = capsys.readouterr().out
     assert "decatt+flash" in printed
     assert "Best mean peak memory beside the baseline: " in printed
@@ -89,7 +90,7 @@ def test_a_study_leaves_what_it_promises(command, figures, capsys):
 def test_arms_differ_by_their_transforms_only(command):
     """flash is exact: same initial weights, order and augmentation give the baseline's training to rounding."""
     assert command("--arms", "baseline,flash,decatt") == 0
-    rows = {r["arm"]: record.history(command.out, r) for r in record.results(command.out)}
+    rows = {r["arm"]: reading.history(command.out, r) for r in reading.results(command.out)}
     for ours, theirs in zip(rows["flash"], rows["baseline"], strict=True):
         assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
     assert rows["decatt"][-1]["train/penalty"] > 0
@@ -100,7 +101,7 @@ def test_the_same_seed_gives_the_same_result(command):
     results = []
     for _ in range(2):
         assert command("--arms", "decatt+flash", "--dropout", "0.1") == 0
-        results += record.results(command.out)
+        results += reading.results(command.out)
         shutil.rmtree(command.out)
     first, again = ({k: v for k, v in r.items() if k not in TIMES} for r in results)
     assert first == again
@@ -108,13 +109,13 @@ def test_the_same_seed_gives_the_same_result(command):
 
 def test_finished_cells_are_skipped_and_others_added(command, monkeypatch):
     assert command("--arms", "baseline") == 0
-    before = (command.out / "baseline" / "seed0" / "result.json").stat().st_mtime_ns
+    before = (command.out / "cells" / "baseline" / "seed0" / "result.json").stat().st_mtime_ns
     trained = []
-    train = study.train
-    monkeypatch.setattr(study, "train", lambda arm, *rest: trained.append(arm.name) or train(arm, *rest))
+    train = running.train
+    monkeypatch.setattr(running, "train", lambda cell, *rest: trained.append(cell.arm.name) or train(cell, *rest))
     assert command("--arms", "baseline,flash") == 0
     assert trained == ["flash"]
-    assert (command.out / "baseline" / "seed0" / "result.json").stat().st_mtime_ns == before
+    assert (command.out / "cells" / "baseline" / "seed0" / "result.json").stat().st_mtime_ns == before
 
 
 def test_a_second_seed_compiles_nothing(command, monkeypatch):
@@ -129,7 +130,7 @@ def test_a_second_seed_compiles_nothing(command, monkeypatch):
 
     monkeypatch.setattr(engine, "_compile", compile_)
     assert command("--arms", "flash,decatt", "--seeds", "3", "--engine", "compiled") == 0
-    assert len(record.results(command.out)) == 6
+    assert len(reading.results(command.out)) == 6
     assert len(compiled) == 2 * 2  # two arms, each its loss and its update
 
 
@@ -137,7 +138,7 @@ def test_other_settings_in_the_same_folder_are_refused(command, capsys):
     assert command("--arms", "baseline") == 0
     error = refused(command, capsys, "--arms", "flash", "--learning-rate", "0.1", "--mlp", "48")
     assert "mlp 32 -> 48, learning_rate 0.003 -> 0.1" in error
-    assert not (command.out / "flash").exists()
+    assert not (command.out / "cells" / "flash").exists()
 
 
 def test_cells_of_another_machine_are_not_continued(command, capsys):
@@ -148,9 +149,66 @@ def test_cells_of_another_machine_are_not_continued(command, capsys):
     assert "other settings (torch '2.0.0' -> " in refused(command, capsys, "--arms", "flash")
 
 
+def test_a_users_files_stay_whatever_arms_are_called(command, monkeypatch):
+    """Only cells/ and report/ are the program's."""
+    for name in ("report", "figures"):
+        monkeypatch.setitem(arms.REGISTRY, name, arms.REGISTRY["decatt"])
+    assert command("--arms", "baseline,report", "--epochs", "1") == 0
+    kept = [command.out / "notes.txt", command.out / "baseline" / "seed0" / "mine.txt"]
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    assert command("--arms", "baseline,report,figures", "--epochs", "1") == 0
+    assert {r["arm"] for r in reading.results(command.out)} == {"baseline", "report", "figures"}
+    assert all(path.read_text() == "mine" for path in kept)
+
+
+def test_a_study_of_the_old_layout_is_one_message(command, capsys):
+    assert command("--arms", "baseline", "--epochs", "1") == 0
+    (command.out / "cells" / "baseline").rename(command.out / "baseline")
+    (command.out / "cells").rmdir()
+    assert "its cells lie beside study.json, not in cells/" in refused(command, capsys, "--arms", "flash")
+    with pytest.raises(InputError, match="train it again: python ablations/run.py --out"):
+        reading.read([command.out])
+
+
+def test_the_best_weights_are_kept_and_not_the_last(command, monkeypatch):
+    seen, evaluate = [], cells.evaluate
+
+    def falling(params, *rest):
+        seen.append(params)
+        correct = torch.zeros(360, dtype=torch.bool)
+        correct[: 100 - len(seen)] = True
+        return evaluate(params, *rest)._replace(correct=correct)
+
+    monkeypatch.setattr(cells, "evaluate", falling)
+    assert command("--arms", "baseline") == 0
+    saved, about = weights.load(command.out / "cells" / "baseline" / "seed0" / "best.safetensors")
+    assert about["accuracy"] == 99 / 360
+    assert all(torch.equal(saved[name], seen[0][name]) for name in saved)
+    assert not torch.equal(saved["head.weight"], seen[1]["head.weight"])
+
+
+def test_no_name_in_ablations_hides_pythons_own():
+    """`python ablations/run.py` puts them before the standard library, up to Python 3.15's."""
+    names = {path.stem for path in Path(run.__file__).parent.iterdir()}
+    assert not names & {*sys.stdlib_module_names, "annotationlib", "compression", "profiling"} - {"__init__"}
+
+
+def test_a_refusal_imports_neither_figures_nor_statistics():
+    """They take longer than torch does."""
+    script = (
+        "import sys; from ablations import run; sys.argv = ['run.py', '--arms', 'falsh']\n"
+        "try: run.main()\nexcept SystemExit: print(*sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    slow = {"scipy", "pandas", "matplotlib", "sklearn", "torchvision", "statsmodels", "markdown", "tensorboard"}
+    assert not slow & set(out.split())
+
+
 def test_a_folder_in_use_is_refused(command, capsys):
     assert command("--arms", "baseline") == 0
-    with record.locked(command.out):
+    with store.locked(command.out):
         assert "is in use by another run" in refused(command, capsys, "--arms", "flash")
 
 
@@ -164,44 +222,44 @@ def test_mrt_has_the_baselines_token_count(command, figures):
     assert command("--arms", "mrt", "--image", "32", "--patch", "8", "--epochs", "1") == 0
     settings = json.loads((command.out / "study.json").read_text())["configuration"]["set"]
     assert settings == ["uniform.patch=8", "mrt.tokens=16", "mrt.min_patch=4", "mrt.max_patch=16"]
-    assert (command.out / "figures" / "tokens_mrt.png").stat().st_size > 0
+    assert (command.out / "report" / "figures" / "tokens_mrt.png").stat().st_size > 0
 
 
 def test_a_killed_cell_is_trained_again_from_scratch(command, monkeypatch):
     def killed(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(study, "evaluate", killed)
+    monkeypatch.setattr(cells, "evaluate", killed)
     assert command("--arms", "baseline") == 130
-    folder = command.out / "baseline" / "seed0"
+    folder = command.out / "cells" / "baseline" / "seed0"
     assert not (folder / "result.json").exists()
     monkeypatch.undo()
-    assert record.results(command.out) == []
+    assert reading.results(command.out) == []
 
 
 def test_a_failed_cell_is_recorded_and_the_others_go_on(command, monkeypatch, capsys):
-    train = study.train
+    train = running.train
 
-    def failing(arm, *rest):
-        if arm.name == "flash":
+    def failing(cell, *rest):
+        if cell.arm.name == "flash":
             raise FloatingPointError("loss is nan after epoch 1")
-        return train(arm, *rest)
+        return train(cell, *rest)
 
-    monkeypatch.setattr(study, "train", failing)
+    monkeypatch.setattr(running, "train", failing)
     assert command("--arms", "flash,baseline") == 1
-    failure = json.loads((command.out / "flash" / "seed0" / "failed.json").read_text())
+    failure = json.loads((command.out / "cells" / "flash" / "seed0" / "failed.json").read_text())
     assert failure["error"] == "FloatingPointError: loss is nan after epoch 1"
     assert "Traceback" in failure["traceback"]
-    assert "flash, seed 0: FloatingPointError" in (command.out / "report.md").read_text()
+    assert "flash, seed 0: FloatingPointError" in (command.out / "report" / "report.md").read_text()
     assert "failed: FloatingPointError" in capsys.readouterr().out
-    monkeypatch.setattr(study, "train", train)
+    monkeypatch.setattr(running, "train", train)
     assert command("--arms", "flash,baseline") == 0
-    assert not (command.out / "flash" / "seed0" / "failed.json").exists()
+    assert not (command.out / "cells" / "flash" / "seed0" / "failed.json").exists()
 
 
 def test_a_loss_that_is_not_finite_fails_the_cell(command):
     assert command("--arms", "baseline", "--learning-rate", "1e30") == 1
-    failure = json.loads((command.out / "baseline" / "seed0" / "failed.json").read_text())
+    failure = json.loads((command.out / "cells" / "baseline" / "seed0" / "failed.json").read_text())
     assert "FloatingPointError: loss is" in failure["error"]
 
 
@@ -254,7 +312,7 @@ def test_list(command, capsys):
 
 def test_image_folders_train(command, image_folder):
     assert command("--arms", "baseline", "--data", f"folder:{image_folder}", "--batch-size", "8", "--epochs", "4") == 0
-    (result,) = record.results(command.out)
+    (result,) = reading.results(command.out)
     assert result["best_val_accuracy"] == 1.0  # dark against bright
     assert json.loads((command.out / "study.json").read_text())["configuration"]["flip"] is True
 
@@ -269,17 +327,17 @@ def test_report_of_no_study_is_refused(tmp_path, monkeypatch, capsys):
 
 def test_report_can_be_rebuilt_from_the_cells(command):
     assert command("--arms", "baseline") == 0
-    text = (command.out / "report.md").read_text()
+    text = (command.out / "report" / "report.md").read_text()
     for name in ("report.md", "results.csv"):
-        (command.out / name).unlink()
-    report.write([command.out])
-    assert (command.out / "report.md").read_text() == text
+        (command.out / "report" / name).unlink()
+    compose.write([command.out])
+    assert (command.out / "report" / "report.md").read_text() == text
 
 
 def test_published_report_names_the_terms(command):
     options = ["--preset", "published", "--data", "digits", "--baseline-width", "32", "--baseline-heads", "4"]
     assert command(*options, "--arms", "baseline,decatt", "--epochs", "1") == 0
-    text = (command.out / "report.md").read_text()
+    text = (command.out / "report" / "report.md").read_text()
     assert "`baseline` is a larger model" in text
     assert "The published DeCAtt arm computed something else" in text
     assert "epochs 50 -> 1" in text
@@ -308,25 +366,25 @@ def finetune(image_folder, tmp_path, monkeypatch):
 
 def test_pretraining_then_fine_tuning(finetune, image_folder, tmp_path, monkeypatch, capsys):
     """Study 2 without a network, at another image size; it starts from the checkpoint, and is evaluated again."""
-    monkeypatch.setattr(study, "ceiling", lambda dtype, device: 1e12)  # slow in bf16 on most CPUs
+    monkeypatch.setattr(cells, "ceiling", lambda dtype, device: 1e12)  # slow in bf16 on most CPUs
     options = ["--data", f"folder:{image_folder}", "--image", "8", "--batch-size", "8", "--epochs", "2"]
     assert exits(monkeypatch, "--preset", "pretrain", *SMALL, *options) == 0
-    checkpoint = tmp_path / "runs" / "pretrain-images" / "baseline" / "seed0" / "best.safetensors"
+    checkpoint = tmp_path / "runs" / "pretrain-images" / "cells" / "baseline" / "seed0" / "best.safetensors"
     started = {}
-    start = study.start
-    monkeypatch.setattr(study, "start", lambda params, key: started.update(params) or start(params, key))
+    start = cells.start
+    monkeypatch.setattr(cells, "start", lambda params, *rest: started.update(params) or start(params, *rest))
     assert finetune(checkpoint.parent) == 0  # a cell is as good as its checkpoint
     assert "| 1 (control: exact recomputation) |" in capsys.readouterr().out
     out = tmp_path / "runs" / "finetune-images"
-    assert {r["arm"] for r in record.results(out)} == set(arms.FINETUNE)
+    assert {r["arm"] for r in reading.results(out)} == set(arms.FINETUNE)
     params, about = weights.load(checkpoint)
     assert {n for n in params if not torch.equal(started[n], params[n])} == {"pos_embed", "head.weight", "head.bias"}
-    (result,) = (r for r in record.results(out) if r["arm"] == "crs@0.5")
-    trained = evaluate.load(out / "crs@0.5" / "seed0")
+    (result,) = (r for r in reading.results(out) if r["arm"] == "crs@0.5")
+    trained = evaluation.load(out / "cells" / "crs@0.5" / "seed0")
     assert trained.about["mean"] == about["mean"]
     data = data_sets.load(f"folder:{image_folder}", image=16)
-    assert evaluate.accuracy(trained, data, torch.device("cpu")).accuracy == result["best_val_accuracy"]
-    text = (out / "report.md").read_text()
+    assert evaluation.accuracy(trained, data, torch.device("cpu")).accuracy == result["best_val_accuracy"]
+    text = (out / "report" / "report.md").read_text()
     assert "SHORT RUN: 2 of 8 epochs" in text
     assert f"weights torchvision:vit_b_16 -> {checkpoint.parent}" in text
 
@@ -385,18 +443,20 @@ def test_several_data_sets(image_folder, tmp_path, monkeypatch, capsys):
 def test_profiles_are_a_pass_of_their_own(command, monkeypatch, capsys):
     assert command("--arms", "baseline,flash,decatt", "--profile") == 0
     for arm in ("baseline", "flash", "decatt"):
-        folder = command.out / arm / "profile"
-        assert {"operations.md", "categories.png", "memory.png", "trace.json.gz"} <= {p.name for p in folder.iterdir()}
-    assert "Difference from `baseline`" in (command.out / "flash" / "profile" / "operations.md").read_text()
-    before = (command.out / "flash" / "profile" / "profile.json").stat().st_mtime_ns
-    shutil.rmtree(command.out / "decatt" / "profile")
+        assert (command.out / "cells" / arm / "profile" / "trace.json.gz").exists()
+        folder = command.out / "report" / "profiles" / arm
+        assert {"operations.md", "categories.png", "memory.png"} == {p.name for p in folder.iterdir()}
+        assert (command.out / "report" / "tensorboard" / arm / "step.pt.trace.json.gz").stat().st_size > 0
+    assert "Difference from `baseline`" in (folder.with_name("flash") / "operations.md").read_text()
+    before = (command.out / "cells" / "flash" / "profile" / "profile.json").stat().st_mtime_ns
+    shutil.rmtree(command.out / "cells" / "decatt" / "profile")
 
     def failing(*args, **options):
         raise RuntimeError("no profiler")
 
-    monkeypatch.setattr(study.profiling, "profile", failing)
+    monkeypatch.setattr(profiling, "profile", failing)
     assert command("--arms", "baseline,flash,decatt", "--profile") == 1
     assert "profile of decatt: failed: RuntimeError: no profiler" in capsys.readouterr().out
-    assert "no profiler" in (command.out / "decatt" / "profile" / "failed.json").read_text()
-    assert (command.out / "flash" / "profile" / "profile.json").stat().st_mtime_ns == before
-    assert len(record.results(command.out)) == 3
+    assert "no profiler" in (command.out / "cells" / "decatt" / "profile" / "failed.json").read_text()
+    assert (command.out / "cells" / "flash" / "profile" / "profile.json").stat().st_mtime_ns == before
+    assert len(reading.results(command.out)) == 3

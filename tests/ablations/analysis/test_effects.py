@@ -1,4 +1,4 @@
-"""Effects against planted ones, statsmodels' OLS, scipy and published tables."""
+"""Effects against planted ones, statsmodels' OLS and scipy."""
 
 import itertools
 
@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 from statsmodels.formula.api import ols
-from statsmodels.stats.power import TTestPower
 
-from ablations.analysis import effects, estimates
-from ablations.analysis.effects import Design, Noise
+from ablations.analysis import effects, estimates, factors
+from ablations.analysis.design import Design
 from ablations.analysis.estimates import Estimate
 from ablations.study import arms
 
@@ -29,7 +28,7 @@ TRUTH = {
 
 def shares(arm):
     """How much of each true term an arm has; of an interaction a share in every setting, so that main effects stay."""
-    setting = effects.levels(arm)
+    setting = factors.levels(arm)
     mine = {term: [setting.get(f) == level for f, level in term] for term in TRUTH}
     even = {term: [1 / len(FACTORS[f]) if len(term) > 1 else 0 for f, _ in term] for term in TRUTH}
     return [np.prod(np.subtract(mine[term], even[term])) for term in TRUTH]
@@ -50,20 +49,20 @@ def planted(rng, seeds, noise=0.01, names=LATTICE):
 
 
 def test_arms_are_cells_of_a_factorial():
-    assert effects.levels("crs@0.3+flash") == {"crs": "0.3", "flash": "on"}
-    assert effects.levels("baseline") == effects.levels("baseline-again") == {}
+    assert factors.levels("crs@0.3+flash") == {"crs": "0.3", "flash": "on"}
+    assert factors.levels("baseline") == factors.levels("baseline-again") == {}
     design = Design(tuple(LATTICE))
     assert design.factors == {
         "crs": ["off", "0.3", "0.5"], "decatt": ["off", "on"], "flash": ["off", "on"], "mrt": ["off", "on"]
     }  # fmt: skip
     assert len(design.mains) == 5
     assert len(design.pairs) == 9
-    assert not effects.in_factorial("recompute")
-    assert not effects.in_factorial("baseline-again")
+    assert not factors.in_factorial("recompute")
+    assert not factors.in_factorial("baseline-again")
 
 
 def test_planted_effects_are_found_exactly_without_noise():
-    found = {e.term: e.estimate for e in effects.effects(planted(np.random.default_rng(0), 3, noise=0)).effects}
+    found = {e.term: e.estimate for e in effects.fit(planted(np.random.default_rng(0), 3, noise=0)).effects}
     for term, estimate in found.items():
         assert estimate.value == pytest.approx(TRUTH.get(term, 0.0), abs=1e-12)
         assert estimate.interval()[1] - estimate.interval()[0] < 1e-12
@@ -76,7 +75,7 @@ def test_estimates_are_statsmodels_ols(missing):
         {
             "seed": seed,
             "y": y.item(),
-            **{f: effects.levels(arm).get(f, "off") for f in FACTORS},
+            **{f: factors.levels(arm).get(f, "off") for f in FACTORS},
         }
         for (arm, seed), y in table.items()
     ]
@@ -84,7 +83,7 @@ def test_estimates_are_statsmodels_ols(missing):
     fit = ols(model, pd.DataFrame(rows)).fit()
     frame = pd.DataFrame([{"seed": 0, **setting} for setting in SETTINGS])
     frame["y"] = fit.predict(frame)
-    found = effects.effects(table)
+    found = effects.fit(table)
     assert len(found.effects) == 14
     assert not found.lost
     for term, estimate in found.effects:
@@ -119,7 +118,7 @@ def test_intervals_cover_the_planted_truth(seeds):
     rng = np.random.default_rng(3)
     single, together, studies = [], [], 80
     for _ in range(studies):
-        found = effects.effects(planted(rng, seeds)).effects
+        found = effects.fit(planted(rng, seeds)).effects
         truth = np.array([TRUTH.get(e.term, 0.0) for e in found])
         low, high = np.array([e.estimate.interval() for e in found]).T
         single.append((low <= truth) & (truth <= high))
@@ -169,7 +168,7 @@ def test_missing_cells_are_fitted_without():
     table = planted(rng, 3, noise=0)
     for cell in (("crs@0.3+mrt", 0), ("baseline", 1), ("decatt+flash", 2)):
         del table[cell]
-    for term, estimate in effects.effects(table).effects:
+    for term, estimate in effects.fit(table).effects:
         assert estimate.value == pytest.approx(TRUTH.get(term, 0.0), abs=1e-12)
         assert estimate.seeds == 3
 
@@ -177,21 +176,21 @@ def test_missing_cells_are_fitted_without():
 def test_what_the_arms_do_not_determine_is_named():
     names = ["baseline", "flash", "decatt", "mrt+flash", "mrt+decatt+flash"]
     rng = np.random.default_rng(8)
-    found = effects.effects({(arm, s): rng.standard_normal(1) for arm in names for s in (0, 1)})
-    assert [effects.label(e.term) for e in found.effects] == ["decatt", "flash", "mrt", "decatt × flash"]
-    assert {effects.label(term) for term in found.design.apart} == {"decatt × mrt", "flash × mrt"}
+    found = effects.fit({(arm, s): rng.standard_normal(1) for arm in names for s in (0, 1)})
+    assert [factors.label(e.term) for e in found.effects] == ["decatt", "flash", "mrt", "decatt × flash"]
+    assert {factors.label(term) for term in found.design.apart} == {"decatt × mrt", "flash × mrt"}
     table = {(arm, s): rng.standard_normal(1) for arm in ("flash", "decatt+flash") for s in (0, 1)}
-    assert [effects.label(term) for term in effects.effects(table).lost] == ["flash"]
-    alone = effects.effects({(arm, s): rng.standard_normal(1) for arm in ("baseline", "flash", "mrt") for s in (0, 1)})
-    assert [effects.label(term) for term in alone.design.apart] == ["flash × mrt"]
-    assert [effects.label(e.term) for e in alone.effects] == ["flash", "mrt"]
+    assert [factors.label(term) for term in effects.fit(table).lost] == ["flash"]
+    alone = effects.fit({(arm, s): rng.standard_normal(1) for arm in ("baseline", "flash", "mrt") for s in (0, 1)})
+    assert [factors.label(term) for term in alone.design.apart] == ["flash × mrt"]
+    assert [factors.label(e.term) for e in alone.effects] == ["flash", "mrt"]
 
 
 def test_a_level_that_met_no_other_changes_no_other_effect():
     rng = np.random.default_rng(12)
     table = {(arm, s): rng.standard_normal(1) for arm in arms.PUBLISHED for s in range(3)}
     more = table | {("decatt@10", s): rng.standard_normal(1) for s in range(3)}
-    before, after = ({effects.label(e.term): e.estimate for e in effects.effects(t).effects} for t in (table, more))
+    before, after = ({factors.label(e.term): e.estimate for e in effects.fit(t).effects} for t in (table, more))
     for name, estimate in before.items():
         assert after[name].value == pytest.approx(estimate.value, abs=1e-12)
 
@@ -204,7 +203,7 @@ def test_equal_arms_have_no_effect_by_rounding():
         for arm in arms.PUBLISHED:
             twin = "+".join(part for part in arm.split("+") if part != "flash") or "baseline"
             table[arm, seed] = table[twin, seed] if (twin, seed) in table else (rng.random(360) < 0.9).astype(float)
-    flash = next(e.estimate for e in effects.effects(table).effects if effects.label(e.term) == "flash")
+    flash = next(e.estimate for e in effects.fit(table).effects if factors.label(e.term) == "flash")
     assert (flash.value, flash.se, flash.interval(), flash.clear(), flash.above) == (0, 0, (0, 0), False, 0.5)
 
 
@@ -234,66 +233,47 @@ def test_an_exact_factor_does_not_count_as_a_replicate():
         (arm, s): half[other, s] for arm, other in (("flash", "baseline"), ("decatt+flash", "decatt")) for s in range(4)
     }
     once, again = (
-        next(e.estimate for e in effects.effects(table).effects if effects.label(e.term) == "decatt")
+        next(e.estimate for e in effects.fit(table).effects if factors.label(e.term) == "decatt")
         for table in (half, twice)
     )
     assert again.interval() == pytest.approx(once.interval())
 
 
-def test_lenth_on_his_example():
-    """Lenth 1989, example 1: 15 effects of injection moulding (Box and Meyer 1986)."""
-    sizes = [-0.7, -0.1, 5.5, -0.3, -3.8, -0.1, 0.6, 0.6, 0.4, 0.4, 0.4, -0.6, -0.2, -0.3, 4.6]
-    noise = Noise({str(i): x for i, x in enumerate(sizes)})
-    assert noise.deviation == pytest.approx(1.5 * np.median([abs(x) for x in sizes if abs(x) <= 2.5 * 1.5 * 0.4]))
-    low, high = noise.estimate(5.5, 1.0).interval()
-    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 5) * noise.deviation)
-    low, high = noise.estimate(5.5, 1.0).interval(of=15)
-    assert (high - low) / 2 == pytest.approx(stats.t.ppf((1 + 0.95 ** (1 / 15)) / 2, 5) * noise.deviation)
-
-
-def test_one_seed_is_judged_by_lenths_method():
-    rng, false, found = np.random.default_rng(10), [], []
-    for _ in range(100):
-        table = planted(rng, 1, noise=0.003)
-        single = effects.noise(table)
-        assert len(single.contrasts) == 23
-        result = {effects.label(e.term): e.estimate for e in effects.effects(table, single).effects}
-        false.append(result["flash"].clear())
-        found.append(result["crs@0.3"].clear())
-    assert np.mean(false) < 0.12
-    assert np.mean(found) > 0.9
-
-
-def test_an_exact_factor_does_not_shrink_the_noise_of_one_seed():
-    rng = np.random.default_rng(11)
-    table = {}
-    for arm in LATTICE:
-        twin = "+".join(part for part in arm.split("+") if part != "flash") or "baseline"
-        table[arm, 0] = table[twin, 0] if (twin, 0) in table else rng.standard_normal(1)
-    assert effects.noise(table).deviation < 1e-9
-    assert effects.noise(table, exact=["flash"]).deviation > 0.3
-
-
-def test_few_arms_and_one_seed_have_no_interval():
+def test_one_seed_has_no_interval():
     table = {(arm, 0): np.array([float(i)]) for i, arm in enumerate(("baseline", "flash", "mrt"))}
-    single = effects.noise(table)
-    (flash, _) = effects.effects(table, single).effects
+    (flash, _) = effects.fit(table).effects
     assert flash.estimate.value == pytest.approx(1)
     assert np.isnan(flash.estimate.interval()).all()
+    assert np.isnan(flash.estimate.above)
     assert not flash.estimate.clear()
+    assert estimates.seeds_for(0.1, flash.estimate) is None
 
 
-def test_power_is_statsmodels():
+@pytest.mark.parametrize("half", [0.5, 1.0, 5.0])
+def test_seeds_for_an_interval_are_the_fewest(half):
     found = Estimate(0.0, 2 / np.sqrt(5), 4, 5)
-    for size, seeds in ((1.0, 5), (3.0, 5), (0.5, 40)):
-        expected = TTestPower().power(size / 2, seeds, 0.05)
-        assert estimates.power(size, found, seeds) == pytest.approx(expected, abs=1e-6)
-    needed = estimates.seeds_for(0.5, found)
-    assert needed == int(np.ceil(TTestPower().solve_power(0.25, power=0.8, alpha=0.05)))
-    assert estimates.power(estimates.resolvable(found), found, 5) == pytest.approx(0.8)
+    needed = estimates.seeds_for(half, found)
+    halves = [stats.t.ppf(0.975, n - 1) * 2 / np.sqrt(n) for n in (needed - 1, needed) if n > 1]
+    assert halves[-1] <= half
+    assert needed == 2 or halves[0] > half
 
 
 def test_too_few_images_are_not_mended_by_seeds():
     found = Estimate(0.0, 0.01, 10, 5, fixed=0.009**2)
     assert estimates.seeds_for(0.002, found) is None
     assert estimates.seeds_for(0.04, found) is not None
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (["crs", "recompute"], [("crs", "crs", "recompute")]),  # --set crs.ratio=0.3
+        (["crs@0.3+flash", "flash+recompute"], [("crs@0.3", "crs@0.3+flash", "flash+recompute")]),
+        (["crs@0.3+flash", "recompute"], []),
+        (["mrt@32", "uniform", "mrt+crs@0.5", "mrt+recompute"],
+         [("mrt@32", "mrt@32", "uniform"), ("crs@0.5", "mrt+crs@0.5", "mrt+recompute")]),
+        (["baseline", "flash", "recompute", "baseline-again"], []),
+    ],
+)  # fmt: skip
+def test_each_optimization_stands_beside_its_own_control(names, pairs):
+    assert factors.controlled(names) == pairs

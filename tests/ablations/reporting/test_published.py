@@ -9,7 +9,7 @@ import pytest
 
 from ablations.reporting import published
 from ablations.study.arms import FINETUNE, PUBLISHED
-from ablations.study.recipes import PRESETS
+from ablations.study.presets import PRESETS
 
 MACHINE = {"device_name": "Some GPU", "torch": "2.15"}
 
@@ -38,27 +38,26 @@ def rows(lines, first):
 
 
 def test_every_published_arm_is_there():
-    assert tuple(row.arm for row in published.STUDY_1) == PUBLISHED
-    assert tuple(published.STUDY_2) == FINETUNE
-    assert published.tables(configuration("quick"), MACHINE, []) == []
+    assert tuple(row["arm"] for row in published.STUDY_1["arms"]) == PUBLISHED
+    assert tuple(row["arm"] for row in published.STUDY_2["arms"]) == FINETUNE
+    assert published.beside(configuration("quick"), MACHINE, []) == []
 
 
-@pytest.mark.parametrize("row", published.STUDY_1, ids=lambda row: row.arm)
+@pytest.mark.parametrize("row", published.STUDY_1["arms"], ids=lambda row: row["arm"])
 def test_published_multiples_follow_from_the_times(row):
-    for (whole, _), (text, _) in (
-        (published.STUDY_1[0].cifar10, row.cifar10),
-        (published.STUDY_1[0].cifar100, row.cifar100),
-    ):
+    for data in ("cifar10", "cifar100"):
+        (whole, _), (text, _) = published.STUDY_1["arms"][0][data], row.get(data, ("", ""))
         if found := re.fullmatch(r"([\d.]+) min = ([\d.]+) T", text):
             share = float(found[1]) / float(re.findall(r"[\d.]+", whole)[0])
             assert share == pytest.approx(float(found[2]), abs=0.011)
 
 
 def test_published_memory_ratios_follow_from_the_sizes():
-    for i in range(3):
-        whole = float(published.STUDY_2["baseline"][1][i][1].split()[0])
+    arms = {row["arm"]: row for row in published.STUDY_2["arms"]}
+    for data in published.DATA:
+        whole = float(arms["baseline"][data][1].split()[0])
         for arm in ("crs@0.5", "crs@0.3"):
-            size, ratio = re.fullmatch(r"([\d.]+) GB \(([\d.]+)x\)", published.STUDY_2[arm][1][i][1]).groups()
+            size, ratio = re.fullmatch(r"([\d.]+) GB \(([\d.]+)x\)", arms[arm][data][1]).groups()
             assert float(ratio) == pytest.approx(whole / float(size), abs=0.06)
 
 
@@ -67,7 +66,7 @@ def test_study_1():
         result("baseline", 100, 0.8), result("baseline", 102, 0.82, seed=1), result("flash", 50.5, 0.8),
         {"arm": "mrt", "seed": 0, "error": "no"},
     ]  # fmt: skip
-    lines = published.tables(configuration("published", data="cifar100"), MACHINE, finished)
+    lines = published.beside(configuration("published", data="cifar100"), MACHINE, finished)
     (baseline,), (flash,), (mrt,), (both,) = (rows(lines, n) for n in ("baseline", "Flash", "MRT", "MRT + Flash"))
     assert baseline[2:5] == ["N = 11.9 M", "T = 30.5 min", "45.72 %"]
     assert baseline[5:] == ["4,197,994", "T = 101.0 ± 1.4 s", "81.00 ± 1.41 %", "50"]
@@ -79,14 +78,14 @@ def test_study_1():
     assert "Values, preset" not in text
     assert "Data: " not in text
     assert "`baseline` is a larger model" in text
-    assert published.DECATT_NOTE in text
+    assert "The published DeCAtt arm computed something else" in text
     assert "V100 GPUs, PyTorch of 2023; here on Some GPU (cuda), bf16, engine graphed, torch 2.15" in text
 
 
 def test_terms_that_differ_are_named():
     changes = {"data": "folder:photos", "image": 24, "epochs": 2, "batch_size": 64}
     changes["set"] = [*PRESETS["published"].set, "mrt.scorer=blur", "crs.norms=cached"]
-    lines = published.tables(configuration("published", **changes), MACHINE, [result("baseline", 240, 0.5, epochs=2)])
+    lines = published.beside(configuration("published", **changes), MACHINE, [result("baseline", 240, 0.5, epochs=2)])
     text = "\n".join(lines)
     assert text.count("SHORT RUN: 2 of 50 epochs") == 1
     assert text.count("here, SHORT RUN: ") == 4  # the title of each of our columns
@@ -98,7 +97,7 @@ def test_terms_that_differ_are_named():
 
 
 def test_matched_has_one_model():
-    text = "\n".join(published.tables(configuration("matched"), MACHINE, []))
+    text = "\n".join(published.beside(configuration("matched"), MACHINE, []))
     assert "all arms are one model" in text
     assert "`baseline` is a larger model" not in text
     assert "baseline_width 384 -> None, baseline_heads 6 -> None, schedule constant -> cosine" in text
@@ -122,7 +121,7 @@ def test_study_2(data, place, figures, tmp_path):
         result("crs@0.5", 9, 0.98, 8e9, 8),
         result("bf16", 9, 0.9, 4e9, 8),
     ]
-    lines = published.tables(configuration("finetune", data=data), MACHINE, finished)
+    lines = published.beside(configuration("finetune", data=data), MACHINE, finished)
     assert rows(lines, "ratio")[0][1 + place] == "here"
     assert lines[0].startswith(f"Here: {data}.")
     accuracy, memory = rows(lines, "0.5")
@@ -139,6 +138,6 @@ def test_study_2(data, place, figures, tmp_path):
 
 
 def test_other_weights_are_named():
-    text = "\n".join(published.tables(configuration("finetune", weights="a.safetensors", epochs=1), MACHINE, []))
+    text = "\n".join(published.beside(configuration("finetune", weights="a.safetensors", epochs=1), MACHINE, []))
     assert "weights torchvision:vit_b_16 -> a.safetensors" in text
     assert "SHORT RUN: 1 of 8 epochs" in text

@@ -1,22 +1,23 @@
 """Reports of synthetic studies: what they say follows from the cells, and what they refuse."""
 
-import csv
 import json
 import re
 import shutil
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from ablations.analysis.comparisons import BY_NAME, Views
+from ablations import report as command
+from ablations.analysis.comparisons import Comparisons
 from ablations.reporting import compose as report
-from ablations.reporting import effect_figures as figures_effects
 from ablations.reporting.words import sentences
 from ablations.study import arms
+from ablations.study.presets import PRESETS
 from ablations.study.reading import read
-from ablations.study.recipes import PRESETS
+from ablations.study.store import cell_folder
 from core.errors import InputError
 
 IMAGES, EPOCHS = 100, 4
@@ -46,7 +47,7 @@ def cell(folder, arm, seed, share=0.8, noise=0.02, **changed):
         "predicted_peak_bytes": peak, "bytes_per_image": 2**18, "kept_bytes": peak // 2,
         "kept_by_op": {"qkv mm": peak // 2}, "flops_per_image": 10**6, "mfu": 0.3, "gpu": {}, "batch_size": 32,
     }  # fmt: skip
-    path = folder / arm / f"seed{seed}"
+    path = cell_folder(folder, arm, seed)
     path.mkdir(parents=True)
     np.savez_compressed(path / "correct.npz", correct=correct)
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -76,7 +77,7 @@ def lattice(tmp_path_factory):
 
 
 def said(folder):
-    return "\n".join(sentences(Views(read([folder]))))
+    return "\n".join(sentences(Comparisons(read([folder]))))
 
 
 def test_the_summary_tells_what_was_planted(lattice):
@@ -90,15 +91,15 @@ def test_the_summary_tells_what_was_planted(lattice):
     assert re.search(r"^`flash`: \*\*faster\*\* .*\*\*less memory\*\* \(peak memory −20\.0 %\); not told", text, re.M)
     assert "Two-way interactions told from zero: accuracy 0 of 6; loss 0 of 6; step time 0 of 6" in text
     assert re.search(r"Best mean accuracy beside the baseline: `[^`]*mrt[^`]*`", text)
-    assert re.search(r"Noise floor, .*: accuracy [+−]?\d\.\d\d points \[", text)
+    assert re.search(r"Repeatability: .*: accuracy [+−]?\d\.\d\d points \[", text)
 
 
 def test_every_number_of_the_summary_is_in_the_report(lattice):
     """Effects in words are those of the table, digit for digit."""
-    text = (lattice / "report.md").read_text()
+    text = (lattice / "report" / "report.md").read_text()
     summary, rest = text.split("## Arms", 1)
     plain = rest.replace("**", "")
-    found = re.findall(r"([+−]\d+\.\d+) (?:% |points )?(\[[^\]]+\])", summary.split("Noise floor")[0])
+    found = re.findall(r"([+−]\d+\.\d+) (?:% |points )?(\[[^\]]+\])", summary.split("Repeatability")[0])
     assert len(found) >= 8
     for value, interval in found:
         assert f"{value} {interval}" in plain
@@ -106,18 +107,18 @@ def test_every_number_of_the_summary_is_in_the_report(lattice):
 
 def test_differences_are_paired_by_seed_and_image(lattice):
     """The table's row by hand, without this project's statistics."""
-    rows = re.findall(r"^\| `mrt` \| (.*) \|$", (lattice / "report.md").read_text(), re.M)
-    row = next(r.split(" | ") for r in rows if len(r.split(" | ")) == 7)
+    rows = re.findall(r"^\| `mrt` \| (.*) \|$", (lattice / "report" / "report.md").read_text(), re.M)
+    row = next(r.split(" | ") for r in rows if len(r.split(" | ")) == 6)
     d = np.array(
         [
-            np.load(lattice / "mrt" / f"seed{s}" / "correct.npz")["correct"][-1].astype(float)
-            - np.load(lattice / "baseline" / f"seed{s}" / "correct.npz")["correct"][-1]
+            np.load(cell_folder(lattice, "mrt", s) / "correct.npz")["correct"][-1].astype(float)
+            - np.load(cell_folder(lattice, "baseline", s) / "correct.npz")["correct"][-1]
             for s in range(5)
         ]
     )
     assert row[0].replace("**", "").startswith(f"+{100 * d.mean():.2f}")
     results = {
-        (arm, s): json.loads((lattice / arm / f"seed{s}" / "result.json").read_text())
+        (arm, s): json.loads((cell_folder(lattice, arm, s) / "result.json").read_text())
         for arm in ("mrt", "baseline")
         for s in range(5)
     }
@@ -127,53 +128,66 @@ def test_differences_are_paired_by_seed_and_image(lattice):
         f"{100 * (np.exp(logs.mean()) - 1):+.1f} [{100 * (np.exp(low) - 1):+.1f}, {100 * (np.exp(high) - 1):+.1f}]"
     )
     spare = results["baseline", 0]["peak_bytes"] - results["mrt", 0]["peak_bytes"]
-    assert row[5] == str(32 + spare // 2**18)
-    budget = min(np.mean([c.result["train_seconds"] for c in group]) for group in read([lattice]).arms.values())
-    histories = [
-        [json.loads(line) for line in (lattice / "mrt" / f"seed{s}" / "metrics.jsonl").read_text().splitlines()]
-        for s in range(5)
-    ]
-    points = [np.interp(budget, [r["seconds"] for r in h], [r["val/accuracy"] for r in h]) for h in histories]
-    assert row[4] == f"{100 * np.mean(points):.2f}"
+    assert row[4] == str(32 + spare // 2**18)
 
 
-def test_leave_one_out_and_add_one_in(lattice):
-    views = Views(read([lattice]))
-    swap = next(s for s in views.swaps("accuracy") if s.level == "mrt")
-    mean = {arm: np.mean([c.result["final_val_accuracy"] for c in group]) for arm, group in views.study.arms.items()}
-    assert swap.everything == "crs@0.3+decatt+flash+mrt"
-    assert swap.added.value == pytest.approx(mean["mrt"] - mean["baseline"])
-    assert swap.removed.value == pytest.approx(mean["crs@0.3+decatt+flash"] - mean[swap.everything])
+def test_leave_one_out(lattice):
+    comparisons = Comparisons(read([lattice]))
+    mean = {arm: np.mean([c.result["final_val_accuracy"] for c in g]) for arm, g in comparisons.study.arms.items()}
+    rows = comparisons.taken_out
+    (row,) = rows[(rows["optimization"] == "mrt") & (rows["response"] == "accuracy")].to_dict("records")
+    assert row["everything"] == "crs@0.3+decatt+flash+mrt"
+    assert row["estimate"] == pytest.approx(mean["crs@0.3+decatt+flash"] - mean[row["everything"]])
+
+
+def test_optimizations_stand_beside_their_controls(lattice):
+    comparisons = Comparisons(read([lattice]))
+    peak = comparisons.against_controls.set_index("response").loc["peak memory"]
+    assert (peak["optimization"], peak["arm"], peak["control"]) == ("crs@0.3", "crs@0.3", "recompute")
+    assert peak["estimate"] == pytest.approx(np.log(0.8), abs=1e-6)
+    assert "| `crs@0.3` | `crs@0.3` | `recompute` |" in (lattice / "report" / "report.md").read_text()
+
+
+def test_the_curves_are_the_baseline_each_alone_and_the_best(lattice):
+    chosen = Comparisons(read([lattice])).curves()
+    assert chosen[:-1] == ["baseline", "crs@0.3", "decatt", "flash", "mrt", "recompute"]
+    means = {arm: g["accuracy"].mean() for arm, g in Comparisons(read([lattice])).cells.groupby("arm")}
+    assert means[chosen[-1]] == max(means.values())
 
 
 def test_the_front_is_not_dominated(lattice):
-    views = Views(read([lattice]))
-    points = {a: (views.mean("accuracy", a), -views.mean("step time", a)) for a in views.study.arms if a != arms.AGAIN}
-    front = views.front("accuracy", "step time")
+    comparisons = Comparisons(read([lattice]))
+    points = {
+        a: (comparisons.mean("accuracy", a), -comparisons.mean("step time", a))
+        for a in comparisons.study.arms
+        if a != arms.AGAIN
+    }
+    front = comparisons.front("accuracy", "step time")
     for arm, point in points.items():
         beaten = any(q != point and q[0] >= point[0] and q[1] >= point[1] for q in points.values())
         assert (arm in front) != beaten
 
 
 def test_time_to_a_target(lattice, monkeypatch):
-    views = Views(read([lattice]))
-    reached, number = views.to_target("mrt", 0.85)
+    comparisons = Comparisons(read([lattice]))
+    reached, number = comparisons.to_target("mrt", 0.85)
     first = []
-    for c in views.study.arms["mrt"]:
+    for c in comparisons.study.arms["mrt"]:
         first += [next((r["seconds"] for r in c.rows if r["val/accuracy"] >= 0.85), None)]
     assert number == sum(s is not None for s in first)
     assert reached == pytest.approx(np.mean([s for s in first if s is not None]))
-    assert views.to_target("mrt", 1.1) == (np.inf, 0)
-    assert all(c.result["best_val_accuracy"] >= views.target for c in views.study.arms["baseline"])
+    assert comparisons.to_target("mrt", 1.1) == (np.inf, 0)
+    assert all(c.result["best_val_accuracy"] >= comparisons.target for c in comparisons.study.arms["baseline"])
 
 
 def test_effects_are_a_table_for_machines(lattice):
-    rows = list(csv.DictReader((lattice / "effects.csv").open()))
-    assert {r["response"] for r in rows} == {"accuracy", "loss", "step time", "peak memory"}
+    rows = pd.read_csv(lattice / "report" / "effects.csv")
+    assert set(rows["response"]) == {"accuracy", "loss", "step time", "peak memory"}
     assert len(rows) == 4 * 10
-    mrt = next(r for r in rows if r["response"] == "accuracy" and r["effect"] == "mrt")
-    assert float(mrt["low_together"]) < float(mrt["low"]) < float(mrt["estimate"]) < float(mrt["high"])
-    assert int(mrt["seeds"]) == 5
+    (mrt,) = rows[(rows["response"] == "accuracy") & (rows["effect"] == "mrt")].to_dict("records")
+    assert mrt["low_together"] < mrt["low"] < mrt["estimate"] < mrt["high"]
+    assert mrt["seeds"] == 5
+    assert len(pd.read_csv(lattice / "report" / "results.csv")) == 18 * 5
 
 
 class Page(HTMLParser):
@@ -190,37 +204,61 @@ class Page(HTMLParser):
 
 
 def test_the_page_holds_everything(lattice):
-    text, page = (lattice / "report.html").read_text(), Page()
+    text, page = (lattice / "report" / "report.html").read_text(), Page()
     page.feed(text)
-    figures = re.findall(r"^!\[", (lattice / "report.md").read_text(), re.M)
-    assert len(page.sources) == len(figures) >= 8
+    figures = re.findall(r"^!\[", (lattice / "report" / "report.md").read_text(), re.M)
+    assert len(page.sources) == len(figures) >= 4
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
-    assert page.tables == len(re.findall(r"^\| --- ", (lattice / "report.md").read_text(), re.M))
+    assert page.tables == len(re.findall(r"^\| --- ", (lattice / "report" / "report.md").read_text(), re.M))
     assert page.links
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
     assert "http" not in re.sub(r"base64,[^\"]*", "", text)
 
 
-def test_one_seed_says_so_and_is_judged_by_lenth(tmp_path):
-    folder = study(tmp_path / "one", arms.lattice(), [0], lambda arm: 0.9 if "mrt" in arm else 0.8)
-    views = Views(read([folder]))
-    text = "\n".join(sentences(views))
-    assert "**One seed**: intervals are Lenth's" in text
-    assert re.search(r"`mrt`: \*\*more accurate\*\* \(accuracy \+\d+\.\d\d points \[", text)
-    figures_effects.half_normal(views, [BY_NAME["accuracy"]], tmp_path / "half_normal.png")
-    assert (tmp_path / "half_normal.png").stat().st_size > 0
+def test_one_seed_says_so_and_has_no_interval(tmp_path):
+    folder = study(tmp_path / "one", ["baseline", "flash", "mrt", "flash+mrt"], [0])
+    text = said(folder)
+    assert "**One seed: no interval.** `--seeds 3` gives them." in text
+    assert re.search(r"^`mrt`: without an interval: accuracy [+−]?\d+\.\d\d points, step time \+", text, re.M)
+    assert "[" not in text
     assert "Resolution" not in text
+    report.write([folder])
+    assert pd.read_csv(folder / "report" / "effects.csv")["low"].isna().all()
+
+
+def test_a_report_replaces_what_it_wrote_and_nothing_else(tmp_path):
+    folder, out = study(tmp_path / "s", ["baseline", "mrt"], range(2)), tmp_path / "paper"
+    mine = [out / "thesis.tex", out / "figures" / "mine.png", out / "tensorboard" / "mrt" / "events.out.tfevents.mine"]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    report.write([folder], out)
+    assert (out / "figures" / "effects.png").exists()
+    report.write([study(tmp_path / "alone", ["baseline"], range(2))], out)
+    assert not (out / "figures" / "effects.png").exists()
+    assert len(list((out / "tensorboard").glob("*/events*"))) == 3  # the report's, the baseline's and mine
+    assert all(path.read_text() == "mine" for path in mine)
+    assert not (folder / "report").exists()
+
+
+def test_a_listing_that_points_elsewhere_removes_nothing(tmp_path):
+    folder, precious = study(tmp_path / "s", ["baseline"], [0]), tmp_path / "precious"
+    precious.write_text("")
+    (folder / "report").mkdir()
+    (folder / "report" / ".written.json").write_text(json.dumps(["../../precious", str(precious)]))
+    report.write([folder])
+    assert precious.exists()
 
 
 def test_missing_and_failed_cells_are_named(tmp_path):
     folder = study(tmp_path / "holes", ["baseline", "flash", "mrt", "flash+mrt"], range(3))
-    shutil.rmtree(folder / "mrt" / "seed1")
-    (folder / "mrt" / "seed1").mkdir()
-    (folder / "mrt" / "seed1" / "failed.json").write_text(
+    shutil.rmtree(cell_folder(folder, "mrt", 1))
+    cell_folder(folder, "mrt", 1).mkdir()
+    (cell_folder(folder, "mrt", 1) / "failed.json").write_text(
         json.dumps({"arm": "mrt", "seed": 1, "error": "FloatingPointError: loss is nan"})
     )
     report.write([folder])
-    text = (folder / "report.md").read_text()
+    text = (folder / "report" / "report.md").read_text()
     assert "Not there, and fitted without: `mrt` seed 1" in text
     assert "11 cells finished, 1 failed" in text
     assert "mrt, seed 1: FloatingPointError: loss is nan" in text
@@ -240,7 +278,7 @@ def test_missing_and_failed_cells_are_named(tmp_path):
 def test_few_arms(tmp_path, names, expected, seeds):
     folder = study(tmp_path / "few", names, range(seeds))
     report.write([folder])
-    assert expected in (folder / "report.md").read_text()
+    assert expected in (folder / "report" / "report.md").read_text()
 
 
 def test_arms_without_a_seed_of_the_baseline_are_not_compared(tmp_path):
@@ -248,7 +286,7 @@ def test_arms_without_a_seed_of_the_baseline_are_not_compared(tmp_path):
     cell(folder, "flash", 1)
     cell(folder, "mrt", 1)
     report.write([folder])
-    text = (folder / "report.md").read_text()
+    text = (folder / "report" / "report.md").read_text()
     assert "No arm shares a seed with the baseline" in text
     assert "No arm has a better" not in text
 
@@ -256,11 +294,16 @@ def test_arms_without_a_seed_of_the_baseline_are_not_compared(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("study.json", "{"), ("study.json", "{}"), ("mrt/seed0/result.json", "{"), ("mrt/seed0/result.json", "{}"),
-        ("mrt/seed0/correct.npz", ""), ("mrt/seed0/correct.npz", "x"), ("mrt/seed0/metrics.jsonl", "{}"),
-        ("mrt/seed0/metrics.jsonl", None),
+        ("study.json", "{"),
+        ("study.json", "{}"),
+        ("cells/mrt/seed0/result.json", "{"),
+        ("cells/mrt/seed0/result.json", "{}"),
+        ("cells/mrt/seed0/correct.npz", ""),
+        ("cells/mrt/seed0/correct.npz", "x"),
+        ("cells/mrt/seed0/metrics.jsonl", "{}"),
+        ("cells/mrt/seed0/metrics.jsonl", None),
     ],
-)  # fmt: skip
+)
 def test_damaged_files_are_named(tmp_path, name, content):
     folder = study(tmp_path / "damaged", ["baseline", "mrt"], range(2))
     (folder / name).unlink()
@@ -269,16 +312,17 @@ def test_damaged_files_are_named(tmp_path, name, content):
     with pytest.raises(InputError, match="cannot be read") as stop:
         report.write([folder])
     assert name.rpartition("/")[2] in str(stop.value)
-    assert not (folder / "report.md").exists()
+    assert not (folder / "report" / "report.md").exists()
 
 
-def test_a_baseline_of_another_size_is_left_out_of_the_effects(tmp_path):
+@pytest.mark.parametrize("another", [{"baseline_width": 384}, {"baseline_heads": 6}])
+def test_a_baseline_of_another_size_is_left_out_of_the_effects(tmp_path, another):
     names = [*arms.PUBLISHED]
-    folder = study(tmp_path / "p", names, range(3), lambda arm: 0.3 if arm == "baseline" else 0.8, baseline_width=384)
+    folder = study(tmp_path / "p", names, range(3), lambda arm: 0.3 if arm == "baseline" else 0.8, **another)
     report.write([folder])
-    text = (folder / "report.md").read_text()
+    text = (folder / "report" / "report.md").read_text()
     assert "The baseline is another model than the other arms: effects and interactions leave it out" in text
-    effects = {e.term: e.estimate.value for e in Views(read([folder])).effects["accuracy"].effects}
+    effects = {e.term: e.estimate.value for e in Comparisons(read([folder])).effects["accuracy"].effects}
     assert all(abs(value) < 0.1 for value in effects.values())
 
 
@@ -287,9 +331,9 @@ def test_studies_of_other_seeds_are_joined(tmp_path):
     a, b = (study(tmp_path / n, names, seeds) for n, seeds in (("a", range(2)), ("b", range(2, 5))))
     whole = study(tmp_path / "whole", names, range(5))
     written = report.write([a, b])
-    assert written[0] == tmp_path / "a+b" / "report.md"
+    assert written[0] == tmp_path / "a+b" / "report" / "report.md"
     report.write([whole])
-    joined, alone = ((f / "effects.csv").read_text() for f in (tmp_path / "a+b", whole))
+    joined, alone = ((f / "report" / "effects.csv").read_text() for f in (tmp_path / "a+b", whole))
     assert joined == alone
 
 
@@ -331,10 +375,10 @@ def test_studies_of_other_machines_are_not_joined(tmp_path):
 def test_bad_input_is_one_message(tmp_path, monkeypatch, capsys, arguments, expected):
     study(tmp_path / "empty", [], [])
     study(tmp_path / "good", ["baseline"], [0])
-    (study(tmp_path / "old", ["baseline"], [0]) / "baseline" / "seed0" / "correct.npz").unlink()
+    (cell_folder(study(tmp_path / "old", ["baseline"], [0]), "baseline", 0) / "correct.npz").unlink()
     monkeypatch.setattr("sys.argv", ["report.py", *(a.format(tmp=tmp_path) for a in arguments)])
     with pytest.raises(SystemExit) as stop:
-        report.main()
+        command.main()
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert expected in error

@@ -1,6 +1,7 @@
 """What TensorBoard will find in a study, read back with its own reader."""
 
 import statistics
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
@@ -8,6 +9,10 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from ablations import run
+from ablations.study.store import cell_folder
+
+ARMS = "report/tensorboard"
+REPORT = f"{ARMS}/report"
 
 
 @pytest.fixture(scope="module")
@@ -28,38 +33,42 @@ def study(tmp_path_factory):
     return multiplexer
 
 
-CELLS = ("baseline/seed0", "baseline/seed1", "decatt/seed0", "decatt/seed1")
+CELLS = tuple(cell_folder(Path(), arm, seed).as_posix() for arm in ("baseline", "decatt") for seed in (0, 1))
 
 
-def test_one_run_a_cell_one_for_the_report_one_an_arm_and_no_stray_ones(study):
-    assert set(study.Runs()) == {*CELLS, "report", "report/baseline", "report/decatt"}
+def test_the_report_has_one_run_an_arm_and_no_stray_ones(study):
+    assert set(study.Runs()) == {
+        *CELLS,
+        "report/tensorboard/report",
+        *(f"{ARMS}/{arm}" for arm in ("baseline", "decatt")),
+    }
 
 
 def test_the_figures_are_images_of_the_report(study):
-    figures = {"accuracy_by_epoch", "accuracy_by_second", "kept_bytes", "pareto", "effects"}
-    assert figures <= set(study.Runs()["report"]["images"])
+    figures = {"learning_curves", "kept_bytes", "pareto", "effects"}
+    assert figures <= set(study.Runs()[REPORT]["images"])
 
 
 def test_the_tables_are_texts_of_the_report(study):
-    (tag,) = (
-        tag for tag in study.Runs()["report"]["tensors"] if tag.endswith("Arms against the baseline/text_summary")
-    )
-    (event,) = study.Tensors("report", tag)
+    (tag,) = (tag for tag in study.Runs()[REPORT]["tensors"] if tag.endswith("Arms against the baseline/text_summary"))
+    (event,) = study.Tensors(REPORT, tag)
     assert "| `decatt` |" in event.tensor_proto.string_val[0].decode()
 
 
 def test_the_seeds_of_an_arm_are_one_band(study):
-    (event,) = study.Tensors("report", "custom_scalars__config__")
+    (event,) = study.Tensors(REPORT, "custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     for chart in layout.category[0].chart:
         (band,) = chart.margin.series
         for arm in ("baseline", "decatt"):
             mean, lower, upper = (
-                [p.value for p in study.Scalars(f"report/{arm}", tag)] for tag in (band.value, band.lower, band.upper)
+                [p.value for p in study.Scalars(f"{ARMS}/{arm}", tag)] for tag in (band.value, band.lower, band.upper)
             )
             assert mean == pytest.approx([(a + b) / 2 for a, b in zip(lower, upper, strict=True)])
-    by_seed = [[p.value for p in study.Scalars(f"decatt/seed{s}", "val/accuracy")] for s in (0, 1)]
-    mean, upper = (study.Scalars("report/decatt", f"seeds/val/accuracy{part}") for part in ("", "/upper"))
+    by_seed = [
+        [p.value for p in study.Scalars(cell_folder(Path(), "decatt", s).as_posix(), "val/accuracy")] for s in (0, 1)
+    ]
+    mean, upper = (study.Scalars(f"{ARMS}/decatt", f"seeds/val/accuracy{part}") for part in ("", "/upper"))
     for i, values in enumerate(zip(*by_seed, strict=True)):
         assert mean[i].value == pytest.approx(statistics.mean(values))
         assert upper[i].value == pytest.approx(statistics.mean(values) + statistics.stdev(values))
@@ -83,8 +92,8 @@ def test_hparams_of_every_arm(study):
         metadata = study.PluginRunToTagToContent("hparams")[name]
         start = plugin_data_pb2.HParamsPluginData.FromString(metadata["_hparams_/session_start_info"])
         shown = start.session_start_info.hparams
-        assert shown["arm"].string_value == name.split("/")[0]
-        assert shown["decatt"].string_value == ("on" if name.startswith("decatt") else "off")
+        assert shown["arm"].string_value == name.split("/")[-2]
+        assert shown["decatt"].string_value == ("on" if "decatt" in name else "off")
         for metric in ("best_val_accuracy", "final_val_loss", "step_ms_median", "peak_mib", "kept_mib", "mfu"):
             assert study.Scalars(name, f"result/{metric}")
 

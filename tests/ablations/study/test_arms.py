@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from ablations.study import arms
-from ablations.study.recipes import PRESETS, Recipe
+from ablations.study.presets import PRESETS
+from ablations.study.recipes import Recipe
 from core.errors import InputError
-from core.ops import EXACT
+from core.layers import EXACT
 from core.transforms.decatt import decatt
 from core.transforms.registry import REGISTRY, Transform
 
@@ -39,7 +40,7 @@ def test_lists_in_settings_are_read():
 
 
 def test_lattice_is_every_combination_of_levels(monkeypatch):
-    sampling = Transform(decatt, "linear", "unbiased gradient", "for the test", levels=(0.5, 0.3))
+    sampling = Transform(decatt, "unbiased gradient", "for the test", levels=(0.5, 0.3))
     three = {**{n: REGISTRY[n] for n in ("flash", "decatt")}, "crs": sampling}
     monkeypatch.setattr(arms, "REGISTRY", three)
     names = arms.lattice()
@@ -85,7 +86,7 @@ def test_select():
         ("flash+", "unknown optimization ''"),
         ("baseline+flash", "'baseline' stands alone"),
         ("flash+flash@tiled", "has flash twice"),
-        ("mrt+uniform", "mrt and uniform both replace the model's tokenize; choose one"),
+        ("mrt+uniform", "mrt and uniform both replace the model's tokenize"),
         ("flash@titled", "unknown flash backend 'titled'.*did you mean 'tiled'"),
         ("decatt@much", "decatt weight 'much' is not a number"),
         ("decatt@-1", "decatt weight -1.0 must be finite"),
@@ -116,7 +117,7 @@ def test_a_required_parameter_must_be_given(monkeypatch):
     def sampling(ratio: float):
         return lambda ops: ops
 
-    monkeypatch.setitem(arms.REGISTRY, "crs", Transform(sampling, "linear", "unbiased gradient", "x", levels=(0.5,)))
+    monkeypatch.setitem(arms.REGISTRY, "crs", Transform(sampling, "unbiased gradient", "x", levels=(0.5,)))
     with pytest.raises(InputError, match=r"'crs' needs its ratio: write for example crs@0.5"):
         arms.parse("crs")
     assert arms.parse("crs@0.30").name == "crs@0.3"

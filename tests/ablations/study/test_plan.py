@@ -1,12 +1,14 @@
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ablations import run as command
-from ablations.study import arms, plan
-from ablations.study.recipes import PRESETS
+from ablations.study import arms, plan, running
+from ablations.study.presets import PRESETS
 from core import vit
 from core.data import sets as data
 from core.errors import InputError
@@ -31,13 +33,13 @@ def run(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("24GiB", 24 * 2**30), ("900MB", 900 * 10**6), ("1.5g", 1.5e9), ("512", 512), (" 2 KiB ", 2048), ("3t", 3e12)],
+    [("24GiB", 24 * 2**30), ("900MB", 900 * 10**6), ("1.5g", 1.5e9), (" 2 KiB ", 2048), ("3t", 3e12)],
 )
 def test_read_bytes(text, size):
     assert plan.read_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-3GB", "0", "0.5", "24 apples", "1e9", "9" * 400])
+@pytest.mark.parametrize("text", ["", "512", "512B", "GiB", "-3GB", "0", "0.5", "24 apples", "1e9", "9" * 400])
 def test_read_bytes_refuses(text):
     with pytest.raises(InputError, match=f"budget '{text}' is no size"):
         plan.read_bytes(text)
@@ -60,6 +62,38 @@ def test_largest_batch(slope, offset, start):
             assert len(asked) < 60
 
 
+def test_largest_batch_beside_a_constant_need():
+    """As the evaluation is."""
+    assert plan.largest(lambda batch: 100 + max(500, 7 * batch), 1500, 4) == 200
+    assert plan.largest(lambda batch: 100 + max(500, 7 * batch), 599, 4) == 0
+
+
+def test_needs_are_the_parts_of_what_is_held():
+    """ViT-B/16 at batch 64 on a GPU, by hand."""
+    recipe = replace(PRESETS["finetune"], device="cuda", weights=None)
+    (cell,) = running.foresee("baseline", recipe, "data", present=False).cells
+    needs, step = plan.needs(cell, 64, 2**36), cell.account(64)
+    params = 4 * vit.parameters(cell.config)
+    assert needs["data_bytes"] == 60_000 * (3 * 224 * 224 + 8) - 60_000 * 8
+    assert plan.needs(cell, 64, 10**10)["data_bytes"] == 0  # more than half of it: not resident
+    assert needs["copies_bytes"] == pytest.approx(2 * 3 * params, abs=100)
+    assert needs["best_bytes"] == pytest.approx(params, abs=100)
+    assert needs["evaluation_bytes"] > 500 * 3 * 224 * 224 * 5  # as stored, and as float32
+    parts = [needs[f"{name}_bytes"] for name in ("data", "copies", "best", "evaluation", "workspace", "reserve")]
+    assert needs["needed_bytes"] == step.peak_bytes + sum(parts)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_a_plan_for_a_gpu_that_is_not_here(run):
+    tiny = ("--device", "cuda", "--preset", "quick", "--depth", "1", "--width", "16", "--mlp", "32")
+    (entry,) = json.loads(run("--json", "--arms", "flash", *tiny).stdout)
+    assert entry["reserve_bytes"] > plan.CONTEXT
+    out = run("--arms", "flash", "--precision", "fp32", *tiny)
+    assert out.returncode == 2
+    assert "arm 'flash': flash on CUDA takes bfloat16 or float16, not float32" in out.stderr
+    assert run("--arms", "flash@tiled", "--precision", "fp32", *tiny).returncode == 0
+
+
 def test_no_batch_is_too_large_for_an_endless_budget():
     assert plan.largest(lambda batch: 1000 + batch, 10**18, 32) == 2**20
 
@@ -71,19 +105,31 @@ def test_json_for_every_arm_without_data(run, tmp_path):
     assert [e["arm"] for e in planned] == ["baseline", "flash", "crs@0.3+mrt"]
     needed = {"arm", "parameters", "flops_per_image", "kept_bytes", "kept_bytes_per_block", "peak_bytes"}
     assert all(needed <= e.keys() and "fits" not in e for e in planned)
-    recipe = PRESETS["quick"].resolve_machine().resolve_shape(data.outline("cifar10"))
+    recipe = PRESETS["quick"].resolve_machine().resolve_data(data.outline("cifar10"))
     assert planned[0]["parameters"] == vit.parameters(recipe.model(arms.parse("baseline"), data.outline("cifar10")))
     assert planned[1]["kept_bytes"] < planned[0]["kept_bytes"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_table_and_the_budget(run):
-    out = run("--arms", "baseline,flash,crs@0.3+flash", "--budget", "25MiB")
-    assert out.returncode == 0
-    rows = {line.split()[0]: line.split()[-2:] for line in out.stdout.splitlines() if line.strip()[-1:].isdigit()}
-    assert rows["baseline"][0] == "no"
-    assert rows["flash"][0] == rows["crs@0.3+flash"][0] == "yes"
-    assert int(rows["baseline"][1]) < 32 <= int(rows["flash"][1]) < int(rows["crs@0.3+flash"][1])
+    """The evaluation needs the same of all: a batch that no arm has room for beside it fits none."""
+    arms = ("--arms", "baseline,flash,crs@0.3+flash", "--batch-size", "64")
+
+    def rows(budget):
+        out = run(*arms, "--budget", budget)
+        assert out.returncode == 0
+        return {line.split()[0]: line.split()[-2:] for line in out.stdout.splitlines() if line.strip()[-1:].isdigit()}
+
+    planned = {e["arm"]: e for e in json.loads(run("--json", *arms).stdout)}
+    assert (
+        planned["crs@0.3+flash"]["needed_bytes"]
+        < planned["flash"]["needed_bytes"]
+        < (planned["baseline"]["needed_bytes"])
+    )
+    found = rows(f"{planned['flash']['needed_bytes'] / 2**20:.3f}MiB")
+    assert (found["baseline"][0], found["crs@0.3+flash"][0]) == ("no", "yes")
+    assert 0 < int(found["baseline"][1]) < 64 < int(found["crs@0.3+flash"][1])
+    assert {row[1] for row in rows("20MiB").values()} == {"0"}
 
 
 def test_compiled_bytes_are_added_on_demand(run):
@@ -103,7 +149,10 @@ def test_outline_is_the_data_without_images():
     [
         (("--budget", "much"), "budget 'much' is no size; write a number and a unit, such as 24GiB"),
         (("--arms", "crs@2"), "crs ratio 2.0 is outside (0, 1]"),
-        (("--arms", "crs@0.3+flash", "--set", "crs.scope=published"), "arm 'crs@0.3+flash': flash cannot be combined"),
+        (
+            ("--arms", "crs@0.3+flash", "--set", "crs.scope=published"),
+            "arm 'crs@0.3+flash': crs and flash both replace the model's attend",
+        ),
         (("--data", "folder:/nowhere"), "/nowhere"),
         (("--patch", "0"), "patch 0 is too small: at least 1"),
         (("--image", "-8"), "image -8 is too small: at least 1 pixel"),

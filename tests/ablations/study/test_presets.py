@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ablations.study.arms import parse, read_settings
-from ablations.study.recipes import PRESETS
+from ablations.study.presets import PRESETS
 from core import vit
 from core.data.sets import Data, Split
 from core.errors import InputError
@@ -87,7 +87,6 @@ def test_what_does_not_fit_the_data_is_refused(change, message):
         ({"device": "gpu"}, "unknown device 'gpu'; legal: auto, cpu, cuda"),
         ({"precision": "fp23"}, "unknown precision 'fp23'.*did you mean 'fp32'"),
         ({"engine": "eagre"}, "unknown engine 'eagre'.*did you mean 'eager'"),
-        ({"differentiator": "autgrad"}, "unknown differentiator"),
     ],
 )
 def test_unknown_machine_settings_are_refused(change, message):

@@ -1,0 +1,48 @@
+"""What an arm is made of: its factors, and the level of each."""
+
+from collections.abc import Iterable
+
+from ablations.study.arms import AGAIN, BASELINE
+from core.transforms.registry import REGISTRY, controls
+
+Term = tuple[tuple[str, str], ...]  # (factor, level) once for a main effect, twice for an interaction
+
+
+def levels(arm: str) -> dict[str, str]:
+    """The factors of an arm that are not off, each with its level: the value in the arm's name, or "on"."""
+    if arm in (BASELINE, AGAIN):
+        return {}
+    parts = (part.partition("@") for part in arm.split("+"))
+    return {factor: level or "on" for factor, _, level in parts}
+
+
+def in_factorial(arm: str) -> bool:
+    """Whether an arm belongs to the factorial: no control, and not the baseline's second run."""
+    return arm != AGAIN and not controls() & levels(arm).keys()
+
+
+def label(term: Term) -> str:
+    """`crs@0.3 × mrt`."""
+    return " × ".join(factor if level == "on" else f"{factor}@{level}" for factor, level in term)
+
+
+def of_contract(contract: str) -> set[str]:
+    """The names of the transforms with this contract."""
+    return {name for name, transform in REGISTRY.items() if transform.contract == contract}
+
+
+def controlled(arms: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Every arm beside the same arm with one of its optimizations replaced by this one's control: (optimization, arm,
+    the other arm), of the pairs that are both there."""
+    settings = {arm: levels(arm) for arm in arms if arm != AGAIN}
+    out = []
+    for arm, setting in settings.items():
+        for factor, level in setting.items():
+            control = REGISTRY[factor].control if factor in REGISTRY else None
+            rest = {f: lv for f, lv in setting.items() if f not in (factor, control)}
+            out += [
+                (label(((factor, level),)), arm, other)
+                for other, theirs in settings.items()
+                if control in theirs and {f: lv for f, lv in theirs.items() if f != control} == rest
+            ]
+    return out

@@ -1,0 +1,53 @@
+"""The machine: which device a study uses, how exactly it computes, and what it is called in the record."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from core.errors import InputError, choose
+
+DEVICES = ("auto", "cpu", "cuda")
+COMPARABLE = ("torch", "device_name", "threads")  # cells that differ in one of these cannot be compared
+
+
+def named(device: str, present: bool = True) -> str:
+    """cpu or cuda. InputError for an unknown device, and if it must be present for one that is not here."""
+    choose("device", device, DEVICES)
+    available = torch.cuda.is_available()
+    if device == "cuda" and present and not available:
+        raise InputError("device 'cuda' is not available here: pass --device cpu, or install a CUDA build of torch")
+    return ("cuda" if available else "cpu") if device == "auto" else device
+
+
+def ready(device: str) -> torch.device:
+    """The device, with float32 as float32 on it: without TF32 in matrix products and convolutions."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device(device)
+
+
+def environment(device: str) -> dict[str, str]:
+    """Versions, hardware and source revision."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        revision = "unknown"
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "threads": str(torch.get_num_threads()),
+        "revision": revision,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

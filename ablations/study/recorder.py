@@ -1,0 +1,85 @@
+"""A cell's files while it trains: metrics by epoch, TensorBoard events, pictures; its result comes last."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ablations.study.store import Result, Row, emptied, write_json
+
+LAYOUT = {
+    "Arms side by side": {
+        "Validation accuracy": ["Multiline", [r"^val/accuracy$"]],
+        "Validation loss": ["Multiline", [r"^val/loss$"]],
+        "Training loss": ["Multiline", [r"^train/loss$"]],
+        "Images per second": ["Multiline", [r"^speed/images_per_second$"]],
+        "Step time (ms)": ["Multiline", [r"^speed/step_ms$"]],
+        "Peak memory of a step (MiB)": ["Multiline", [r"^memory/peak_mib$"]],
+    }
+}
+METRICS = (  # of a result, in HParams
+    "best_val_accuracy",
+    "final_val_accuracy",
+    "final_val_loss",
+    "final_train_loss",
+    "images_per_second",
+    "step_ms_median",
+    "train_seconds",
+    "mfu",
+    "parameters",
+)
+
+
+class Recorder:
+    """The files of one cell. Without a result.json, which is written last, the cell does not count."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = emptied(folder)  # of what a killed run left
+        self._writer = SummaryWriter(str(folder))
+        self._writer.add_custom_scalars(LAYOUT)
+        self._metrics = (folder / "metrics.jsonl").open("w")
+
+    def epoch(self, row: Row) -> None:
+        """Add one epoch's metrics to metrics.jsonl and TensorBoard (tags are the keys with a /)."""
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+        for tag, value in row.items():
+            if "/" in tag:
+                self._writer.add_scalar(tag, value, int(row["epoch"]))
+
+    def picture(self, tag: str, pixels: Tensor) -> None:
+        """Add a picture (uint8 [3,H,W]) to the cell's folder, as TAG.png, and to TensorBoard."""
+        from PIL import Image
+
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(self.folder / f"{tag}.png")
+        self._writer.add_image(tag, pixels, 0)
+
+    def correct(self, table: Tensor) -> None:
+        """Keep which validation images were classified correctly after each epoch: bool [epochs, images]."""
+        np.savez_compressed(self.folder / "correct.npz", correct=table.numpy())
+
+    def finish(self, result: Result, settings: dict[str, str | int | float | bool]) -> None:
+        """Close the cell: HParams in the cell's own event file, then the result."""
+        from torch.utils.tensorboard.summary import hparams
+
+        measured = {f"result/{k}": float(result[k]) for k in METRICS}
+        measured |= {f"result/{k}_mib": result[f"{k}_bytes"] / 2**20 for k in ("peak", "kept")}
+        for summary in hparams(settings, measured):
+            self._writer._get_file_writer().add_summary(summary)
+        for tag, value in measured.items():
+            self._writer.add_scalar(tag, value, result["epochs"])
+        self.close()
+        write_json(self.folder / "result.json", result)
+
+    def fail(self, failure: Result) -> None:
+        """Close the cell as failed: failed.json tells why."""
+        self.close()
+        write_json(self.folder / "failed.json", failure)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._writer.close()
+        self._metrics.close()

@@ -1,0 +1,1 @@
+from core.account.graph import graphs as trace  # noqa: F401

@@ -1,0 +1,2 @@
+from core.account.graph import Account as Account
+from core.account.graph import account as account
