@@ -93,8 +93,8 @@ def compiler(monkeypatch):
 
 REGIONS = {
     "plain": parse("baseline").ops,
-    "flash and decatt": parse("decatt+flash").ops,
-    "crs and decatt of two layers": decatt(3.0, layers=(0, -1))(parse("crs@0.5").ops),
+    "crs, decatt and flash": parse("crs@0.5+decatt+flash").ops,
+    "decatt of two layers": decatt(3.0, layers=(0, -1))(EXACT),
     "recompute": parse("recompute@True").ops,
 }
 
@@ -122,14 +122,18 @@ def assert_same(mine, other):
 
 @pytest.mark.parametrize("name", REGIONS)
 def test_a_region_for_all_blocks_gives_the_numbers_of_eager(name, compiler):
-    """And all blocks call one body, unless a transform asks for their numbers."""
+    """And all blocks call one body; where a transform tells two kinds of blocks apart, one body each."""
     config, ops = replace(CONFIG, depth=3, patch=4), REGIONS[name]
     eager = two_steps(config, ops, "eager")
     assert_same(two_steps(config, ops, "compiled"), eager)
     bodies = compiler.regions()
     assert len(compiler.graphs) == 2  # the loss, the update
-    assert len(bodies) == 3
-    assert len(set(map(id, bodies))) == (3 if ops.positional else 1)
+    if ops.positional:  # a body called once may be inlined
+        assert len(bodies) in (2, 3)
+        assert len(set(map(id, bodies))) == len(bodies) - 1
+    else:
+        assert len(bodies) == 3
+        assert len(set(map(id, bodies))) == 1
 
 
 def test_without_regions_the_numbers_are_the_same(compiler):
@@ -252,7 +256,8 @@ def test_engines_that_are_not_to_be_had():
 @pytest.mark.parametrize("arm", ["baseline", "decatt+flash@tiled", "crs@0.3", "mrt"])
 @pytest.mark.parametrize("depth", [1, 3])
 def test_graphed_equals_compiled_on_cuda(arm, depth):
-    """One block, and three in a region. In float32: the flash kernel takes bfloat16 alone and adds up its dQ in no fixed order."""
+    """One block, and three in a region; in float32, for the flash kernel takes bfloat16 alone and adds up its dQ in no
+    fixed order."""
     device, config = torch.device("cuda"), replace(CONFIG, depth=depth)
     data = Split(*(t.to(device) for t in split()))
     prepare = preparation((0.4,) * 3, (0.3,) * 3, True, 1, 5.0)

@@ -112,10 +112,32 @@ def test_a_penalty_gets_the_attention_outputs_before_the_projection(config, batc
 
 
 def test_penalties_of_the_blocks_are_summed(config, batch):
-    ops = rewrite("two", wrap={"penalty": lambda inner, site, heads: inner(site, heads) + 2})(EXACT)
+    ops = rewrite(
+        "number", wrap={"penalty": lambda inner, site, heads: inner(site, heads) + 2 + site.block}, positional=True
+    )(EXACT)
     params = vit.init(config, 0)
-    assert vit.forward(params, batch[0], config, ops).penalty.item() == 2 * config.depth
+    assert vit.forward(params, batch[0], config, ops).penalty.item() == 2 + 3
     assert vit.forward(params, batch[0], config).penalty.item() == 0
+
+
+def test_what_a_transform_adds_to_the_carry_reaches_the_next_block(config, batch):
+    found = []
+
+    def block(inner, site, x):
+        found.append(site.carry.get("sum"))
+        after, carry = inner(site, x)
+        return after, carry | {"sum": x.sum()}
+
+    inputs = []
+
+    def look(inner, site, x):
+        inputs.append(x.sum())
+        return inner(site, x)
+
+    ops = rewrite("sums", wrap={"block": block, "attention": look})(EXACT)
+    vit.forward(vit.init(config, 0), batch[0], config, ops)
+    assert found[0] is None
+    assert torch.equal(found[1], inputs[0])
 
 
 def test_block_parameters_reach_their_block(config, batch):

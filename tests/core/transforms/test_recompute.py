@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from core.account.graphs import trace
 
 from ablations.study.arms import parse
 from core import rng, vit
+from core.account.graphs import trace
 from core.errors import InputError
 from core.layers import EXACT
 from core.ops import rewrite
