@@ -1,5 +1,6 @@
 """A loss as torch.compile sees it: its forward and its backward graph, and what an arm changes in them."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -15,10 +16,10 @@ from core.ops import Ops
 from core.step import objective
 
 PRODUCTS = {"mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2)}  # where their factors stand
-_FUSED = (  # a compiler makes no kernel of their own of these, nor of views and of what these tags mark
-    "getitem full iota empty scalar_tensor clone _to_copy convert_element_type cat rev gather index _unsafe_index "
-    "constant_pad_nd select_scatter slice_scatter diagonal_scatter"
-).split()
+_FUSED = re.compile(  # a compiler makes no kernel of their own of these, nor of views and of what these tags mark
+    "getitem|full|iota|empty|scalar_tensor|clone|_to_copy|convert_element_type|cat|rev|gather|(_unsafe_)?index|"
+    "constant_pad_nd|(select|slice|diagonal)_scatter"
+)
 _FUSED_TAGS = {torch.Tag.pointwise, torch.Tag.reduction}
 
 
@@ -95,7 +96,7 @@ def _operations(graph: torch.fx.GraphModule) -> Counter[Operation]:
     for node in graph.graph.nodes:
         target, name = node.target, _called(node)
         fused = getattr(target, "is_view", False) or _FUSED_TAGS & set(getattr(target, "tags", ()))
-        if node.op != "call_function" or fused or name in _FUSED:
+        if node.op != "call_function" or fused or _FUSED.fullmatch(name):
             continue
         sizes: tuple[int, ...] = ()
         if name in PRODUCTS:

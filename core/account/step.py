@@ -25,6 +25,7 @@ from core.ops import Ops, Params
 from core.step import AdamW, Aux, Batch, State, cast, make_step, objective, start
 
 MODES = ("train", "eval")
+ADAMW = AdamW()
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def account(
     batch: int,
     dtype: torch.dtype = torch.float32,
     mode: str = "train",
-    optimizer: AdamW = AdamW(),
+    optimizer: AdamW = ADAMW,
     image: int | None = None,
 ) -> Account:
     """The account of a step of `batch` uint8 images: forward pass in `dtype`, float32 state.

@@ -8,7 +8,8 @@ from torchvision.models import vit_b_16
 from core import rng, vit
 from core.errors import InputError
 from core.ops import EXACT
-from core.weights import checkpoints as weights
+from core.weights import checkpoints
+from core.weights.names import rename
 
 SHAPES = {
     "published": {"image": 32, "patch": 4, "width": 48, "depth": 3, "heads": 3, "mlp": 128, "classes": 10},
@@ -53,7 +54,7 @@ def test_equals_torchvision_vit_b_16():
     model = vit_b_16(num_classes=10).eval()
     torch.nn.init.normal_(model.heads.head.weight, std=0.02)  # torchvision starts it at zero
     config = vit.VitConfig(224, 16, 768, 12, 12, 3072, 10)
-    params = {n: p.clone().requires_grad_() for n, p in weights.convert(model.state_dict(), config).items()}
+    params = {n: p.clone().requires_grad_() for n, p in checkpoints.check(rename(model.state_dict()), config).items()}
     images = rng.uniform(rng.key(2), (1, 3, 224, 224)) * 4 - 2
     labels = torch.tensor([3])
 
@@ -61,7 +62,7 @@ def test_equals_torchvision_vit_b_16():
     assert (ours - theirs).abs().max() < 1e-5
     got = gradients(F.cross_entropy(ours, labels), params)
     F.cross_entropy(theirs, labels).backward()
-    wanted = weights.convert({n: p.grad for n, p in model.named_parameters()}, config)
+    wanted = checkpoints.check(rename({n: p.grad for n, p in model.named_parameters()}), config)
     assert_close(got, wanted, 1e-5)
 
 
