@@ -20,7 +20,7 @@ from ablations.study.store import Recorder
 from core import engine, rng, vit
 from core.data.augment import preparation
 from core.data.batches import batches
-from core.data.sets import Split
+from core.data.splits import Split
 from core.measure import interleaved
 from core.ops import EXACT
 from core.step import AdamW, Metrics, objective, start

@@ -28,7 +28,7 @@ from ablations.study.arms import parse
 from ablations.study.recipes import PRECISIONS
 from core import engine, rng, vit
 from core.account import graph
-from core.data.sets import Split
+from core.data.splits import Split
 from core.errors import InputError, choose
 from core.measure import ceiling, gpu_state, idle_share, interleaved, peak_bytes
 from core.ops import EXACT

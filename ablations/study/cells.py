@@ -22,7 +22,7 @@ from ablations.study.recipes import Recipe
 from ablations.study.store import Recorder, Result, Row, cell_folder, finished, write_json
 from ablations.study.token_pictures import tokenized
 from core import rng, vit
-from core.data.sets import Data, Split
+from core.data.splits import Data, Split
 from core.engine import Loop, build, loop
 from core.errors import InputError
 from core.measure import Ticks, ceiling, gpu_state, peak_bytes, reserved_bytes, synchronize

@@ -20,7 +20,7 @@ from core import vit
 from core.data import sets as data_sets
 from core.data.augment import preparation
 from core.data.batches import gather
-from core.data.sets import Data, Split
+from core.data.splits import Data, Split
 from core.errors import InputError
 from core.ops import Ops, Params
 from core.step import Prepare, cast

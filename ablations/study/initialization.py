@@ -5,7 +5,7 @@ from dataclasses import replace
 from ablations.study.arms import Arm
 from ablations.study.recipes import Recipe
 from core import vit
-from core.data.sets import Data
+from core.data.splits import Data
 from core.errors import InputError
 from core.ops import Params
 from core.weights import pretrained

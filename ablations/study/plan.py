@@ -14,7 +14,7 @@ from ablations.study.arms import Arm
 from ablations.study.recipes import Recipe
 from core.account import graphs
 from core.account.step import Account, account
-from core.data.sets import Data
+from core.data.splits import Data
 from core.errors import InputError
 from core.step import AdamW
 from core.vit import VitConfig

@@ -8,7 +8,7 @@ from ablations.study.arms import AGAIN, BASELINE, PRECISIONS, Arm, parse
 from core import engine
 from core.account.step import account
 from core.data.augment import preparation
-from core.data.sets import Data
+from core.data.splits import Data
 from core.errors import InputError, choose
 from core.ops import EXACT
 from core.step import DIFFERENTIATORS, AdamW, Prepare
