@@ -9,18 +9,19 @@ from core.weights.names import rename
 
 @pytest.fixture
 def images():
-    return rng.uniform(rng.key(0), (2, 3, 16, 16)) * 2 - 1
+    return (rng.uniform(rng.key(0), (2, 3, 16, 16)) * 2 - 1).double()
 
 
 def test_from_timm_and_back(config, images):
     from timm.models.vision_transformer import VisionTransformer
 
     model = VisionTransformer(img_size=16, patch_size=4, num_classes=5, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2)
+    model = model.double()
     params = checkpoints.check(rename(model.state_dict()), config)
-    torch.testing.assert_close(vit.forward(params, images, config).logits, model(images), rtol=0, atol=1e-6)
-    ours = vit.init(config, 0)
+    torch.testing.assert_close(vit.forward(params, images, config).logits, model(images), rtol=0, atol=1e-10)
+    ours = {n: p.double() for n, p in vit.init(config, 0).items()}
     torch.testing.assert_close(
-        functional_call(model, ours, images), vit.forward(ours, images, config).logits, rtol=0, atol=1e-6
+        functional_call(model, ours, images), vit.forward(ours, images, config).logits, rtol=0, atol=1e-10
     )
 
 
@@ -30,9 +31,9 @@ def test_from_hugging_face(config, images):
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=4,
         num_labels=5, layer_norm_eps=config.eps,
     )  # fmt: skip
-    model = transformers.ViTForImageClassification(description).eval()
+    model = transformers.ViTForImageClassification(description).eval().double()
     params = checkpoints.check(rename(model.state_dict()), config)
-    torch.testing.assert_close(vit.forward(params, images, config).logits, model(images).logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(vit.forward(params, images, config).logits, model(images).logits, rtol=0, atol=1e-10)
 
 
 def test_hugging_face_names_of_version_4(config):

@@ -25,7 +25,7 @@ def _nothing_is_kept():
 
 @pytest.fixture
 def images():
-    return rng.uniform(rng.key(0), (2, 3, 16, 16)) * 2 - 1
+    return (rng.uniform(rng.key(0), (2, 3, 16, 16)) * 2 - 1).double()
 
 
 def of_timm():
@@ -54,6 +54,12 @@ def saved(model, tmp_path):
     return f"{tmp_path / 'model.safetensors'}@heads=2"
 
 
+def logits(source, config, images, head):
+    """In float64."""
+    params = {n: p.double() for n, p in fitted(source, config, head).items()}
+    return vit.forward(params, images, config).logits
+
+
 def fitted(source, config, head=None):
     """The weights of a source in `config`; head: weight and bias, to compare logits."""
     params = pretrained.fit(pretrained.load(source), vit.init(config, 0), config)
@@ -74,9 +80,9 @@ def test_a_state_dict_in_a_file(build, head, eps, config, images, tmp_path):
         p.data = torch.randn_like(p) * 0.2
     source = saved(model, tmp_path)
     assert pretrained.load(source).shape == SHAPE
-    logits = vit.forward(fitted(source, config, (head(model).weight, head(model).bias)), images, config).logits
-    theirs = model(images)
-    torch.testing.assert_close(logits, getattr(theirs, "logits", theirs), rtol=0, atol=2e-6)
+    ours = logits(source, config, images, (head(model).weight, head(model).bias))
+    theirs = model.double()(images)
+    torch.testing.assert_close(ours, getattr(theirs, "logits", theirs), rtol=0, atol=1e-10)
 
 
 def test_the_head_is_fresh(config, tmp_path):
@@ -106,8 +112,8 @@ def test_hugging_face_by_name(config, images, tmp_path):
     assert (source.mean, source.std) == ((0.5,) * 3, (0.5,) * 3)
     config = replace(config, classes=16, eps=1e-12)
     identity = torch.eye(16), torch.zeros(16)
-    logits = vit.forward(fitted(f"hf:{tmp_path}", config, identity), images, config).logits
-    torch.testing.assert_close(logits, model(images).last_hidden_state[:, 0], rtol=0, atol=1e-6)
+    ours = logits(f"hf:{tmp_path}", config, images, identity)
+    torch.testing.assert_close(ours, model.double()(images).last_hidden_state[:, 0], rtol=0, atol=1e-10)
     sys.modules["transformers"].ViTImageProcessor(image_mean=[0.1] * 3, image_std=[0.2] * 3).save_pretrained(tmp_path)
     pretrained.load.cache_clear()
     assert pretrained.load(f"hf:{tmp_path}").mean == (0.1,) * 3
