@@ -3,6 +3,8 @@
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
+from random import Random
 from statistics import median
 from typing import Any
 
@@ -43,19 +45,39 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every block of every contender: each warmed up by one block, then one block of each in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
+def interleaved(
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    at_least: float = 0.0,
+    shuffle: Random | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of a run of every contender in every round: each warmed up, then one block of each in turn.
+
+    at_least: seconds of a block, which repeats a shorter run. shuffle: draws a new order in every round.
+    """
+    repeats = dict.fromkeys(runs, 1)
+    for name, run in runs.items():
         run()
+        if at_least:
+            repeats[name] = ceil(at_least / _seconds(run, 1, device))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
     for _ in range(rounds):
-        for name, run in runs.items():
-            synchronize(device)
-            begin = time.perf_counter()
-            run()
-            synchronize(device)
-            seconds[name].append(time.perf_counter() - begin)
+        if shuffle:
+            shuffle.shuffle(names)
+        for name in names:
+            seconds[name].append(_seconds(runs[name], repeats[name], device))
     return seconds
+
+
+def _seconds(run: Callable[[], object], times: int, device: torch.device) -> float:
+    synchronize(device)
+    begin = time.perf_counter()
+    for _ in range(times):
+        run()
+    synchronize(device)
+    return (time.perf_counter() - begin) / times
 
 
 def tensor_bytes(tree: Any) -> int:

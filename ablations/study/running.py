@@ -16,7 +16,7 @@ from ablations.study.recorder import Recorder
 from ablations.study.store import Result, cell_folder, finished, profile_folder, write_json
 from core import rng
 from core.data import sets
-from core.data.sets import Data
+from core.data.splits import Data
 from core.transforms.registry import REGISTRY
 from core.weights import checkpoints
 

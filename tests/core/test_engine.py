@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from ablations.study.arms import parse
 from core import engine, rng, vit
 from core.data.augment import preparation
-from core.data.sets import Split
+from core.data.splits import Split
 from core.errors import InputError
 from core.layers import EXACT
 from core.optimizers import AdamW

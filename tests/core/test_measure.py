@@ -1,11 +1,12 @@
 import subprocess
 import time
+from random import Random
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from core.measure import Ticks, busy_share, ceiling, gpu_state, peak_bytes, tensor_bytes
+from core.measure import Ticks, busy_share, ceiling, gpu_state, interleaved, peak_bytes, tensor_bytes
 
 CPU = torch.device("cpu")
 
@@ -36,6 +37,36 @@ def test_ticks():
     first, second = ticks.intervals()
     assert first >= 0.02
     assert 0 <= second < first
+
+
+def test_blocks_are_interleaved():
+    calls = []
+    runs = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    seconds = interleaved(runs, rounds=3, device=CPU)
+    assert "".join(calls) == "ab" * 4
+    assert [len(s) for s in seconds.values()] == [3, 3]
+
+
+def test_blocks_in_a_new_order_each_round():
+    calls = []
+    runs = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    interleaved(runs, rounds=300, device=CPU, shuffle=Random(0))
+    rounds = ["".join(calls[i : i + 3]) for i in range(3, len(calls), 3)]
+    assert {"".join(sorted(r)) for r in rounds} == {"abc"}
+    assert all(30 < rounds.count(order) < 70 for order in set(rounds))
+    assert len(set(rounds)) == 6
+
+
+def test_blocks_last_as_long_as_they_must():
+    calls = []
+
+    def run():
+        calls.append(time.perf_counter())
+        time.sleep(0.002)
+
+    seconds = interleaved({"short": run}, rounds=2, device=CPU, at_least=0.02)["short"]
+    assert 7 <= (len(calls) - 2) / 2 <= 10
+    assert all(0.002 <= s < 0.01 for s in seconds)
 
 
 @pytest.mark.gpu

@@ -16,7 +16,8 @@ from core.transforms.crs import crs
 from core.transforms.decatt import decatt
 from core.transforms.flash import flash
 from core.transforms.recompute import recompute
-from core.weights import checkpoints as weights
+from core.weights import checkpoints
+from core.weights.names import rename
 
 SHAPES = {
     "published": {"image": 32, "patch": 4, "width": 48, "depth": 3, "heads": 3, "mlp": 128, "classes": 10},
@@ -65,7 +66,7 @@ def test_equals_torchvision_vit_b_16():
     model = vit_b_16(num_classes=10).double().eval()
     torch.nn.init.normal_(model.heads.head.weight, std=0.02)  # torchvision starts it at zero
     config = vit.VitConfig(224, 16, 768, 12, 12, 3072, 10)
-    params = {n: p.clone().requires_grad_() for n, p in weights.convert(model.state_dict(), config).items()}
+    params = {n: p.clone().requires_grad_() for n, p in checkpoints.check(rename(model.state_dict()), config).items()}
     images = rng.uniform(rng.key(2), (1, 3, 224, 224)).double() * 4 - 2
     labels = torch.tensor([3])
 
@@ -74,7 +75,7 @@ def test_equals_torchvision_vit_b_16():
     assert (ours - theirs).abs().max() < 1e-10
     got = gradients(F.cross_entropy(ours, labels), params)
     F.cross_entropy(theirs, labels).backward()
-    wanted = weights.convert({n: p.grad for n, p in model.named_parameters()}, config)
+    wanted = checkpoints.check(rename({n: p.grad for n, p in model.named_parameters()}), config)
     assert_close(got, wanted, 1e-10)
 
 

@@ -13,7 +13,7 @@ import torch
 from ablations.study import arms
 from core import vit
 from core.errors import InputError
-from core.ops import EXACT
+from core.layers import EXACT
 from core.transforms import flash_package
 from core.transforms.flash import flash
 
