@@ -100,7 +100,7 @@ class Comparisons:
             for name, table in self.tables.items()
             if table
         }
-        return pd.DataFrame(columns, index=list(self.study.arms), columns=list(BY_NAME))
+        return pd.DataFrame(columns, index=list(self.study.arms), columns=list(BY_NAME), dtype=float)
 
     @cached_property
     def effects(self) -> dict[str, Effects]:

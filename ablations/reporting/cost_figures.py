@@ -16,7 +16,7 @@ _BARS = 12
 
 
 def pareto(comparisons: Comparisons, path: Path) -> None:
-    """Accuracy against step time and peak memory, each with its front; this, the baseline and single optimizations named."""
+    """Accuracy against step time and peak memory, each with its front; it, the baseline and singles are named."""
     accuracy = 100 * comparisons.means["accuracy"].drop(index=AGAIN, errors="ignore")
     spread = 100 * comparisons.cells.groupby("arm")["accuracy"].std().fillna(0)
     figure, axes = pyplot().subplots(1, 2, figsize=(12, 5.2), sharey=True, layout="constrained")

@@ -36,7 +36,7 @@ def draw(comparisons: Comparisons, folder: Path) -> Drawn:
     for arm, cells in comparisons.study.arms.items():
         source = cells[0].folder / "tokens.png"
         cut = "+".join(part for part in arm.split("+") if _cuts(part.partition("@")[0]))
-        if source.is_file() and f"tokens_{cut}" not in drawn:
+        if cut and source.is_file() and f"tokens_{cut}" not in drawn:
             shutil.copyfile(source, path(f"tokens_{cut}"))
     return drawn
 

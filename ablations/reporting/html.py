@@ -88,7 +88,7 @@ def render(text: str, folder: Path) -> str:
     body = converter.convert(text)
     body = re.sub(r'<p><img alt="([^"]*)" src="([^"]*)" ?/?></p>', lambda m: _figure(m[1], folder / m[2], folder), body)
     body = body.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
-    body = re.sub(r"<td>.*</td>", lambda m: m[0].replace("; ", "<br>"), body)
+    body = re.sub("; (?=(accuracy|time|memory) <strong>)", "<br>", body)
     body = _VERDICT.sub(lambda m: f'<strong class="{m[1].replace(" ", "-")}">{m[1]}</strong>', body)
     head, *sections = re.split(r"(?=<h2>)", body)
     folded = [re.sub(r"<h2>.*?</h2>", r"<summary>\g<0></summary>", part, count=1) for part in sections[1:]]
