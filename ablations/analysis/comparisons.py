@@ -94,7 +94,7 @@ class Comparisons:
     @cached_property
     def means(self) -> pd.DataFrame:
         """Of each arm (index, in the study's order) the mean of each response: accuracy and loss of its twin, step time
-        as the logarithm of its ratio to the baseline's in the timing pass (nan without one)."""
+        as a logarithm, in the timing pass (nan without one; only differences mean something)."""
         columns = {
             name: pd.Series({key: float(y.mean()) for key, y in table.items()}, dtype=float).groupby(level=0).mean()
             for name, table in self.tables.items()

@@ -112,18 +112,21 @@ def moderated(differences: Sequence[Values], weights: Values) -> list[Estimate]:
     return alone
 
 
-def trimmed(differences: Sequence[Values], weights: Values) -> list[Estimate]:
-    """Estimates of contrasts from the rounds of a timing pass [R,1]: means without the lowest and highest fifth, whose
-    intervals bear rounds that something else disturbed (Tukey and McLaughlin, Sankhya A 25, 1963; Yuen, Biometrika 61,
-    1974). With normal rounds they are a tenth wider than the mean's, with a tenth of them disturbed a third as wide.
-    Below 8 rounds the mean: too few would be left."""
+def cut(rounds: int) -> int:
+    """How many of an arm's rounds count as disturbed at each end: a fifth; none below 8, where too few would be
+    left."""
+    return rounds // 5 if rounds >= 8 else 0
+
+
+def winsorized(differences: Sequence[Values], weights: Values) -> list[Estimate]:
+    """Estimates of contrasts within the rounds of a timing pass [R,1], of values whose `cut` ends were drawn in (see
+    Timing.table): standard error and degrees of freedom of Dixon and Tukey (Technometrics 10, 1968)."""
     out = []
     for d in differences:
-        x = np.sort(d[:, 0].round(12))
-        n, cut = len(x), len(x) // 5 if len(x) >= 8 else 0
-        kept = x[cut : n - cut]
-        spread = x.clip(kept[0], kept[-1]).std(ddof=1) / ((1 - 2 * cut / n) * sqrt(n)) if n > 1 else nan
-        out.append(Estimate(float(kept.mean()), float(spread), len(kept) - 1 or nan, n))
+        n = len(d)
+        h = n - 2 * cut(n)
+        se = float(d.round(12).std(ddof=1)) / sqrt(n) * (n - 1) / (h - 1) if n > 1 else nan
+        out.append(Estimate(float(d.mean().round(12)), se, h - 1, n))
     return out
 
 

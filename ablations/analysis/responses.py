@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ablations.analysis.estimates import Estimator, Values, exact, moderated, trimmed
+from ablations.analysis.estimates import Estimator, Values, exact, moderated, winsorized
 from ablations.analysis.factors import twin
 from ablations.analysis.timing import Timing
 from ablations.study.arms import AGAIN, BASELINE
@@ -42,7 +42,7 @@ def _percent(ratio: float) -> float:
 RESPONSES = (
     Response("accuracy", "points", lambda cell: cell.correct[-1].astype(float), lambda x: 100 * x, 1, moderated, True),
     Response("loss", "", _number("final_val_loss"), float, -1, moderated, True),
-    Response("step time", "%", _number("step_ms_median", log), _percent, -1, trimmed),
+    Response("step time", "%", _number("step_ms_median", log), _percent, -1, winsorized),
     Response("peak memory", "%", _number("peak_bytes", log), _percent, -1, exact),
 )
 BY_NAME = {response.name: response for response in RESPONSES}
@@ -73,7 +73,7 @@ def tables(study: Study, timing: Timing | None, twins: Mapping[str, str]) -> dic
             peaks = {arm: max(response.values(cell)[0] for cell in group) for arm, group in study.arms.items()}
             out[response.name] = {(arm, 0): np.array([peak]) for arm, peak in peaks.items()}
         else:
-            out[response.name] = {} if timing is None else timing.ratios
+            out[response.name] = {} if timing is None else timing.table
     return out
 
 

@@ -163,7 +163,7 @@ def reading(comparisons: Comparisons) -> list[str]:
         "images for accuracy, before they are averaged. Seeds are a sample of many, and so are validation images where "
         "all seeds share them (Student's quantile for seeds, the normal one for images). Variances over seeds are "
         "moderated by those of the other effects of their kind (Smyth 2004). Step time: differences of logarithms "
-        "within each round of the timing pass, their mean without the lowest and highest fifth (Yuen 1974).",
+        "within each round of the timing pass, each arm's highest and lowest fifth drawn in (Dixon and Tukey 1968).",
     ]
 
 
