@@ -72,21 +72,25 @@ for (const table of document.querySelectorAll("table")) table.querySelectorAll("
   head.onkeydown = event => { if (event.key === "Enter") sort(); };
 });
 """
+_REFERRING = (
+    *("html", "link", "reference", "short_reference", "autolink", "automail"),
+    *("image_link", "image_reference", "short_image_ref"),
+)
 _VERDICT = re.compile("<strong>(better|no worse|worse|undecided|not timed)</strong>")
 
 
 def render(text: str, folder: Path) -> str:
     """A Markdown report as HTML; pictures in `folder`/figures become part of the page.
 
-    Whatever a study's names hold is shown as text: HTML and links in the Markdown are not, and no script runs but the
-    page's own.
+    Whatever a study's names hold is shown as text: HTML, links and other pictures in the Markdown stay as they are
+    written, and no script runs but the page's own.
     """
     converter = markdown.Markdown(extensions=["tables", "fenced_code"])
     converter.preprocessors.deregister("html_block")
-    for name in ("html", "link", "reference", "short_reference", "autolink", "automail"):
+    for name in _REFERRING:
         converter.inlinePatterns.deregister(name)
     body = converter.convert(text)
-    body = re.sub(r'<p><img alt="([^"]*)" src="([^"]*)" ?/?></p>', lambda m: _figure(m[1], folder / m[2], folder), body)
+    body = re.sub(r"<p>!\[(.*?)\]\((.*?)\)</p>", lambda m: _figure(m[1], folder / m[2], folder), body)
     body = body.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
     body = re.sub("; (?=(accuracy|time|memory) <strong>)", "<br>", body)
     body = _VERDICT.sub(lambda m: f'<strong class="{m[1].replace(" ", "-")}">{m[1]}</strong>', body)
@@ -120,5 +124,5 @@ def _figure(caption: str, path: Path, folder: Path) -> str:
         with Image.open(path) as picture:
             picture.thumbnail((1400, 1400))
             picture.save(packed, "webp", quality=85)
-        shown = f'<img alt="{caption}" src="data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}">'
+        shown = f'<img alt="" src="data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}">'
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
