@@ -29,7 +29,9 @@ def opened(browser):
     page, said = browser.new_page(viewport={"width": 1366, "height": 768}), []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: said.append(request.url) if not request.url.startswith(("file:", "data:")) else 0)
+    page.on(
+        "request", lambda request: said.append(request.url) if not request.url.startswith(("file:", "data:")) else 0
+    )
 
     def open_study(folder):
         page.goto((folder / "report" / "report.html").as_uri())
