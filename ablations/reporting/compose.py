@@ -87,9 +87,7 @@ def _files(out: Path) -> set[str]:
 def _sections(comparisons: Comparisons, drawn: Drawn, target: float) -> list[Section]:
     """What a report has to say, in its order; empty sections left out."""
     study = comparisons.study
-    beside = []
-    if study.configuration["data"] in published.DATA:
-        beside = published.beside(study.configuration, study.environment, [*study.results, *study.failed])
+    beside = published.beside(study.configuration, study.environment, [*study.results, *study.failed])
     tokens = [name for name in drawn if name.startswith("tokens")]
     parts = [
         Section("Verdicts", sections.verdicts(comparisons)),

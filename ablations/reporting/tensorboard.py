@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -57,7 +58,7 @@ def write(
                 _profile(writer, profiles[arm], folder / arm)
 
 
-def _arm(writer, comparisons: Comparisons, arm: str) -> None:  # type: ignore[no-untyped-def]
+def _arm(writer: Any, comparisons: Comparisons, arm: str) -> None:
     """An arm's curves with their bands, its costs as level lines, and its row of HParams."""
     from torch.utils.tensorboard.summary import hparams
 
@@ -104,7 +105,7 @@ def _ratios(comparisons: Comparisons) -> dict[str, tuple[float, float, float]]:
     return {BASELINE: (1.0, 1.0, 1.0)} | dict(zip(rows["arm"], of, strict=True))
 
 
-def _layout(comparisons: Comparisons) -> dict[str, dict[str, list[object]]]:
+def _layout(comparisons: Comparisons) -> dict[str, Any]:
     """Bands for the custom scalars; an epoch alone makes no band, so that its points are shown."""
     single = comparisons.study.configuration["epochs"] == 1
     bands = [tag for tag, _ in CURVES.values()] + [_RATIO] * (comparisons.timing is not None)
@@ -128,7 +129,7 @@ def _band(cells: Sequence[Cell], key: str) -> Iterator[tuple[int, float, float, 
         yield i + 1, float(m), float(m - s), float(m + s)
 
 
-def _profile(writer, pages: Pages, folder: Path) -> None:  # type: ignore[no-untyped-def]
+def _profile(writer: Any, pages: Pages, folder: Path) -> None:
     """Its texts and images, and the trace under the name that torch-tb-profiler looks for."""
     for tag, text in pages.texts.items():
         writer.add_text(f"profile/{tag}", text, 0)

@@ -1,6 +1,7 @@
 """What TensorBoard will find in a report, read back with its own reader."""
 
 import statistics
+from dataclasses import asdict
 
 import pytest
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
@@ -9,7 +10,9 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from ablations.reporting import compose
 from ablations.reporting.tensorboard import RUNS
+from ablations.study.profiling import Profile
 from ablations.study.reading import read
+from ablations.study.store import cell_folder, write_json
 
 ARMS = ("baseline", "flash", "mrt", "flash+mrt")
 ACCURACY = "accuracy/validation, %"
@@ -120,3 +123,18 @@ def test_of_many_arms_the_most_important_ones_are_runs(synthetic, tmp_path):
     assert {"report", "baseline", "mrt", "flash"} <= runs
     said = text(board, "Arms that are not runs")
     assert all((f"`{pair}`" in said) != (pair in runs) for pair in pairs)
+
+
+def test_profiles_lie_in_the_run_of_their_arm(synthetic, tmp_path):
+    folder = synthetic(tmp_path / "study", arms=("baseline", "flash"), seeds=1, epochs=1)
+    for arm in ("baseline", "flash"):
+        made = Profile(arm, "cpu", 3, 7.0, 8.0, (), [0.0, 1.0], [2**20, 2**21])
+        place = cell_folder(folder, arm, 0).parent / "profile"
+        place.mkdir()
+        (place / "trace.json.gz").write_text(arm)
+        write_json(place / "profile.json", asdict(made))
+    board = found(folder)
+    for arm in ("baseline", "flash"):
+        assert {"profile/categories", "profile/memory"} == set(board.Runs()[arm]["images"])
+        assert {"profile/operations/text_summary", "profile/difference/text_summary"} <= {*board.Runs()[arm]["tensors"]}
+        assert (folder / "report" / "tensorboard" / arm / "step.pt.trace.json.gz").read_text() == arm
