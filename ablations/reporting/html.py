@@ -47,7 +47,9 @@ figure img { image-rendering: pixelated; }
 svg g:has(> title):hover { filter: brightness(.75) drop-shadow(0 0 1px var(--ink)); }
 figcaption { color: var(--soft); font-size: .88rem; max-width: 75rem; }
 .better, .no-worse { color: #00694e; } .worse { color: #b03a00; } .undecided, .not-timed { color: #7a5c00; }
-@media print { body { max-width: none; padding: 0; font-size: 10pt; } figure, tr { break-inside: avoid; }
+@page { margin: 12mm; }
+@media print { summary { break-after: avoid; }
+               body { max-width: none; padding: 0; font-size: 10pt; } figure, tr { break-inside: avoid; }
                details::details-content { content-visibility: visible; } td { white-space: normal; }
                .table { overflow: visible; } table { font-size: 7pt; } th, td { padding: .15rem .25rem; } }
 """

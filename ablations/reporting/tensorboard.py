@@ -21,7 +21,7 @@ CURVES = {  # of an epoch: the tag here, the factor
     "val/accuracy": ("accuracy/validation, %", 100.0),
     "val/loss": ("loss/validation", 1.0),
     "train/loss": ("loss/training", 1.0),
-    "speed/images_per_second": ("speed/images a second by epoch (of the cells)", 1.0),
+    "speed/images_per_second": ("speed/images a second in the cells", 1.0),
 }
 _TIME, _RATE = "cost/1 step time, ms", "cost/2 images a second"
 _RATIO = "cost/6 step time over the baseline's"
