@@ -16,9 +16,10 @@ import pandas as pd
 
 from ablations.analysis import timing as timing_pass
 from ablations.analysis import verdicts as judging
+from ablations.analysis.design import Design
 from ablations.analysis.effects import Effects, differences, fit
 from ablations.analysis.estimates import CONFIDENCE, Estimate
-from ablations.analysis.factors import Term, label, levels
+from ablations.analysis.factors import Term, in_factorial, label, levels
 from ablations.analysis.responses import BY_NAME, COMPARED, RESPONSES, Table, tables, twins_of
 from ablations.analysis.timing import Timing
 from ablations.study.arms import AGAIN, BASELINE
@@ -80,8 +81,9 @@ class Comparisons:
 
     @property
     def optimizations(self) -> list[Term]:
-        """The main effects of the study's arms."""
-        return self.effects["accuracy"].design.mains
+        """The main effects of the study's arms, those that never finished included."""
+        arms = {*self.study.arms, *(failure["arm"] for failure in self.study.failed)}
+        return Design(tuple(filter(in_factorial, arms))).mains
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -100,7 +102,7 @@ class Comparisons:
             for name, table in self.tables.items()
             if table
         }
-        return pd.DataFrame(columns, index=list(self.study.arms), columns=list(BY_NAME), dtype=float)
+        return pd.DataFrame(columns, index=list(self.study.arms), columns=list(BY_NAME)).astype(float)
 
     @cached_property
     def effects(self) -> dict[str, Effects]:
@@ -167,12 +169,6 @@ class Comparisons:
             for seed in self.study.seeds
             if (arm, seed) not in known and (self.twins[arm], seed) not in known
         ]
-
-    def at_equal_memory(self, arm: str) -> int:
-        """The batch that an arm could train on within the baseline's predicted peak memory."""
-        mine, base = (self.study.arms[name][0].result for name in (arm, BASELINE))
-        spare = base["predicted_peak_bytes"] - mine["predicted_peak_bytes"]
-        return int(mine["batch_size"] + spare // mine["bytes_per_image"])
 
     @cached_property
     def target(self) -> float:

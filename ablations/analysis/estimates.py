@@ -147,8 +147,5 @@ def seeds_for(half: float, found: Estimate, of: int = 1, confidence: float = CON
         planned = Estimate(0.0, sqrt(spread / seeds + found.fixed), df, seeds, found.fixed)
         return planned.interval(confidence, of)[1] <= half
 
-    high = next((2**i for i in range(1, 15) if reached(2**i)), None)
-    if high is None:
-        return None
-    low = max(high // 2, 2)
-    return low + bisect_left(range(low, high), True, key=reached)
+    needed = 2 + bisect_left(range(2, 2**14 + 1), True, key=reached)
+    return needed if needed <= 2**14 else None

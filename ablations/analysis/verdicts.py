@@ -76,8 +76,10 @@ def verdicts(comparisons: "Comparisons") -> pd.DataFrame:
         for term in comparisons.optimizations:
             lost = _lost(comparisons, term)
             row = _row(comparisons, label(term), BY_NAME[name], found.get(term), len(found))
-            if name == "accuracy" and row["verdict"] != UNDECIDED:
-                row["verdict"] = _with_failures(row["verdict"], lost, len(found), comparisons.confidence)
+            if name == "accuracy":
+                row["verdict"] = _with_failures(
+                    row["verdict"], lost, len(comparisons.optimizations), comparisons.confidence
+                )
             rows.append(row | {"failed": lost["failed"], "cells": lost["cells"]})
     for name in COMPARED if pairs else ():
         groups = differences(comparisons.tables[name], pairs.values(), BY_NAME[name].estimator)

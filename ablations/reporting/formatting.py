@@ -84,7 +84,7 @@ def by_response(frame: pd.DataFrame, keys: Sequence[str], responses: Iterable[st
     wide = frame.assign(text=texts).pivot(index=list(keys), columns="response", values="text")
     order = frame[list(keys)].drop_duplicates()
     wide = wide.reindex(pd.MultiIndex.from_frame(order) if len(keys) > 1 else order[keys[0]])
-    wide = wide.reindex(columns=list(responses)).fillna("—").rename(columns=title).reset_index()
+    wide = wide.reindex(columns=list(responses)).astype(object).fillna("—").rename(columns=title).reset_index()
     return wide.assign(**{key: wide[key].map("`{}`".format) for key in keys})
 
 

@@ -12,7 +12,7 @@ from ablations.analysis.comparisons import Comparisons
 from ablations.analysis.factors import control_of, levels
 from ablations.analysis.responses import BY_NAME, COMPARED
 from ablations.analysis.verdicts import AGAINST_CONTROL, SHORT, of_optimization
-from ablations.reporting.formatting import by_response, judged, spread, table
+from ablations.reporting.formatting import by_response, judged, spread, table, title
 from ablations.reporting.words import pays
 from ablations.study.arms import BASELINE
 from ablations.study.recipes import PRESETS
@@ -37,13 +37,11 @@ _LEARNED = ("best_val_accuracy", "final_val_accuracy", "final_val_loss", "final_
 
 def verdict_table(comparisons: Comparisons) -> pd.DataFrame:
     """The first screen, as text: a row an optimization with its verdicts, and those against its control."""
-    margins = comparisons.margins
     out = []
     for name, rows in of_optimization(comparisons.verdicts):
         row = {"optimization": f"`{name}`"}
         for response in COMPARED:
-            margin = f"{margins[SHORT[response]]:g} {BY_NAME[response].unit}"
-            row[f"{response} (margin {margin})"] = judged(rows[response]) if response in rows else "—"
+            row[title(response)] = judged(rows[response]) if response in rows else "—"
         against = [(r, rows[r + AGAINST_CONTROL]) for r in COMPARED if r + AGAINST_CONTROL in rows]
         control = f"`{control_of(name)}`: " if against else "—"
         row["against its control"] = control + "; ".join(f"{SHORT[r]} {judged(found)}" for r, found in against)
@@ -56,14 +54,15 @@ def verdicts(comparisons: Comparisons) -> list[str]:
     shown = verdict_table(comparisons)
     if shown.empty:
         return []
-    looks = comparisons.looks
+    looks, margins = comparisons.looks, comparisons.margins
+    beyond = ", ".join(f"{short} {margins[short]:g} {BY_NAME[name].unit}" for name, short in SHORT.items())
     stopping = f" Training might have stopped at {looks} numbers of seeds: intervals allow for it." if looks > 1 else ""
     return [
         *table(shown),
         "",
         "Mean effect of each optimization over the settings of the others. In brackets 95 % intervals that hold "
-        "together for a column; better and worse: zero is outside; no worse: what is worse by the margin is outside."
-        f"{stopping}",
+        "together for a column. Better and worse: zero is outside; no worse: whatever is worse by the margin is "
+        f"outside (margins: {beyond}).{stopping}",
         "",
         *(f"* {sentence}" for sentence in pays(comparisons)),
     ]
@@ -105,13 +104,12 @@ def effects(comparisons: Comparisons) -> list[str]:
 
 
 def against_baseline(comparisons: Comparisons, target: float) -> list[str]:
-    """Every arm beside the baseline: at equal steps, equal memory, and on the way to a target."""
+    """Every arm beside the baseline: at equal steps, and on the way to a target."""
     frame = comparisons.against_baseline
     if frame.empty:
         return []
     arms = list(dict.fromkeys(frame["arm"]))
     shown = by_response(frame, ["arm"])
-    shown["batch at equal memory"] = [f"{comparisons.at_equal_memory(arm):,}" for arm in arms]
     times = [comparisons.to_target(arm, target) for arm in arms]
     shown[f"s to {100 * target:.2f} %"] = ["not reached" if time == inf else f"{time:.1f}" for time in times]
     lines = table(shown)
@@ -120,11 +118,10 @@ def against_baseline(comparisons: Comparisons, target: float) -> list[str]:
     return [
         *lines,
         "",
-        f"Differences from the baseline after the last epoch (equal steps), paired by seed and by image, with 95 % "
-        f"intervals that hold together for the {len(arms)} arms of a column. Equal memory: the batch whose predicted "
-        f"peak is the baseline's at {comparisons.study.configuration['batch_size']}. Last column: median over seeds of "
-        "the training seconds to the first epoch at an accuracy that the baseline reached at every seed, or that was "
-        "asked for (--target); not reached: by half of the seeds, in their epochs.",
+        f"Differences from the baseline after the last epoch (equal steps), with 95 % intervals that hold together for "
+        f"the {len(arms)} arms of a column. Last column: median over seeds of the training seconds to the first epoch "
+        "at an accuracy that the baseline reached at every seed, or that was asked for (--target); not reached: by half"
+        " of the seeds.",
     ]
 
 
@@ -146,24 +143,22 @@ def terms(comparisons: Comparisons) -> str:
 
 
 def reading(comparisons: Comparisons) -> list[str]:
-    """How to read the table of arms."""
+    """How to read the table of arms, and how intervals are made."""
     many = "Means over seeds ± standard deviation. " if len(comparisons.study.seeds) > 1 else ""
     return [
         f"{many}best % and final %: validation accuracy, best epoch and last; effects and differences are of the last, "
-        "because the best of several epochs is flattered by the choice. train loss: mean of the last epoch, penalty "
-        "included; val loss: cross entropy after it; of exact arms these are their twins'. train s: training steps "
-        "only, without evaluation, logging, warm-up and compilation. step ms: median of the cell, minutes apart from "
-        "the others and so not compared; time ×: over the baseline's, from the timing pass. peak MiB: parameters, "
-        "optimizer state, batch and everything else alive at once in one training step, measured in a pass of its own; "
-        "predicted: the same, accounted for without running it, for eager PyTorch; kept MiB: the part kept for the "
-        "backward pass. MFU: the arm's own FLOPs a second over those of a large matrix product. peak ×: peak MiB over "
-        "the baseline's.",
+        "because the best of several epochs is flattered by the choice. train loss: penalty included. Of exact arms "
+        "accuracies and losses are their twins'. train s: training steps only. step ms: median of the cell, minutes "
+        "apart from the others and so not compared; time ×: over the baseline's, from the timing pass. peak MiB: "
+        "everything alive at once in a training step; predicted: accounted without running it, for eager PyTorch; kept "
+        "MiB: the part kept for the backward pass; peak ×: over the baseline's. MFU: FLOPs a second over those of a "
+        "large matrix product.",
         "",
-        "Seeds share initial weights and data order between arms, so differences are taken within seeds, and within "
-        "images for accuracy, before they are averaged. Seeds are a sample of many, and so are validation images where "
-        "all seeds share them (Student's quantile for seeds, the normal one for images). Variances over seeds are "
-        "moderated by those of the other effects of their kind (Smyth 2004). Step time: differences of logarithms "
-        "within each round of the timing pass, each arm's highest and lowest fifth drawn in (Dixon and Tukey 1968).",
+        "Seeds share initial weights and data order between arms, so differences are taken within seeds. Seeds are a "
+        "sample of many, and so are validation images where all seeds share them (Student's quantile for seeds, the "
+        "normal one for images); variances over seeds are moderated by those of the other effects (Smyth 2004). Step "
+        "time: differences of logarithms within each round of the timing pass, each arm's highest and lowest fifth "
+        "drawn in (Dixon and Tukey 1968). Peak memory is the same at every run.",
     ]
 
 

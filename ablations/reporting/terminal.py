@@ -40,7 +40,7 @@ def verdict_table(comparisons: Comparisons) -> Table:
     for title in frame.columns:
         grid.add_column(title, overflow="fold")
     for row in frame.itertuples(index=False):
-        grid.add_row(*(_coloured(str(text).replace("; ", "\n")) for text in row))
+        grid.add_row(*(_coloured(str(text).replace("; ", "\n").replace("** ", "\n")) for text in row))
     return grid
 
 

@@ -11,36 +11,35 @@ from ablations.analysis.verdicts import AGAINST_CONTROL, NOT_TIMED, SHORT, UNDEC
 from ablations.reporting.formatting import interval, listed, signed, written
 from ablations.study.arms import AGAIN, BASELINE
 
+_WHERE = {"accuracy": "accuracy counts", "step time": "time is short", "peak memory": "memory is short"}
+_MANY = 50  # seeds: more than anyone trains for a verdict
 Rows = Mapping[str, Mapping[Any, Any]]  # an optimization's verdicts by response
 
 
 def pays(comparisons: Comparisons) -> list[str]:
     """A sentence an optimization: when it pays."""
-    images = len({len(values) for values in comparisons.tables["accuracy"].values()} - {1})
-    held_out = comparisons.study.cells[0].correct.shape[1]
-    few = f"no number of seeds decides it on these {held_out:,} images" if images else ""
-    return [sentence(name, rows, few) for name, rows in of_optimization(comparisons.verdicts)]
+    images = comparisons.study.cells[0].correct.shape[1]
+    return [sentence(name, rows, images) for name, rows in of_optimization(comparisons.verdicts)]
 
 
-def sentence(optimization: str, rows: Rows, few: str = "") -> str:
-    """When an optimization pays, from its verdicts. few: why no number of seeds would decide its accuracy."""
+def sentence(optimization: str, rows: Rows, images: int) -> str:
+    """When an optimization pays, from its verdicts; images: how many are held out at a seed."""
     own = {name: rows[name] for name in COMPARED if name in rows}
     gains, costs, same = (_listed(own, verdict) for verdict in ("better", "worse", "no worse"))
-    left = [_open(row, few) for row in own.values() if row["verdict"] in (UNDECIDED, NOT_TIMED)]
+    left = [_open(row, images) for row in own.values() if row["verdict"] in (UNDECIDED, NOT_TIMED)]
     if gains and costs:
-        said = f"pays where {gains} matters more than {costs}"
+        where = " and ".join(_WHERE[name] for name, row in own.items() if row["verdict"] == "better")
+        said = f"pays where {where}: {gains} for {costs}"
     elif gains:
         said = f"gains {gains}" if left else f"pays: {gains}"
         said += f"; {same} no worse" if same else ""
     elif costs:
         said = f"does not pay here: costs {costs}" + ("" if left else " and gains nothing beyond the margins")
     else:
-        said = f"no worse in {same}" if left and same else "is undecided" if left else "changes nothing beyond margins"
-    said = "; ".join([said, *left])
-    failed = own.get("accuracy", {})
-    if failed and failed["failed"] > 0:
-        said += f"; {failed['failed']:.0f} of its {failed['cells']:.0f} cells failed"
-    return f"`{optimization}`: {said}.{_against_control(optimization, rows)}"
+        said = f"no worse in {same}" if left and same else "undecided" if left else "changes nothing beyond the margins"
+    failed = own["accuracy"]["failed"]
+    left += [f"{failed:.0f} of its {own['accuracy']['cells']:.0f} cells failed"] if failed else []
+    return f"`{optimization}`: {'; '.join([said, *left])}.{_against_control(optimization, rows)}"
 
 
 def _listed(rows: Rows, verdict: str) -> str:
@@ -53,17 +52,20 @@ def _listed(rows: Rows, verdict: str) -> str:
     return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
 
 
-def _open(row: Mapping[Any, Any], few: str) -> str:
+def _open(row: Mapping[Any, Any], images: int) -> str:
     """Why a verdict is open, and what would close it."""
     name = SHORT[row["response"]]
     if row["verdict"] == NOT_TIMED:
         return "time not timed: run.py --timing-only"
     if isnan(row["low"]):
         return f"{name}: no interval: --seeds 3" if row["seeds"] == 1 else f"{name}: these arms do not determine it"
+    step_time = row["response"] == "step time"
     if isnan(row["more"]):
-        return f"{name} undecided" + (f": {few}" if few and row["response"] == "accuracy" else "")
-    unit = "rounds" if row["response"] == "step time" else "seeds"
-    return f"{name} undecided: about {row['more']:,.0f} more {unit} would tell"
+        return f"{name} undecided" + ("" if step_time else f": {images:,} validation images are too few for any seeds")
+    needed = f"about {row['more']:,.0f} more {'rounds' if step_time else 'seeds'}"
+    if row["more"] > _MANY and not step_time:
+        return f"{name} cannot be decided on this data: {images:,} validation images at a seed would take {needed}"
+    return f"{name} undecided: {needed} would tell"
 
 
 def _against_control(optimization: str, rows: Rows) -> str:
@@ -94,8 +96,8 @@ def sentences(comparisons: Comparisons) -> list[str]:
         out.append("There is no baseline: nothing to compare with. `--arms baseline`, in the same folder, adds it.")
     elif not compared:
         out.append("There is one arm: nothing to compare. `--arms all`, in the same folder, adds the others.")
-    elif not set(study.arms) & {BASELINE} or all(comparisons.against("accuracy", arm) is None for arm in compared):
-        out.append("No arm shares a seed with the baseline: there are no differences.")
+    if apart := [arm for arm in compared if comparisons.against("accuracy", arm) is None]:
+        out.append(f"Not compared, for they share no seed with the baseline: {listed(apart)}.")
     if seeds == 1 and compared:
         out.append("**One seed: accuracy has no interval.** `--seeds 3` gives one.")
     return [*out, *_timing(comparisons), *_repeatability(comparisons), *_exactness(comparisons), *_holes(comparisons)]
@@ -141,8 +143,8 @@ def _exactness(comparisons: Comparisons) -> Iterable[str]:
             worst.differ > 0
         )
         yield (
-            f"Exact optimizations take their accuracy from the arm without them: {same} of {len(found)} predict "
-            f"rightly and wrongly what it does, at the first seed{odd}."
+            "Arms take their accuracy from the arm without their exact optimizations. What is right and wrong at the "
+            f"first seed is identical for {same} of {len(found)} such arms{odd}."
         )
 
 
