@@ -68,10 +68,10 @@ def kept(comparisons: Comparisons, path: Path) -> None:
     for arm, cells in comparisons.study.arms.items():
         alike.setdefault(tuple(sorted(cells[0].result["kept_by_op"].items())), []).append(arm)
     bars = {_named(arms): (dict(made), arms) for made, arms in list(alike.items())[:_BARS]}
-    sums = Counter[str]()
+    most = Counter[str]()  # of any arm
     for made, _ in bars.values():
-        sums.update(made)
-    shown = [name for name, _ in sums.most_common(len(_STACK) - 1)]
+        most |= Counter(made)
+    shown = [name for name, _ in most.most_common(len(_STACK) - 1)]
     figure, axis = pyplot().subplots(figsize=(10, 1.2 + 0.34 * len(bars)), layout="constrained")
     left = np.zeros(len(bars))
     for name, colour in zip([*shown, "other"], _STACK, strict=False):

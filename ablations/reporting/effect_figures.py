@@ -15,14 +15,15 @@ _INTERACTIONS = 6
 
 
 def effects(comparisons: Comparisons, path: Path) -> None:
-    """A panel a response: every main effect, and the largest interactions that are told from zero."""
+    """A panel a response that was measured: every main effect, and the largest interactions that are told from zero."""
     frame = comparisons.effect_table
     frame = frame[frame["response"].isin(COMPARED)]
     mains = frame.loc[frame["order"] == 1, "effect"].unique()
     names = [*mains, *_interactions(frame)]
+    responses = [name for name in COMPARED if name in set(frame["response"])]
     size = (12, 1.4 + 0.34 * len(names))
-    figure, axes = pyplot().subplots(1, len(COMPARED), figsize=size, sharey=True, layout="constrained")
-    for axis, name in zip(axes, COMPARED, strict=True):
+    figure, axes = pyplot().subplots(1, len(responses), figsize=size, sharey=True, layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], responses, strict=True):
         response, ends = BY_NAME[name], [0.0]
         for row in frame[(frame["response"] == name) & frame["effect"].isin(names)].to_dict("records"):
             at, value = -names.index(row["effect"]), response.shown(row["estimate"])
@@ -40,7 +41,7 @@ def effects(comparisons: Comparisons, path: Path) -> None:
             axis.axhline(0.5 - len(mains), color=GREY, linewidth=0.6, linestyle="--")
         axis.set_xlabel(title(name))
         axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(-np.arange(len(names)), names)
+    axes[0, 0].set_yticks(-np.arange(len(names)), names)
     save(figure, path)
 
 

@@ -31,6 +31,7 @@ def draw(comparisons: Comparisons, path: Path) -> None:
         lowest.append(mean[len(mean) // 5])
     if len(x) > 1:  # the beginning, alike in all arms, would take the height that the end needs
         axis.set_ylim(bottom=min(lowest))
+        axis.xaxis.get_major_locator().set_params(integer=True)
     else:
         axis.set_xticks(x)
     axis.set_xlabel("epoch")
