@@ -8,6 +8,7 @@ import pytest
 
 from ablations.analysis import timing, verdicts
 from ablations.analysis.comparisons import Comparisons
+from ablations.analysis.estimates import seeds_for
 from ablations.analysis.factors import levels, twin
 from ablations.analysis.timing import Timing
 from ablations.reporting import sections, words
@@ -167,6 +168,14 @@ def test_many_failures_are_worse():
     assert told(found)["mrt", "accuracy"]["verdict"] == "worse"
 
 
+def test_cells_that_fail_without_it_too_are_not_its_own():
+    made = study(np.random.default_rng(7), seeds=4, names=["baseline", "mrt"], images=20_000)
+    bad = [{"arm": arm, "seed": 1, "error": "OSError"} for arm in ("baseline", "mrt")]
+    failed = replace(made, cells=[c for c in made.cells if c.key[1] != 1], failed=bad)
+    row = told(compared(failed, margins=POINT | {"accuracy": 9.0}))["mrt", "accuracy"]
+    assert (row["verdict"], row["failed"]) == ("no worse", 1)
+
+
 def test_an_optimization_that_never_finishes_is_worse():
     made = study(np.random.default_rng(8), seeds=6, names=["baseline", "decatt"])
     bad = [{"arm": "mrt", "seed": s, "error": "FloatingPointError: loss is nan"} for s in range(6)]
@@ -201,7 +210,10 @@ def test_more_seeds_would_tell():
     rng = np.random.default_rng(11)
     row = told(compared(study(rng, images=300), margins=POINT))["decatt", "accuracy"]
     assert row["verdict"] == "undecided"
-    assert row["more"] >= 1
+    comparisons = compared(study(np.random.default_rng(11), images=300), margins=POINT)
+    (found,) = (e.estimate for e in comparisons.effects["accuracy"].effects if e.term == (("decatt", "on"),))
+    target = max(abs(found.value), found.value + 0.01)
+    assert row["more"] == seeds_for(target, found, of=3) - found.seeds >= 1
 
 
 def test_stopping_needs_every_accuracy_and_more_looks_more_certainty():
