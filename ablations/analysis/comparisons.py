@@ -1,38 +1,72 @@
-"""What the cells of a study say of its arms, as tables: effects, differences, and what stands beside them.
+"""What the cells of a study say of its arms, as tables: verdicts, effects, differences, and what stands beside them.
 
 A row of differences has `response` and the columns of `Estimate.described`: the intervals of a response that hold
 together are those of one table.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from ablations.analysis.effects import Effects, difference, fit
-from ablations.analysis.estimates import Estimate
-from ablations.analysis.factors import controlled, label, levels
-from ablations.analysis.responses import BY_NAME, COMPARED, Table, tables
+from ablations.analysis import timing as timing_pass
+from ablations.analysis import verdicts as judging
+from ablations.analysis.design import Design
+from ablations.analysis.effects import Effects, differences, fit
+from ablations.analysis.estimates import CONFIDENCE, Estimate
+from ablations.analysis.factors import Term, in_factorial, label, levels
+from ablations.analysis.responses import BY_NAME, COMPARED, RESPONSES, Table, tables, twins_of
+from ablations.analysis.timing import Timing
 from ablations.study.arms import AGAIN, BASELINE
-from ablations.study.reading import Study
+from ablations.study.reading import Study, read
 
-Pair = tuple[dict[str, Any], str, str]  # how a row is called, an arm, and the one that it is compared with
+
+class Identity(NamedTuple):
+    """An exact optimization's arm, its twin, and how many of the validation images at their first common seed one of
+    them gets right and the other wrong."""
+
+    arm: str
+    twin: str
+    differ: int
+    images: int
 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """A study's arms against one another."""
+    """A study's arms against one another.
+
+    margins: of MARGINS' responses. looks: at how many numbers of seeds the study might have stopped (see
+    `verdicts.decided`).
+    """
 
     study: Study
+    margins: Mapping[str, float] = field(default_factory=lambda: dict(judging.MARGINS))
+    looks: int = 1
+
+    @property
+    def confidence(self) -> float:
+        """Of every interval: over all looks 95 %."""
+        return 1 - (1 - CONFIDENCE) / self.looks
+
+    @cached_property
+    def timing(self) -> Timing | None:
+        """The study's timing pass."""
+        return timing_pass.read(self.study.folders)
+
+    @cached_property
+    def twins(self) -> dict[str, str]:
+        """The arm whose accuracy is taken for an arm's own."""
+        return twins_of(self.study, self.baseline_differs)
 
     @cached_property
     def tables(self) -> dict[str, Table]:
         """Of each response: (arm, seed) -> values."""
-        return tables(self.study)
+        return tables(self.study, self.timing, self.twins)
 
     @property
     def baseline_differs(self) -> bool:
@@ -45,82 +79,96 @@ class Comparisons:
         arms = list(self.study.arms)
         return [arm for arm in arms if arm not in (BASELINE, AGAIN)] if BASELINE in arms else []
 
+    @property
+    def optimizations(self) -> list[Term]:
+        """The main effects of the study's arms, those that never finished included."""
+        arms = {*self.study.arms, *(failure["arm"] for failure in self.study.failed)}
+        return Design(tuple(filter(in_factorial, arms))).mains
+
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """A row a cell: its result's numbers and words, and under each response's name the response."""
+        """A row a cell: its result's numbers and words, and under each response's name the response (step time: the
+        cell's own)."""
         flat = [{k: v for k, v in result.items() if not isinstance(v, dict)} for result in self.study.results]
-        means = {name: [table[cell.key].mean() for cell in self.study.cells] for name, table in self.tables.items()}
+        means = {r.name: [r.values(cell).mean() for cell in self.study.cells] for r in RESPONSES}
         return pd.DataFrame(flat).assign(**means)
 
-    def mean(self, response: str, arm: str) -> float:
-        """The mean of a response over an arm's seeds."""
-        return float(self.cells.loc[self.cells["arm"] == arm, response].mean())
+    @cached_property
+    def means(self) -> pd.DataFrame:
+        """Of each arm (index, in the study's order) the mean of each response: accuracy and loss of its twin, step time
+        as a logarithm, in the timing pass (nan without one; only differences mean something)."""
+        columns = {
+            name: pd.Series({key: float(y.mean()) for key, y in table.items()}, dtype=float).groupby(level=0).mean()
+            for name, table in self.tables.items()
+            if table
+        }
+        return pd.DataFrame(columns, index=list(self.study.arms), columns=list(BY_NAME)).astype(float)
 
     @cached_property
     def effects(self) -> dict[str, Effects]:
         """Main effects and interactions of each response."""
         without = [BASELINE] if self.baseline_differs else []
-        return {name: fit(table, without) for name, table in self.tables.items()}
+        return {name: fit(table, without, BY_NAME[name].estimator) for name, table in self.tables.items()}
 
     @cached_property
     def effect_table(self) -> pd.DataFrame:
-        """All effects: response, effect, order (1: main, 2: interaction). Step time and peak memory are differences of
-        natural logarithms."""
+        """All effects: response, effect, order (1: main, 2: interaction; the intervals of an order hold together). Step
+        time and peak memory are differences of natural logarithms."""
         rows = [
-            {"response": name, "effect": label(term), "order": len(term), **found.described(len(these.effects))}
+            {
+                "response": name,
+                "effect": label(term),
+                "order": len(term),
+                **found.described(len(these.of_order(len(term))), self.confidence),
+            }
             for name, these in self.effects.items()
             for term, found in these.effects
         ]
         return pd.DataFrame(rows)
 
-    def against(self, response: str, arm: str, other: str = BASELINE) -> Estimate | None:
-        """An arm minus another, within seeds."""
-        return difference(self.tables[response], arm, other)
+    @cached_property
+    def verdicts(self) -> pd.DataFrame:
+        """See `verdicts.verdicts`."""
+        return judging.verdicts(self)
 
-    def _differences(self, pairs: Iterable[Pair]) -> pd.DataFrame:
-        pairs = list(pairs)
-        rows = [
-            {**called, "response": name, **found.described(len(pairs))}
-            for called, arm, other in pairs
-            for name in COMPARED
-            if (found := self.against(name, arm, other))
-        ]
-        return pd.DataFrame(rows)
+    def against(self, response: str, arm: str, other: str = BASELINE) -> Estimate | None:
+        """An arm minus another, within seeds (of step time: rounds)."""
+        return differences(self.tables[response], [[(arm, other)]], BY_NAME[response].estimator)[0]
 
     @cached_property
     def against_baseline(self) -> pd.DataFrame:
         """Every arm minus the baseline: arm."""
         again = [AGAIN] if {BASELINE, AGAIN} <= set(self.study.arms) else []
-        return self._differences(({"arm": arm}, arm, BASELINE) for arm in [*again, *self.compared])
+        arms = [*again, *self.compared]
+        rows = []
+        for name in COMPARED:
+            found = differences(self.tables[name], [[(arm, BASELINE)] for arm in arms], BY_NAME[name].estimator)
+            described = [e.described(len(arms), self.confidence) if e else None for e in found]
+            rows += [{"arm": arm, "response": name, **d} for arm, d in zip(arms, described, strict=True) if d]
+        return pd.DataFrame(rows)
 
     @cached_property
-    def against_controls(self) -> pd.DataFrame:
-        """Every arm minus itself with an optimization's control in place of the optimization: optimization, arm,
-        control."""
-        return self._differences(
-            ({"optimization": name, "arm": arm, "control": other}, arm, other)
-            for name, arm, other in controlled(self.study.arms)
-        )
+    def identities(self) -> list[Identity]:
+        """Every exact arm beside its twin, at the first seed that has both."""
+        cells = {cell.key: cell.correct[-1] for cell in self.study.cells if cell.key[0] != AGAIN}
+        out = []
+        for arm, twin in self.twins.items():
+            seed = next((s for s in self.study.seeds if {(arm, s), (twin, s)} <= cells.keys()), None)
+            if arm != twin and seed is not None:
+                differ = cells[arm, seed] != cells[twin, seed]
+                out.append(Identity(arm, twin, int(differ.sum()), len(differ)))
+        return out
 
-    @cached_property
-    def taken_out(self) -> pd.DataFrame:
-        """Everything without an optimization minus everything: optimization, everything."""
-        design = self.effects["step time"].design
-        named = {frozenset(levels(arm).items()): arm for arm in self.study.arms if arm != AGAIN}
-        pairs = []
-        for term in design.mains:
-            ((factor, level),) = term
-            rest = {f: names[1] for f, names in design.factors.items() if f != factor}
-            everything, without = (named.get(frozenset(s.items())) for s in (rest | {factor: level}, rest))
-            if rest and everything and without:
-                pairs.append(({"optimization": label(term), "everything": everything}, without, everything))
-        return self._differences(pairs)
-
-    def at_equal_memory(self, arm: str) -> int:
-        """The batch that an arm could train on within the baseline's predicted peak memory."""
-        mine, base = (self.study.arms[name][0].result for name in (arm, BASELINE))
-        spare = base["predicted_peak_bytes"] - mine["predicted_peak_bytes"]
-        return int(mine["batch_size"] + spare // mine["bytes_per_image"])
+    @property
+    def holes(self) -> list[tuple[str, int]]:
+        """Cells that neither finished nor failed and that no twin stands for."""
+        known = {cell.key for cell in self.study.cells} | {(f["arm"], f["seed"]) for f in self.study.failed}
+        return [
+            (arm, seed)
+            for arm in self.study.arms
+            for seed in self.study.seeds
+            if (arm, seed) not in known and (self.twins[arm], seed) not in known
+        ]
 
     @cached_property
     def target(self) -> float:
@@ -128,25 +176,32 @@ class Comparisons:
         cells = self.study.arms.get(BASELINE) or self.study.cells
         return min(cell.result["best_val_accuracy"] for cell in cells)
 
-    def to_target(self, arm: str, target: float) -> tuple[float, int]:
-        """Mean training seconds until the first epoch at the target, over the seeds that reach it, and their number."""
+    def to_target(self, arm: str, target: float) -> float:
+        """Median over seeds of the training seconds until the first epoch at the target; inf if at least half of the
+        seeds did not reach it (they count as later than all others: censored, not left out)."""
         first = [
             next((row["seconds"] for row in cell.rows if row["val/accuracy"] >= target), inf)
             for cell in self.study.arms[arm]
         ]
-        reached = [seconds for seconds in first if seconds < inf]
-        return (float(np.mean(reached)) if reached else inf), len(reached)
+        middle = np.sort(first)[[(len(first) - 1) // 2, len(first) // 2]]
+        return float(middle.mean())
 
     def front(self, *responses: str) -> list[str]:
-        """Arms that no other arm beats in all of these responses at once (means over seeds)."""
+        """Arms that no other arm beats in all of these responses at once (`means`); none where one was not measured."""
         signs = [BY_NAME[name].better for name in responses]
-        means = self.cells.loc[self.cells["arm"] != AGAIN].groupby("arm")[list(responses)].mean() * signs
-        beaten = {arm for arm, p in means.iterrows() if ((means >= p).all(axis=1) & (means != p).any(axis=1)).any()}
-        return [arm for arm in self.study.arms if arm in means.index and arm not in beaten]
+        means = (self.means.drop(index=AGAIN, errors="ignore")[list(responses)] * signs).dropna()
+        return [a for a, p in means.iterrows() if not ((means >= p).all(axis=1) & (means != p).any(axis=1)).any()]
 
     def curves(self, most: int = 8) -> list[str]:
-        """Arms whose learning curves say most: the baseline, each optimization alone, the best of all."""
+        """Arms whose learning curves say most: the baseline, each optimization alone, the highest mean."""
         arms = [arm for arm in self.study.arms if arm != AGAIN]
         alone = [arm for arm in arms if len(levels(arm)) <= 1]
-        best = max(arms, key=lambda arm: self.mean("accuracy", arm))
-        return list(dict.fromkeys([*alone[: most - (best not in alone[:most])], best]))
+        highest = str(self.means.loc[arms, "accuracy"].idxmax())
+        return list(dict.fromkeys([*alone[: most - (highest not in alone[:most])], highest]))
+
+
+def compare(folders: Sequence[Path], margins: Mapping[str, float] | None = None) -> Comparisons:
+    """The study in this folder, or several joined, with its own margins (margins.json) unless others are given. Raises
+    InputError for what `reading.read` refuses, and for a margins.json or timing.json that cannot be read."""
+    own, looks = judging.read_decisions(folders[0]) if folders else ({}, 1)
+    return Comparisons(read(folders), own if margins is None else judging.read_margins(margins), looks)

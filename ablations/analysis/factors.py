@@ -31,6 +31,12 @@ def of_contract(contract: str) -> set[str]:
     return {name for name, transform in REGISTRY.items() if transform.contract == contract}
 
 
+def control_of(optimization: str) -> str | None:
+    """The control of `crs@0.3` or another optimization by its label."""
+    factor = optimization.partition("@")[0]
+    return REGISTRY[factor].control if factor in REGISTRY else None
+
+
 def controlled(arms: Iterable[str]) -> list[tuple[str, str, str]]:
     """Every arm beside the same arm with one of its optimizations replaced by this one's control: (optimization, arm,
     the other arm), of the pairs that are both there."""
@@ -38,7 +44,7 @@ def controlled(arms: Iterable[str]) -> list[tuple[str, str, str]]:
     out = []
     for arm, setting in settings.items():
         for factor, level in setting.items():
-            control = REGISTRY[factor].control if factor in REGISTRY else None
+            control = control_of(factor)
             rest = {f: lv for f, lv in setting.items() if f not in (factor, control)}
             out += [
                 (label(((factor, level),)), arm, other)
@@ -46,3 +52,12 @@ def controlled(arms: Iterable[str]) -> list[tuple[str, str, str]]:
                 if control in theirs and {f: lv for f, lv in theirs.items() if f != control} == rest
             ]
     return out
+
+
+def twin(arm: str) -> str:
+    """The arm without its exact optimizations, whose accuracy is this one's in distribution."""
+    if arm == BASELINE:
+        return arm
+    exact = of_contract("exact")
+    kept = [] if arm == AGAIN else [part for part in arm.split("+") if part.partition("@")[0] not in exact]
+    return "+".join(kept) or BASELINE

@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ablations.analysis.estimates import Values
+from ablations.analysis.estimates import Estimator, Values, exact, moderated, winsorized
+from ablations.analysis.factors import twin
+from ablations.analysis.timing import Timing
+from ablations.study.arms import AGAIN, BASELINE
 from ablations.study.reading import Cell, Study
 
 Table = Mapping[
@@ -16,13 +19,16 @@ Table = Mapping[
 
 class Response(NamedTuple):
     """values: of a cell, [images] or [1]. shown, unit: a difference as it is told. better: 1 if more is better, else
-    -1."""
+    -1. estimator: how differences become estimates. learned: whether it is of what was learned, which exact
+    optimizations leave as it is."""
 
     name: str
     unit: str
     values: Callable[[Cell], Values]
     shown: Callable[[float], float]
     better: int
+    estimator: Estimator
+    learned: bool = False
 
 
 def _number(key: str, of: Callable[[float], float] = float) -> Callable[[Cell], Values]:
@@ -34,15 +40,45 @@ def _percent(ratio: float) -> float:
 
 
 RESPONSES = (
-    Response("accuracy", "points", lambda cell: cell.correct[-1].astype(float), lambda x: 100 * x, 1),
-    Response("loss", "", _number("final_val_loss"), float, -1),
-    Response("step time", "%", _number("step_ms_median", log), _percent, -1),
-    Response("peak memory", "%", _number("peak_bytes", log), _percent, -1),
+    Response("accuracy", "points", lambda cell: cell.correct[-1].astype(float), lambda x: 100 * x, 1, moderated, True),
+    Response("loss", "", _number("final_val_loss"), float, -1, moderated, True),
+    Response("step time", "%", _number("step_ms_median", log), _percent, -1, winsorized),
+    Response("peak memory", "%", _number("peak_bytes", log), _percent, -1, exact),
 )
 BY_NAME = {response.name: response for response in RESPONSES}
 COMPARED = ("accuracy", "step time", "peak memory")  # in words, and between single arms
 
 
-def tables(study: Study) -> dict[str, Table]:
-    """Of each response: (arm, seed) -> values."""
-    return {r.name: {cell.key: r.values(cell) for cell in study.cells} for r in RESPONSES}
+def tables(study: Study, timing: Timing | None, twins: Mapping[str, str]) -> dict[str, Table]:
+    """Of each response: (arm, seed) -> values. What was learned is that of the arm's twin where this has the seed. Step
+    time is of the timing pass, by round: the cells' own, minutes apart, are not compared. Peak memory is one number an
+    arm: the greatest of its seeds.
+
+    Each image counts where all seeds hold out the same; where they hold out others, the share of each cell.
+    """
+    cells = {cell.key: cell for cell in study.cells}
+    shared = len({cell.result.get("held_out") for cell in study.cells}) == 1
+    out: dict[str, Table] = {}
+    for response in RESPONSES:
+        if response.learned:
+            seen = {key: response.values(cells.get((twins[key[0]], key[1]), cell)) for key, cell in cells.items()}
+            seen |= {
+                (arm, seed): response.values(cells[twins[arm], seed])
+                for arm in study.arms
+                for seed in study.seeds
+                if (twins[arm], seed) in cells
+            }
+            out[response.name] = seen if shared else {key: np.array([y.mean()]) for key, y in seen.items()}
+        elif response.name == "peak memory":
+            peaks = {arm: max(response.values(cell)[0] for cell in group) for arm, group in study.arms.items()}
+            out[response.name] = {(arm, 0): np.array([peak]) for arm, peak in peaks.items()}
+        else:
+            out[response.name] = {} if timing is None else timing.table
+    return out
+
+
+def twins_of(study: Study, baseline_differs: bool) -> dict[str, str]:
+    """Of each arm the one whose accuracy is taken for its own: its twin where this is in the study and of the same
+    model, else itself."""
+    there = {arm for arm in study.arms if not (baseline_differs and arm == BASELINE)}
+    return {arm: twin(arm) if arm != AGAIN and twin(arm) in there else arm for arm in study.arms}

@@ -1,41 +1,22 @@
 """The report of a study: report.md, report.html, tables, figures and TensorBoard, all made from its cells."""
 
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from ablations.analysis.comparisons import Comparisons
-from ablations.reporting import (
-    cost_figures,
-    effect_figures,
-    html,
-    learning_curves,
-    profiles,
-    published,
-    sections,
-    tensorboard,
-)
+from ablations.analysis.comparisons import Comparisons, compare
+from ablations.analysis.verdicts import COLUMNS
+from ablations.reporting import figures, html, profiles, published, sections, tensorboard
+from ablations.reporting.figures import CAPTIONS, Drawn
 from ablations.reporting.words import sentences
-from ablations.study.reading import read
 from ablations.study.store import write_text
 from core.errors import InputError
 
-Drawn = dict[str, Path]  # figures by name, in the report's order
 _LISTING = ".written.json"  # what a report wrote, so that the next one may replace it and nothing else
 _FOLDERS = ("figures", "profiles", "tensorboard")
-
-CAPTIONS = {
-    "effects": "Effects on each response. Thick: 95 % interval; thin: 95 % for all effects of a panel together; "
-    "filled: zero is outside the thin one. Long ones run out of the panel. Dashed: interactions begin below.",
-    "pareto": "Accuracy after the last epoch against step time and peak memory: means over seeds, bars ± standard "
-    "deviation. Filled: no arm has better means in both, within noise or not. The line joins these.",
-    "learning_curves": "Validation accuracy at equal steps, and at equal time: the baseline, each optimization alone "
-    "and the arm with the highest mean. Bands: standard deviation over seeds.",
-    "kept_bytes": "Bytes kept for the backward pass, by layer and operation.",
-}
+_WRITTEN = ("report.md", "report.html", "verdicts.csv", "effects.csv", "results.csv")
 
 
 class Section(NamedTuple):
@@ -46,17 +27,23 @@ class Section(NamedTuple):
     figures: Sequence[str] = ()
 
 
-def write(folders: Sequence[Path], out: Path | None = None, target: float | None = None) -> list[Path]:
+def write(
+    folders: Sequence[Path],
+    out: Path | None = None,
+    target: float | None = None,
+    margins: Mapping[str, float] | None = None,
+) -> list[Path]:
     """Write the report of a study, or of several joined, with its tables and figures; returns their paths.
 
     out: the folder; report/ in the study's own, or for several in one named after them. target: an accuracy from 0 to 1
-    that the time to reach it is reported for; one that the baseline reached unless given. Raises InputError for what
-    `reading.read` refuses, and for a target outside 0 to 1.
+    that the time to reach it is reported for; one that the baseline reached unless given. margins: instead of the
+    study's own (see verdicts.MARGINS). Raises InputError for what `compare` refuses, and for a target outside 0 to
+    1.
     """
     if target is not None and not 0 < target <= 1:
         raise InputError(f"target {100 * target:g} is outside 0 to 100 %: write an accuracy in percent, such as 90")
     own = folders[0] if len(folders) == 1 else folders[0].parent / "+".join(f.name for f in folders)
-    return write_comparisons(Comparisons(read(folders)), out or own / "report", target)
+    return write_comparisons(compare(folders, margins), out or own / "report", target)
 
 
 def write_comparisons(comparisons: Comparisons, out: Path, target: float | None = None) -> list[Path]:
@@ -64,7 +51,7 @@ def write_comparisons(comparisons: Comparisons, out: Path, target: float | None 
     _ = comparisons.cells  # refused before anything is written
     out.mkdir(parents=True, exist_ok=True)
     with _replacing(out):
-        drawn = _draw(comparisons, out)
+        drawn = figures.draw(comparisons, out / "figures")
         parts = _sections(comparisons, drawn, comparisons.target if target is None else target)
         text = _markdown(comparisons, parts, drawn, out)
         write_text(out / "report.md", text)
@@ -72,10 +59,11 @@ def write_comparisons(comparisons: Comparisons, out: Path, target: float | None 
         flat = [column for column in comparisons.cells if column not in comparisons.tables]
         comparisons.cells[flat].to_csv(out / "results.csv", index=False)
         comparisons.effect_table.to_csv(out / "effects.csv", index=False)
+        comparisons.verdicts[COLUMNS].to_csv(out / "verdicts.csv", index=False)
         told = {part.title: part.lines for part in parts}
         pages = profiles.write(profiles.profiled(comparisons.study), out / "profiles")
         tensorboard.write(out / "tensorboard", comparisons, told, drawn, pages)
-    return [out / name for name in ("report.md", "report.html", "results.csv", "effects.csv")] + list(drawn.values())
+    return [out / name for name in _WRITTEN] + list(drawn.values())
 
 
 @contextmanager
@@ -96,40 +84,17 @@ def _files(out: Path) -> set[str]:
     return {p.relative_to(out).as_posix() for f in _FOLDERS for p in (out / f).rglob("*") if not p.is_dir()}
 
 
-def _draw(comparisons: Comparisons, out: Path) -> Drawn:
-    """All figures; those that a study has nothing for are left out."""
-    folder, study = out / "figures", comparisons.study
-    drawn: Drawn = {}
-
-    def path(name: str) -> Path:
-        return drawn.setdefault(name, folder / f"{name}.png")
-
-    learning_curves.draw(comparisons, path("learning_curves"))
-    cost_figures.kept(comparisons, path("kept_bytes"))
-    if len(study.arms) > 1:
-        cost_figures.pareto(comparisons, path("pareto"))
-    if not comparisons.effect_table.empty:
-        effect_figures.effects(comparisons, path("effects"))
-    for arm, group in study.arms.items():
-        source = group[0].folder / "tokens.png"
-        if source.is_file() and all(source.read_bytes() != p.read_bytes() for n, p in drawn.items() if "tokens" in n):
-            shutil.copyfile(source, path(f"tokens_{arm}"))
-    return drawn
-
-
 def _sections(comparisons: Comparisons, drawn: Drawn, target: float) -> list[Section]:
     """What a report has to say, in its order; empty sections left out."""
     study = comparisons.study
-    records = [*study.results, *study.failed]
-    beside = published.beside(study.configuration, study.environment, records)
+    beside = published.beside(study.configuration, study.environment, [*study.results, *study.failed])
     tokens = [name for name in drawn if name.startswith("tokens")]
     parts = [
-        Section("Summary", [f"* {sentence}" for sentence in sentences(comparisons)]),
+        Section("Verdicts", sections.verdicts(comparisons)),
+        Section("What this rests on", [f"* {sentence}" for sentence in sentences(comparisons)]),
         Section("Arms", sections.arms(comparisons), ["pareto"]),
         Section("Effects", sections.effects(comparisons), ["effects"]),
         Section("Arms against the baseline", sections.against_baseline(comparisons, target)),
-        Section("Optimizations against their controls", sections.against_controls(comparisons)),
-        Section("Taken out of everything", sections.taken_out(comparisons)),
         Section("Beside the published study", beside),
         Section("Learning curves", [], ["learning_curves"]),
         Section("Memory", [], ["kept_bytes"]),

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.analysis.responses import BY_NAME, COMPARED, Response
+from ablations.analysis.verdicts import AGAINST_CONTROL
 
 _FORMS = {"accuracy": "+.2f", "loss": "+.4f", "step time": "+.1f", "peak memory": "+.1f"}
 
@@ -25,11 +26,17 @@ def spread(values: Sequence[float] | pd.Series, form: str, shown: bool = True) -
 
 
 def signed(response: Response, value: float) -> str:
-    """A difference with its sign: `+1.25`; from a thousand on, which only an interval's end can be, `>+999`."""
-    if response.shown(value) >= 1000:
+    """A difference with its sign, in the response's unit."""
+    return written(response, response.shown(value))
+
+
+def written(response: Response, shown: float) -> str:
+    """A number in a response's unit with its sign: `+1.25`; from a thousand on, which only an interval's end can be,
+    `>+999`."""
+    if shown >= 1000:
         return ">+999"
-    written = format(response.shown(value), _FORMS[response.name])
-    return written.replace("-", "−") if visible(response, value) else written.lstrip("+-")
+    text = format(shown, _FORMS[response.name])
+    return text.replace("-", "−") if any(digit in text for digit in "123456789") else text.lstrip("+-")
 
 
 def visible(response: Response, value: float) -> bool:
@@ -53,6 +60,19 @@ def interval(row: Mapping[Any, Any], together: bool = True) -> str:
     return f"{value} [{low}, {high}]" if low != high else value
 
 
+def judged(row: Mapping[Any, Any]) -> str:
+    """A verdict with its numbers: `**better** +1.25 [+0.40, +2.10]`."""
+    verdict = f"**{row['verdict']}**"
+    if isnan(row["estimate"]):
+        return verdict
+    response = BY_NAME[row["response"].removesuffix(AGAINST_CONTROL)]
+    value, low, high = (written(response, row[key]) for key in ("estimate", "low", "high"))
+    if isnan(row["low"]):
+        return f"{verdict} {value}, no interval"
+    told = f" ({'better' if row['estimate'] * response.better > 0 else 'worse'}, by less than the margin)"
+    return f"{verdict}{told * bool(row['within'])} {value}" + f" [{low}, {high}]" * (low != high)
+
+
 def title(name: str) -> str:
     """A response with its unit."""
     return f"{name}, {BY_NAME[name].unit}" if BY_NAME[name].unit else name
@@ -60,16 +80,17 @@ def title(name: str) -> str:
 
 def by_response(frame: pd.DataFrame, keys: Sequence[str], responses: Iterable[str] = COMPARED) -> pd.DataFrame:
     """Differences as text, a row a comparison and a column a response: bold what is told from zero."""
-    bold = [
-        f"**{text.replace(' ', '** ', 1) if ' ' in text else f'{text}**'}" for text in frame.apply(interval, axis=1)
-    ]
-    plain = frame.apply(interval, axis=1)
-    texts = plain.where(~frame.apply(told, axis=1), pd.Series(bold, frame.index))
+    texts = [_bold(interval(row)) if told(row) else interval(row) for row in frame.to_dict("records")]
     wide = frame.assign(text=texts).pivot(index=list(keys), columns="response", values="text")
     order = frame[list(keys)].drop_duplicates()
     wide = wide.reindex(pd.MultiIndex.from_frame(order) if len(keys) > 1 else order[keys[0]])
-    wide = wide.reindex(columns=list(responses)).fillna("—").rename(columns=title).reset_index()
+    wide = wide.reindex(columns=list(responses)).astype(object).fillna("—").rename(columns=title).reset_index()
     return wide.assign(**{key: wide[key].map("`{}`".format) for key in keys})
+
+
+def _bold(text: str) -> str:
+    value, space, bounds = text.partition(" ")
+    return f"**{value}**{space}{bounds}"
 
 
 def listed(names: Sequence[str]) -> str:

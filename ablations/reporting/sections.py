@@ -2,14 +2,18 @@
 
 import json
 from dataclasses import asdict
+from math import inf, isnan
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ablations.analysis.comparisons import Comparisons
-from ablations.analysis.factors import levels
-from ablations.analysis.responses import BY_NAME
-from ablations.reporting.formatting import by_response, spread, table
+from ablations.analysis.factors import control_of, levels
+from ablations.analysis.responses import BY_NAME, COMPARED
+from ablations.analysis.verdicts import AGAINST_CONTROL, SHORT, of_optimization
+from ablations.reporting.formatting import by_response, judged, spread, table, title
+from ablations.reporting.words import pays
 from ablations.study.arms import BASELINE
 from ablations.study.presets import PRESETS
 from core.transforms.registry import REGISTRY
@@ -28,26 +32,53 @@ COLUMNS: dict[str, tuple[str, float, str]] = {  # of a result: key, divisor, for
     "kept MiB": ("kept_bytes", 2**20, ",.0f"),
     "MFU": ("mfu", 1, ".2f"),
 }
-BRIEF = ("best %", "train s", "img/s", "peak MiB")
-RATIOS = {"time ×": "step_ms_median", "peak ×": "peak_bytes"}
+_LEARNED = ("best_val_accuracy", "final_val_accuracy", "final_val_loss", "final_train_loss")
 
 
-def measurements(comparisons: Comparisons, brief: bool = False) -> pd.DataFrame:
-    """A row an arm: means over its seeds, with the standard deviation where there are several.
+def verdict_table(comparisons: Comparisons) -> pd.DataFrame:
+    """The first screen, as text: a row an optimization with its verdicts, and those against its control."""
+    out = []
+    for name, rows in of_optimization(comparisons.verdicts):
+        row = {"optimization": f"`{name}`"}
+        for response in COMPARED:
+            row[title(response)] = judged(rows[response]) if response in rows else "—"
+        against = [(r, rows[r + AGAINST_CONTROL]) for r in COMPARED if r + AGAINST_CONTROL in rows]
+        control = f"`{control_of(name)}`: " if against else "—"
+        row["against its control"] = control + "; ".join(f"{SHORT[r]} {judged(found)}" for r, found in against)
+        out.append(row)
+    return pd.DataFrame(out)
 
-    brief: fewer columns, and the deviation of the accuracy alone, for a terminal of 80 characters.
-    """
+
+def verdicts(comparisons: Comparisons) -> list[str]:
+    """The first screen: the table, what it means, and a sentence an optimization."""
+    shown = verdict_table(comparisons)
+    if shown.empty:
+        return []
+    looks, margins = comparisons.looks, comparisons.margins
+    beyond = ", ".join(f"{short} {margins[short]:g} {BY_NAME[name].unit}" for name, short in SHORT.items())
+    stopping = f" Training might have stopped at {looks} numbers of seeds: intervals allow for it." if looks > 1 else ""
+    return [
+        *table(shown),
+        "",
+        "Mean effect of each optimization over the settings of the others. In brackets 95 % intervals that hold "
+        "together for a column. Better and worse: zero is outside; no worse: whatever is worse by the margin is "
+        f"outside (margins: {beyond}).{stopping}",
+        "",
+        *(f"* {sentence}" for sentence in pays(comparisons)),
+    ]
+
+
+def measurements(comparisons: Comparisons) -> pd.DataFrame:
+    """A row an arm: means over its cells, with the standard deviation where there are several; accuracy of its twin."""
     groups = comparisons.cells.groupby("arm")
     arms = list(comparisons.study.arms)
     out = pd.DataFrame({"arm": arms, "seeds": groups.size()[arms].astype(str).values})
     for name, (key, divisor, form) in COLUMNS.items():
-        if name in BRIEF or not brief:
-            deviation = not brief or name == "best %"
-            out[name] = [spread(groups.get_group(arm)[key] / divisor, form, deviation) for arm in arms]
-    if BASELINE in arms:
-        for name, key in RATIOS.items():
-            means = groups[key].mean()
-            out[name] = (means / means[BASELINE])[arms].map("{:.2f}".format).values
+        of = comparisons.twins if key in _LEARNED else {arm: arm for arm in arms}
+        out[name] = [spread(groups.get_group(of[arm])[key] / divisor, form) for arm in arms]
+    for name, response in (("time ×", "step time"), ("peak ×", "peak memory")):
+        ratios = np.exp(comparisons.means[response] - comparisons.means[response].get(BASELINE, np.nan))
+        out[name] = ["—" if isnan(ratio) else f"{ratio:.2f}" for ratio in ratios[arms]]
     return out
 
 
@@ -67,68 +98,30 @@ def effects(comparisons: Comparisons) -> list[str]:
         "",
         "A main effect is the mean of (with it - without it) over all settings of the others that it was run with; an "
         "interaction (×) by how much one effect changes when the other is there. In brackets 95 % intervals that hold "
-        f"together for all {len(shown)} effects of a column (Šidák); bold: zero is outside. Single intervals, standard "
-        "errors and degrees of freedom are in effects.csv.",
+        "together for the main effects of a column, and for its interactions (Šidák); bold: zero is outside. Single "
+        "intervals, standard errors and degrees of freedom are in effects.csv.",
     ]
 
 
 def against_baseline(comparisons: Comparisons, target: float) -> list[str]:
-    """Every arm beside the baseline: at equal steps, equal memory, and on the way to a target."""
+    """Every arm beside the baseline: at equal steps, and on the way to a target."""
     frame = comparisons.against_baseline
     if frame.empty:
         return []
     arms = list(dict.fromkeys(frame["arm"]))
     shown = by_response(frame, ["arm"])
-    accuracy = frame[frame["response"] == "accuracy"].set_index("arm")["confidence_above"]
-    shown["confidence"] = accuracy[arms].map("{:.2f}".format).replace("nan", "—").values
-    shown["batch at equal memory"] = [f"{comparisons.at_equal_memory(arm):,}" for arm in arms]
-    shown[f"s to {100 * target:.2f} %"] = [_to_target(comparisons, arm, target) for arm in arms]
+    times = [comparisons.to_target(arm, target) for arm in arms]
+    shown[f"s to {100 * target:.2f} %"] = ["not reached" if time == inf else f"{time:.1f}" for time in times]
     lines = table(shown)
     if comparisons.baseline_differs:
         lines += ["", "The baseline is another model than these arms: the differences mix size and technique."]
     return [
         *lines,
         "",
-        f"Differences from the baseline after the last epoch (equal steps), paired by seed and by image, with 95 % "
-        f"intervals that hold together for the {len(arms)} arms of a column. Confidence: that the true difference in "
-        "accuracy is above zero, each arm by itself. Equal memory: the batch whose predicted peak is the baseline's at "
-        f"{comparisons.study.configuration['batch_size']}. Last column: training seconds to the first epoch at an "
-        "accuracy that the baseline reached at every seed, or that was asked for (--target); where some seeds did not "
-        "reach it in their epochs, the mean over those that did, which is then too low, and how many did.",
-    ]
-
-
-def _to_target(comparisons: Comparisons, arm: str, target: float) -> str:
-    reached, number = comparisons.to_target(arm, target)
-    seeds = len(comparisons.study.arms[arm])
-    return "never" if not number else f"{reached:.1f}" + (f" ({number} of {seeds})" if number < seeds else "")
-
-
-def taken_out(comparisons: Comparisons) -> list[str]:
-    """What each optimization is worth in company."""
-    frame = comparisons.taken_out
-    if frame.empty:
-        return []
-    return [
-        *table(by_response(frame, ["optimization", "everything"])),
-        "",
-        "Everything without the optimization minus everything: what pays in company is negative in accuracy here. "
-        "Intervals hold together for the rows of a column.",
-    ]
-
-
-def against_controls(comparisons: Comparisons) -> list[str]:
-    """What each optimization buys over the simpler one that it must beat, of what was measured."""
-    frame = comparisons.against_controls
-    if frame.empty:
-        used = {factor for arm in comparisons.study.arms for factor in levels(arm)}
-        wanted = [f"`{t.control}` for `{name}`" for name, t in REGISTRY.items() if name in used and t.control]
-        return [f"No control was run: `--arms all,controls` adds {', '.join(wanted)}."] if wanted else []
-    return [
-        *table(by_response(frame, ["optimization", "arm", "control"])),
-        "",
-        "The arm minus the one with the optimization's control in its place; intervals hold together for the rows of a "
-        "column.",
+        f"Differences from the baseline after the last epoch (equal steps), with 95 % intervals that hold together for "
+        f"the {len(arms)} arms of a column. Last column: median over seeds of the training seconds to the first epoch "
+        "at an accuracy that the baseline reached at every seed, or that was asked for (--target); not reached: by half"
+        " of the seeds.",
     ]
 
 
@@ -150,22 +143,22 @@ def terms(comparisons: Comparisons) -> str:
 
 
 def reading(comparisons: Comparisons) -> list[str]:
-    """How to read the table of arms."""
+    """How to read the table of arms, and how intervals are made."""
     many = "Means over seeds ± standard deviation. " if len(comparisons.study.seeds) > 1 else ""
     return [
         f"{many}best % and final %: validation accuracy, best epoch and last; effects and differences are of the last, "
-        "because the best of several epochs is flattered by the choice. train loss: mean of the last epoch, penalty "
-        "included; val loss: cross entropy after it. train s: training steps only, without evaluation, logging, "
-        "warm-up and compilation. step ms: median; cells run one after another, so small differences can be the "
-        "machine's drift (ablations/bench.py interleaves). peak MiB: parameters, optimizer state, batch and "
-        "everything else alive at once in one training step, measured in a pass of its own; predicted: the same, "
-        "accounted for without running it, for eager PyTorch; kept MiB: the part kept for the backward pass. MFU: the "
-        "arm's own FLOPs a second over those of a large matrix product, measured as the cell ended. time × and peak "
-        "×: step ms and peak MiB over the baseline's.",
+        "because the best of several epochs is flattered by the choice. train loss: penalty included. Of exact arms "
+        "accuracies and losses are their twins'. train s: training steps only. step ms: median of the cell, minutes "
+        "apart from the others and so not compared; time ×: over the baseline's, from the timing pass. peak MiB: "
+        "everything alive at once in a training step; predicted: accounted without running it, for eager PyTorch; kept "
+        "MiB: the part kept for the backward pass; peak ×: over the baseline's. MFU: FLOPs a second over those of a "
+        "large matrix product.",
         "",
-        "Seeds share initial weights and data order between arms, so differences are taken within seeds, and within "
-        "images for accuracy, before they are averaged. Intervals count the seeds and the validation images each as a "
-        "sample of many (Student's quantile for seeds, the normal one for images).",
+        "Seeds share initial weights and data order between arms, so differences are taken within seeds. Seeds are a "
+        "sample of many, and so are validation images where all seeds share them (Student's quantile for seeds, the "
+        "normal one for images); variances over seeds are moderated by those of the other effects (Smyth 2004). Step "
+        "time: differences of logarithms within each round of the timing pass, each arm's highest and lowest fifth "
+        "drawn in (Dixon and Tukey 1968). Peak memory is the same at every run.",
     ]
 
 

@@ -1,0 +1,181 @@
+"""What is decided of each optimization: better, worse, no worse than a margin, or undecided.
+
+A verdict reads one interval, that of the optimization's mean effect over the settings of the others; the intervals of a
+response hold together over all optimizations (Šidák), so that of all its verdicts one or more is wrong in at most 5 %
+of studies. "No worse" is two one-sided tests (Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987) at the
+2.5 % that this interval leaves on each side.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from math import isnan, log1p, nan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from scipy import stats
+
+from ablations.analysis.effects import differences
+from ablations.analysis.estimates import Estimate, seeds_for
+from ablations.analysis.factors import Term, controlled, label, levels
+from ablations.analysis.responses import BY_NAME, COMPARED, Response
+from ablations.study.arms import AGAIN
+from core.errors import InputError, choose
+
+if TYPE_CHECKING:
+    from ablations.analysis.comparisons import Comparisons
+
+COLUMNS = ["optimization", "response", "estimate", "low", "high", "margin", "verdict", "seeds"]
+MARGINS = {"accuracy": 0.5, "time": 2.0, "memory": 2.0}  # points, %, %
+SHORT = {"accuracy": "accuracy", "step time": "time", "peak memory": "memory"}
+AGAINST_CONTROL = " against control"
+NOT_TIMED = "not timed"
+UNDECIDED = "undecided"
+
+
+def read_margins(given: Mapping[str, Any]) -> dict[str, float]:
+    """MARGINS with these changed (accuracy in points, time and memory in percent); InputError for an unknown response
+    or a value that is no positive number."""
+    out = dict(MARGINS)
+    for name, value in given.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = nan
+        if not 0 < number < float("inf"):
+            raise InputError(f"margin {name}={value} is no positive number; write for example accuracy=0.5")
+        out[choose("margin of", name, MARGINS)] = number
+    return out
+
+
+def read_decisions(folder: Path) -> tuple[dict[str, float], int]:
+    """Margins, and how often a run looks at most before it stops: of margins.json in a study's folder, as {"margins":
+    {"accuracy": 0.5}, "looks": 8}; the defaults and 1 without it."""
+    path = folder / "margins.json"
+    if not path.is_file():
+        return dict(MARGINS), 1
+    try:
+        found = json.loads(path.read_text())
+        return read_margins(found.get("margins", {})), max(int(found.get("looks", 1)), 1)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"'{path}' cannot be read ({error}); remove it, or run the study again") from error
+
+
+def verdicts(comparisons: "Comparisons") -> pd.DataFrame:
+    """A row an optimization and response, and for each with a control one of the difference from this: COLUMNS,
+    estimate, low, high and margin as they are told (points, %), seeds (of step time rounds, of peak memory 1); and
+    `within` (told from zero, by less than the margin), `more` (seeds or rounds that would decide; nan: none or no
+    need), `failed`, `cells` (how many of its cells failed, of how many)."""
+    rows: list[dict[str, Any]] = []
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    for name, arm, other in controlled(comparisons.study.arms):
+        pairs.setdefault(name, []).append((arm, other))
+    for name in COMPARED:
+        effects = comparisons.effects[name]
+        found = {effect.term: effect.estimate for effect in effects.of_order(1)}
+        for term in comparisons.optimizations:
+            lost = _lost(comparisons, term)
+            row = _row(comparisons, label(term), BY_NAME[name], found.get(term), len(found))
+            if name == "accuracy":
+                row["verdict"] = _with_failures(
+                    row["verdict"], lost, len(comparisons.optimizations), comparisons.confidence
+                )
+            rows.append(row | {"failed": lost["failed"], "cells": lost["cells"]})
+    for name in COMPARED if pairs else ():
+        groups = differences(comparisons.tables[name], pairs.values(), BY_NAME[name].estimator)
+        there = sum(e is not None for e in groups)
+        for optimization, e in zip(pairs, groups, strict=True):
+            row = _row(comparisons, optimization, BY_NAME[name], e, there)
+            rows.append(row | {"response": name + AGAINST_CONTROL})
+    return pd.DataFrame(rows, columns=[*COLUMNS, "within", "more", "failed", "cells"])
+
+
+def judge(low: float, high: float, margin: float) -> str:
+    """The verdict of an interval of a difference in which more is better; margin in its unit."""
+    if isnan(low):
+        return UNDECIDED
+    if -margin < low and high < margin:
+        return "no worse"
+    if low > 0 or high < 0:
+        return "better" if low > 0 else "worse"
+    return "no worse" if low > -margin else UNDECIDED
+
+
+def decided(comparisons: "Comparisons", margins: Mapping[str, float]) -> bool:
+    """Whether every optimization's accuracy has a verdict at this margin, so that training may stop.
+
+    Valid at each of at most `comparisons.looks` looks (one after every seed from the second to the last allowed): an
+    interval of each look has confidence 1 - 0.05 / looks, an equal share of the error for every look (Bonferroni), so
+    that over all looks, whenever training stops, the verdicts are wrong in at most 5 % of studies. (Pocock's bounds are
+    a little narrower, but are of normal statistics with known variances.) Raises InputError for other responses: seeds
+    tell nothing of them.
+    """
+    if set(margins) != {"accuracy"}:
+        raise InputError(f"--until {' '.join(f'{k}={v}' for k, v in margins.items())} cannot be; write accuracy=0.5")
+    margin = read_margins(margins)["accuracy"] / 100
+    found = comparisons.effects["accuracy"].of_order(1)
+    ends = [effect.estimate.interval(comparisons.confidence, len(found)) for effect in found]
+    return all(judge(low, high, margin) != UNDECIDED for low, high in ends)
+
+
+def _row(
+    comparisons: "Comparisons", optimization: str, response: Response, found: Estimate | None, of: int
+) -> dict[str, Any]:
+    margin = comparisons.margins[SHORT[response.name]]
+    row = {"optimization": optimization, "response": response.name, "margin": margin, "seeds": 0}
+    if found is None:
+        return row | {"verdict": NOT_TIMED if response.name == "step time" else UNDECIDED, "within": False}
+    inner = margin / 100 if response.name == "accuracy" else log1p(margin / 100)
+    low, high = found.interval(comparisons.confidence, of)
+    ends = (low, high) if response.better > 0 else (-high, -low)
+    verdict = judge(*ends, inner)
+    lead = response.better * found.value
+    needed = (
+        seeds_for(max(abs(lead), lead + inner), found, of, comparisons.confidence) if verdict == UNDECIDED else None
+    )
+    return row | {
+        "estimate": response.shown(found.value),
+        "low": response.shown(low),
+        "high": response.shown(high),
+        "verdict": verdict,
+        "seeds": found.seeds,
+        "within": verdict == "no worse" and (low > 0 or high < 0),
+        "more": nan if needed is None else max(needed - found.seeds, 1),
+    }
+
+
+def _lost(comparisons: "Comparisons", term: Term) -> dict[str, int]:
+    """Of an optimization's cells how many there are and how many failed; and of those whose cell without it is there
+    too, how many failed with it alone, and without it alone."""
+    study = comparisons.study
+    outcomes = {cell.key: False for cell in study.cells} | {(f["arm"], f["seed"]): True for f in study.failed}
+    settings = {arm: frozenset(levels(arm).items()) for arm, _ in outcomes if arm != AGAIN}
+    arms = {setting: arm for arm, setting in settings.items()}
+    mine = {key: bad for key, bad in outcomes.items() if set(term) <= settings.get(key[0], frozenset())}
+    both = [
+        (bad, outcomes[other, seed])
+        for (arm, seed), bad in mine.items()
+        if (other := arms.get(settings[arm] - set(term), "")) and (other, seed) in outcomes
+    ]
+    alone = {"with": both.count((True, False)), "without": both.count((False, True))}
+    return {"cells": len(mine), "failed": sum(mine.values()), **alone}
+
+
+def _with_failures(verdict: str, lost: Mapping[str, int], of: int, confidence: float) -> str:
+    """A cell that failed under an optimization and not without it is an outcome: those that finished do not show it to
+    be better or no worse; by McNemar's test it may be worse."""
+    if not lost["with"]:
+        return verdict
+    test = stats.binomtest(lost["with"], lost["with"] + lost["without"], alternative="greater")
+    return "worse" if test.pvalue < (1 - confidence) / of or verdict == "worse" else UNDECIDED
+
+
+def of_optimization(frame: pd.DataFrame) -> Iterable[tuple[str, dict[str, dict[str, Any]]]]:
+    """Each optimization, and its rows by response."""
+    for name, rows in frame.groupby("optimization", sort=False):
+        yield str(name), {row["response"]: row for row in rows.to_dict("records")}
+
+
+def untimed(comparisons: "Comparisons") -> Sequence[str]:
+    """Arms of the study that the timing pass has not."""
+    return [arm for arm in comparisons.study.arms if comparisons.timing and arm not in comparisons.timing.seconds]
