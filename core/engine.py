@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from core.data.batches import batches, gather, resident
-from core.data.sets import Split
+from core.data.splits import Split
 from core.errors import InputError, choose
 from core.ops import Ops
 from core.optimizers import Optimizer

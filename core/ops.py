@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from core.vit import VitConfig
 
 Params = dict[str, Tensor]
-Carry = dict[str, Tensor]  # what goes from block to block beside the tokens: "penalty" so far, and what transforms add
+Carry = dict[str, Tensor]  # beside the tokens: the "penalty" of a block so far, and what transforms hand to the next
 
 
 class Site(NamedTuple):

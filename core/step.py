@@ -68,8 +68,8 @@ def objective(
     dtype: torch.dtype = torch.float32,
     region: Callable[..., Any] = lambda block: block,
 ) -> Objective:
-    """(params, batch, key) -> (cross entropy + penalty, the values of Aux [3]); forward pass in `dtype`, the loss in
-    float32.
+    """(params, batch, key) -> (cross entropy + penalty, the values of Aux [3]); the forward pass in `dtype`, the loss
+    in float32.
 
     Augmentation and model draw from separate keys, so that all arms of a seed see the same images. region: a compiler's
     mark on the function of a block, to compile it once for all.

@@ -187,11 +187,14 @@ def forward(
     run = run or blockwise(config, ops, dtype)
     model = Site("", outer, config, ops, key, dtype, {})
     x = ops.tokenize(model, images)
-    carry = {"penalty": x.new_zeros((), dtype=torch.promote_types(dtype, torch.float32))}
+    carry: Carry = {}
+    penalty = zero = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
     for i, own in enumerate(blocks):
         keys = None if key is None else rng.named(key, f"blocks.{i}")
-        x, carry = run(own, keys, x, carry, i if ops.positional else None)
-    return Output(ops.readout(model, x), carry["penalty"])
+        # Each starts at zero: for a compiler the first block, before which none has a gradient, would be another one.
+        x, carry = run(own, keys, x, carry | {"penalty": zero}, i if ops.positional else None)
+        penalty = penalty + carry["penalty"]
+    return Output(ops.readout(model, x), penalty)
 
 
 def _by_block(params: Params, depth: int) -> tuple[Params, list[Params]]:

@@ -2,21 +2,15 @@
 configuration as a plain nn.Module. Eager or under torch.compile; bf16 by autocast, as they do."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ablations.benchmarks.contest import Contender
 from core.measure import peak_bytes
 from core.vit import VitConfig
-
-
-class Contender(NamedTuple):
-    """run: trains a block of steps. peak: bytes of one step, state and batch included."""
-
-    run: Callable[[], object]
-    peak: Callable[[], int]
 
 
 def timm(config: VitConfig) -> nn.Module:

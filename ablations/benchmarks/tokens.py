@@ -1,26 +1,25 @@
-"""What mixed-resolution tokenization costs and saves: `python ablations/bench.py --what tokens`.
+"""What mixed-resolution tokenization costs and saves.
 
 Three comparisons at 256/16/64/64 (image, min patch, max patch, tokens): the tokenizer against a plain transcription
 of the published algorithm's steps; the tokenizer's share of a training step; the step at 64 tokens against 256.
 """
 
 from collections.abc import Callable
-from statistics import median
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from ablations.study.arms import parse
-from core import engine, rng, vit
-from core.step import AdamW, objective, start
+from ablations.benchmarks import contest, ours
+from ablations.benchmarks.contest import Figures
+from ablations.study.arms import Settings, parse
+from core.data.splits import Split
 from core.transforms.mrt import patches, select
 from core.transforms.scorers import pixel_blur
+from core.vit import VitConfig
 
 IMAGE, LOW, HIGH, TOKENS = 256, 16, 64, 64
-
-Measure = Callable[[dict[str, Callable[[], object]]], dict[str, list[float]]]
 
 
 def tokenizer(images: Tensor) -> Tensor:
@@ -63,56 +62,39 @@ def _children(sizes: list[int], counts: list[int]) -> list[list[int]]:
     return rows
 
 
-def train_step(
-    name: str, settings: dict[str, dict[str, int]], images: Tensor, labels: Tensor, dtype: torch.dtype
-) -> Callable[[], object]:
-    """A training step of the 4.2 M parameter study model under an arm."""
-    arm = parse(name, settings)
-    fields = {"image": IMAGE, "patch": LOW} | arm.shape
-    config = vit.VitConfig(width=192, depth=12, heads=3, mlp=512, classes=10, **fields)
-    step = engine.build(objective(config, arm.ops, lambda x, key: x, dtype), AdamW(), "eager")
-    device = images.device
-    state = [start({n: p.to(device) for n, p in vit.init(config, 0).items()}, rng.key(0))]
-
-    def one() -> None:
-        state[0], _ = step(state[0], (images, labels))
-
-    return one
-
-
-def compare(
-    batch: int, device: torch.device, dtype: torch.dtype, compiled: bool, measure: Measure
-) -> dict[str, dict[str, float]]:
-    """Milliseconds of each contender and the ratios that the comparisons are about."""
+def compare(batch: int, rounds: int, device: torch.device, dtype: torch.dtype, compiled: bool) -> Figures:
+    """Figures of each contender against the transcription; share: of a step's time under mrt (for the tokenizer) and
+    under uniform (for the step with mrt)."""
     images = torch.randn(batch, 3, IMAGE, IMAGE, device=device)
-    labels = torch.randint(10, (batch,), device=device)
-    mixed = {"mrt": {"tokens": TOKENS, "min_patch": LOW, "max_patch": HIGH}}
+    split, order = Split(images, torch.randint(10, (batch,), device=device)), torch.arange(batch, device=device)
+
+    def step(name: str, settings: Settings) -> Callable[[], object]:
+        arm = parse(name, settings)
+        config = VitConfig(IMAGE, LOW, width=192, depth=12, heads=3, mlp=512, classes=10)
+        return ours.contender(arm.ops, arm.ops.config(config), split, order, batch, "eager", dtype, device).run
+
+    mixed, uniform = "step, mrt, 64 tokens", "step, uniform, 256 tokens"
     contenders: dict[str, Callable[[], object]] = {
         "transcription": lambda: transcription(images),
         "tokenizer": lambda: tokenizer(images),
-        "step, mrt, 64 tokens": train_step("flash+mrt", mixed, images, labels, dtype),
-        "step, uniform, 256 tokens": train_step("flash+uniform", {"uniform": {"patch": LOW}}, images, labels, dtype),
+        mixed: step("flash+mrt", {"mrt": {"tokens": TOKENS, "min_patch": LOW, "max_patch": HIGH}}),
+        uniform: step("flash+uniform", {"uniform": {"patch": LOW}}),
     }
     if compiled:
         fused = torch.compile(tokenizer, fullgraph=True, dynamic=False)
         contenders["tokenizer, compiled"] = lambda: fused(images)
-    seconds = measure(contenders)
-    figures = {name: {"milliseconds": 1000 * median(blocks)} for name, blocks in seconds.items()}
-    for name in [name for name in figures if name.startswith("tokenizer")]:
-        figures[name]["of the transcription"] = _ratio(seconds[name], seconds["transcription"])
-        figures[name]["of the mrt step"] = _ratio(seconds[name], seconds["step, mrt, 64 tokens"])
-    figures["step, mrt, 64 tokens"]["of the uniform step"] = _ratio(
-        seconds["step, mrt, 64 tokens"], seconds["step, uniform, 256 tokens"]
-    )
+    figures = contest.contest(contenders, rounds, device, "transcription")
+    for name, figure in figures.items():
+        whole = uniform if name == mixed else mixed if name.startswith("tokenizer") else None
+        figure["share"] = whole and figure["seconds"] / figures[whole]["seconds"]
     return figures
 
 
-def _ratio(a: list[float], b: list[float]) -> float:
-    return median(x / y for x, y in zip(a, b, strict=True))
-
-
-def show(figures: dict[str, dict[str, float]], console: Console) -> None:
-    """One line a contender."""
-    for name, figure in figures.items():
-        rest = ", ".join(f"{ratio:.3f} {what}" for what, ratio in figure.items() if what != "milliseconds")
-        console.print(f"{name:<26} {figure['milliseconds']:8.1f} ms  {rest}", highlight=False)
+def show(figures: Figures, console: Console) -> None:
+    """One row a contender."""
+    columns = {
+        "seconds": contest.optional("seconds", ".4f"),
+        "× transcription": contest.optional("ratio", ".3f"),
+        "of the step it saves or is part of": contest.optional("share", ".1%"),
+    }
+    contest.show(figures, f"{IMAGE} pixels, patches {LOW} to {HIGH}, {TOKENS} tokens", columns, console)

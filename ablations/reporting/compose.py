@@ -1,7 +1,6 @@
 """The report of a study: report.md, report.html, tables, figures and TensorBoard, all made from its cells."""
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,34 +8,15 @@ from typing import NamedTuple
 
 from ablations.analysis.comparisons import Comparisons, compare
 from ablations.analysis.verdicts import COLUMNS
-from ablations.reporting import (
-    cost_figures,
-    effect_figures,
-    html,
-    learning_curves,
-    profiles,
-    published,
-    sections,
-    tensorboard,
-)
+from ablations.reporting import figures, html, profiles, published, sections, tensorboard
+from ablations.reporting.figures import CAPTIONS, Drawn
 from ablations.reporting.words import sentences
 from ablations.study.store import write_text
 from core.errors import InputError
 
-Drawn = dict[str, Path]  # figures by name, in the report's order
 _LISTING = ".written.json"  # what a report wrote, so that the next one may replace it and nothing else
 _FOLDERS = ("figures", "profiles", "tensorboard")
 _WRITTEN = ("report.md", "report.html", "verdicts.csv", "effects.csv", "results.csv")
-
-CAPTIONS = {
-    "effects": "Effects on each response. Thick: 95 % interval; thin: 95 % for all effects of a panel together; "
-    "filled: zero is outside the thin one. Long ones run out of the panel. Dashed: interactions begin below.",
-    "pareto": "Accuracy after the last epoch against step time and peak memory: means over seeds, bars ± standard "
-    "deviation. Filled: no arm has better means in both, within noise or not. The line joins these.",
-    "learning_curves": "Validation accuracy at equal steps, and at equal time: the baseline, each optimization alone "
-    "and the arm with the highest mean. Bands: standard deviation over seeds.",
-    "kept_bytes": "Bytes kept for the backward pass, by layer and operation.",
-}
 
 
 class Section(NamedTuple):
@@ -71,7 +51,7 @@ def write_comparisons(comparisons: Comparisons, out: Path, target: float | None 
     _ = comparisons.cells  # refused before anything is written
     out.mkdir(parents=True, exist_ok=True)
     with _replacing(out):
-        drawn = _draw(comparisons, out)
+        drawn = figures.draw(comparisons, out / "figures")
         parts = _sections(comparisons, drawn, comparisons.target if target is None else target)
         text = _markdown(comparisons, parts, drawn, out)
         write_text(out / "report.md", text)
@@ -104,33 +84,10 @@ def _files(out: Path) -> set[str]:
     return {p.relative_to(out).as_posix() for f in _FOLDERS for p in (out / f).rglob("*") if not p.is_dir()}
 
 
-def _draw(comparisons: Comparisons, out: Path) -> Drawn:
-    """All figures; those that a study has nothing for are left out."""
-    folder, study = out / "figures", comparisons.study
-    drawn: Drawn = {}
-
-    def path(name: str) -> Path:
-        return drawn.setdefault(name, folder / f"{name}.png")
-
-    learning_curves.draw(comparisons, path("learning_curves"))
-    cost_figures.kept(comparisons, path("kept_bytes"))
-    if len(study.arms) > 1:
-        cost_figures.pareto(comparisons, path("pareto"))
-    if not comparisons.effect_table.empty:
-        effect_figures.effects(comparisons, path("effects"))
-    for arm, group in study.arms.items():
-        source = group[0].folder / "tokens.png"
-        if source.is_file() and all(source.read_bytes() != p.read_bytes() for n, p in drawn.items() if "tokens" in n):
-            shutil.copyfile(source, path(f"tokens_{arm}"))
-    return drawn
-
-
 def _sections(comparisons: Comparisons, drawn: Drawn, target: float) -> list[Section]:
     """What a report has to say, in its order; empty sections left out."""
     study = comparisons.study
-    beside = []
-    if study.configuration["data"] in published.DATA:
-        beside = published.beside(study.configuration, study.environment, [*study.results, *study.failed])
+    beside = published.beside(study.configuration, study.environment, [*study.results, *study.failed])
     tokens = [name for name in drawn if name.startswith("tokens")]
     parts = [
         Section("Verdicts", sections.verdicts(comparisons)),

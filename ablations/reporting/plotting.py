@@ -1,5 +1,7 @@
-"""How all figures are drawn and kept."""
+"""How all figures are drawn and kept: as PNG, and as SVG whose marks tell their values under the pointer."""
 
+import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,32 @@ LINES = (
     (BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", ":"), (PINK, "D", "-."), (SKY, "v", "-"), (AMBER, "P", "--"),
     ("#000000", "X", ":"), (GREY, "d", "-."),
 )  # fmt: skip
+_TOLD = "told:"
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot, without a display."""
+    """matplotlib.pyplot, without a display; its SVGs keep text as text."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    pyplot.rcParams.update({"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False})
     return pyplot
 
 
+def tell(mark: Any, text: str) -> None:
+    """Let a mark of a figure (a line, a bar) say this under the pointer."""
+    mark.set_gid(_TOLD + text)
+
+
 def save(figure: Any, path: Path) -> None:
-    """Write and close a figure."""
+    """Write a figure as PNG and, beside it, as SVG; close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
+    drawn = StringIO()
+    with pyplot().rc_context({"svg.hashsalt": path.stem}):  # ids of their own: several figures share a page
+        figure.savefig(drawn, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = re.sub(rf'<g id="{_TOLD}([^"]*)"', r"<g><title>\1</title", drawn.getvalue())
+    path.with_suffix(".svg").write_text(svg[svg.index("<svg") :])
     pyplot().close(figure)

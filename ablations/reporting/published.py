@@ -23,28 +23,25 @@ _NONE = ("—", "—")
 
 def beside(configuration: dict[str, Any], environment: dict[str, str], finished: Sequence[Result]) -> list[str]:
     """Markdown lines: the published figures with ours beside them, and the terms that differ; [] for a preset that
-    carries out no published study.
+    carries out no published study, and for data that it was not published on.
 
     configuration, environment: of study.json. finished: results, and the records (with `error`) of failed cells.
     """
     preset, data = configuration["preset"], configuration["data"]
     study = next((s for s in (STUDY_1, STUDY_2) if preset in s["presets"]), None)
-    if study is None:
+    if study is None or data not in DATA:
         return []
-    column = _column(data)
-    if study is STUDY_1 and column == "cifar100-coarse":
-        column = "cifar10"  # it has no figures of 20 classes
     done, whole = configuration["epochs"], PRESETS[study["presets"][0]].epochs
     short = f"SHORT RUN: {done} of {whole} epochs" if done < whole else ""
     ours = "here, SHORT RUN" if short else "here"
-    terms = [*_terms(configuration, environment, study, column), *study["notes"]]
+    terms = [*_terms(configuration, environment, study), *study["notes"]]
     if study is STUDY_1:
         one_model = configuration["baseline_width"] is None and configuration["baseline_heads"] is None
         terms.insert(0, study["matched" if one_model else "unequal"])
     return [
         f"Here: {data}." + (f" **{short}**: our accuracies are not those of the whole run." if short else ""),
         "",
-        *(_study_1 if study is STUDY_1 else _study_2)(finished, column, ours),
+        *(_study_1 if study is STUDY_1 else _study_2)(finished, data, ours),
         "",
         "### Terms that differ from the published study",
         "",
@@ -52,24 +49,14 @@ def beside(configuration: dict[str, Any], environment: dict[str, str], finished:
     ]
 
 
-def _column(data: str) -> str:
-    """The published data set, of DATA, whose figures stand beside those of `data`."""
-    path = data.removeprefix("folder:")
-    if data in DATA:
-        return data
-    if path.endswith("@coarse"):
-        return "cifar100-coarse"
-    return "cifar100" if path != data and (Path(path).expanduser() / "coarse.json").is_file() else "cifar10"
-
-
-def _study_1(finished: Sequence[Result], column: str, ours: str) -> list[str]:
+def _study_1(finished: Sequence[Result], data: str, ours: str) -> list[str]:
     """Time and accuracy of every published arm, and ours."""
-    shown = DATA[column].removesuffix(" fine")
+    shown = DATA[data].removesuffix(" fine")
     baseline, _ = _cells(finished, BASELINE)
     rows = []
     for i, row in enumerate(STUDY_1["arms"], 1):
         group, missing = _cells(finished, row["arm"])
-        time, accuracy = row.get(column, _NONE)
+        time, accuracy = row.get(data, _NONE)
         mine = [missing] * 4
         if len(group):
             seconds = group["train_seconds"]
@@ -88,8 +75,8 @@ def _study_1(finished: Sequence[Result], column: str, ours: str) -> list[str]:
     return table(pd.DataFrame(rows, columns=header))
 
 
-def _study_2(finished: Sequence[Result], column: str, ours: str) -> list[str]:
-    """Accuracy, then memory, of every ratio and control, and ours after the column of the data set nearest to it."""
+def _study_2(finished: Sequence[Result], data: str, ours: str) -> list[str]:
+    """Accuracy, then memory, of every ratio and control, and ours after the column of its data set."""
     exact, _ = _cells(finished, BASELINE)
     accuracies: list[dict[str, str]] = []
     memory: list[dict[str, str]] = []
@@ -104,7 +91,7 @@ def _study_2(finished: Sequence[Result], column: str, ours: str) -> list[str]:
         for rows, i, mine in ((accuracies, 0, accuracy), (memory, 1, peak)):
             rows.append({"ratio": row["ratio"], **{DATA[d]: row.get(d, _NONE)[i] for d in DATA}, ours: mine})
     names = [*DATA.values()]
-    names.insert([*DATA].index(column) + 1, ours)
+    names.insert([*DATA].index(data) + 1, ours)
     return [
         *("Validation accuracy:", "", *table(pd.DataFrame(accuracies)[["ratio", *names]])),
         *("", "Peak memory (in brackets the exact arm's over it):", ""),
@@ -118,16 +105,16 @@ def _cells(finished: Sequence[Result], arm: str) -> tuple[pd.DataFrame, str]:
     return pd.DataFrame([r for r in rows if "error" not in r]), "failed" if rows else "not run"
 
 
-def _terms(configuration: dict[str, Any], environment: dict[str, str], study: dict[str, Any], column: str) -> list[str]:
+def _terms(configuration: dict[str, Any], environment: dict[str, str], study: dict[str, Any]) -> list[str]:
     """What differs by this study's configuration and machine."""
-    data, side = configuration["data"], configuration["image"]
+    side = configuration["image"]
     terms = [
         f"Machine: published on {study['hardware']}; here on {environment['device_name']} ({configuration['device']}), "
         f"{configuration['precision']}, engine {configuration['engine']}, torch {environment['torch']}: compare "
         "ratios, not seconds."
     ]
-    if (data, side) != (column, study["image"]):
-        terms.append(f"Data: published on {DATA[column]} at {study['image']} pixels; here on {data} at {side} pixels.")
+    if side != study["image"]:
+        terms.append(f"Images: published at {study['image']} pixels, here at {side}.")
     changed = _changes(configuration, study)
     return [*terms, f"Values, preset `{study['presets'][0]}` -> here: {', '.join(changed)}."] if changed else terms
 

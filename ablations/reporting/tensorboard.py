@@ -1,27 +1,33 @@
-"""A study in TensorBoard: a run an arm, its seeds as one curve with a band; the report's tables and figures beside."""
+"""A study in TensorBoard: a run an arm, and one, `report`, with the report's tables as texts and its figures."""
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ablations.analysis.comparisons import Comparisons
+from ablations.analysis.factors import levels
+from ablations.reporting.formatting import listed
 from ablations.reporting.profiles import Pages
+from ablations.study.arms import BASELINE
 from ablations.study.reading import Cell
 
-CURVES = {
-    "val/accuracy": "Validation accuracy",
-    "val/loss": "Validation loss",
-    "train/loss": "Training loss",
-    "speed/images_per_second": "Images per second",
+RUNS = 40  # of more, TensorBoard 2.21 ticks none
+CURVES = {  # of an epoch: the tag here, the factor
+    "val/accuracy": ("accuracy/validation, %", 100.0),
+    "val/loss": ("loss/validation", 1.0),
+    "train/loss": ("loss/training", 1.0),
+    "speed/images_per_second": ("speed/images a second in the cells", 1.0),
 }
-LAYOUT = {
-    "Seeds of an arm: mean and standard deviation": {
-        title: ["Margin", [f"seeds/{tag}{part}" for part in ("", "/lower", "/upper")]] for tag, title in CURVES.items()
-    }
-}
+_TIME, _RATE = "cost/1 step time, ms", "cost/2 images a second"
+_RATIO = "cost/6 step time over the baseline's"
+_OF_CELLS = " (of the cells, not interleaved)"
+_MEMORY = {"cost/3 peak memory, MiB": "peak_bytes", "cost/4 peak memory predicted, MiB": "predicted_peak_bytes"}
+_MEMORY |= {"cost/5 kept for the backward pass, MiB": "kept_bytes"}
 
 
 def write(
@@ -31,28 +37,99 @@ def write(
     drawn: Mapping[str, Path],
     profiles: Mapping[str, Pages],
 ) -> None:
-    """The run `report` with texts (Markdown by title) and figures, and a run an arm with its margin charts and what
-    was profiled of it."""
+    """The run of the report with texts (Markdown by title) and figures, and a run an arm with its curves, costs and
+    HParams and what was profiled of it; of more than 39 arms the first: the baseline, each alone, pairs, …"""
     from torch.utils.tensorboard import SummaryWriter
 
+    arms = list(comparisons.study.arms)
+    shown, left = arms[: RUNS - 1], arms[RUNS - 1 :]
     with SummaryWriter(str(folder / "report")) as writer:
-        writer.add_custom_scalars(LAYOUT)
-        for i, (title, lines) in enumerate(texts.items(), 1):
+        writer.add_custom_scalars(_layout(comparisons))
+        about = [f"Left out, since TensorBoard ticks at most {RUNS} runs: {listed(left)}."] if left else []
+        for i, (title, lines) in enumerate(({"Arms that are not runs": about} | dict(texts)).items()):
             if lines:
                 writer.add_text(f"{i:02} {title}", "\n".join(lines), 0)  # TensorBoard sorts them
         for name, path in drawn.items():
             writer.add_image(name, _pixels(path), 0, dataformats="HWC")
-    for arm, cells in comparisons.study.arms.items():
+    for arm in shown:
         with SummaryWriter(str(folder / arm)) as writer:
-            for tag in CURVES:
-                for epoch, mean, deviation in _band(cells, tag):
-                    for part, value in (("", mean), ("/lower", mean - deviation), ("/upper", mean + deviation)):
-                        writer.add_scalar(f"seeds/{tag}{part}", value, epoch)
+            _arm(writer, comparisons, arm)
             if arm in profiles:
                 _profile(writer, profiles[arm], folder / arm)
 
 
-def _profile(writer, pages: Pages, folder: Path) -> None:  # type: ignore[no-untyped-def]
+def _arm(writer: Any, comparisons: Comparisons, arm: str) -> None:
+    """An arm's curves with their bands, its costs as level lines, and its row of HParams."""
+    from torch.utils.tensorboard.summary import hparams
+
+    cells, learned = comparisons.study.arms[arm], comparisons.study.arms[comparisons.twins[arm]]
+    for key, (tag, factor) in CURVES.items():
+        for epoch, *values in _band(cells if key.startswith("speed") else learned, key):
+            for of, value in zip((tag, *_ends(tag)), values, strict=True):
+                writer.add_scalar(of, factor * value, epoch)
+    last = len(cells[0].rows)
+    costs = _costs(comparisons, arm)
+    for tag, value in costs.items():
+        for epoch in {0, last}:
+            writer.add_scalar(tag, value, epoch)
+    metrics = [CURVES["val/accuracy"][0], *(tag for tag in costs if tag.startswith("cost/") and tag != _RATIO)]
+    # One column of settings: TensorBoard puts them before the metrics, and the arm's name tells them.
+    for summary in hparams({"optimizations": len(levels(arm))}, dict.fromkeys(metrics, 0.0)):
+        writer._get_file_writer().add_summary(summary)
+
+
+def _costs(comparisons: Comparisons, arm: str) -> dict[str, float]:
+    """Step time, images a second and bytes by tag. Step time is the baseline's in its cells times the ratio of the
+    timing pass, where there is one, with the ends of its interval; else the cells' own, named so."""
+    numbers = comparisons.cells.groupby("arm").mean(numeric_only=True)
+    ratio = _ratios(comparisons).get(arm, ())
+    out = {}
+    if ratio:
+        out[_TIME] = numbers["step_ms_median"][BASELINE] * ratio[0]
+        out[_RATE] = 1000 * numbers["batch_size"][arm] / out[_TIME]
+    else:
+        out[_TIME + _OF_CELLS] = numbers["step_ms_median"][arm]
+        out[_RATE + _OF_CELLS] = numbers["images_per_second"][arm]
+    out |= {tag: numbers[key][arm] / 2**20 for tag, key in _MEMORY.items()}
+    out |= dict(zip((_RATIO, *_ends(_RATIO)), ratio, strict=False))
+    return {tag: float(value) for tag, value in out.items()}
+
+
+def _ratios(comparisons: Comparisons) -> dict[str, tuple[float, float, float]]:
+    """Of the timing pass: an arm's step time over the baseline's, and its interval."""
+    frame = comparisons.against_baseline
+    if comparisons.timing is None or frame.empty:
+        return {}
+    rows = frame[frame["response"] == "step time"]
+    of = np.exp(rows[["estimate", "low", "high"]]).itertuples(index=False, name=None)
+    return {BASELINE: (1.0, 1.0, 1.0)} | dict(zip(rows["arm"], of, strict=True))
+
+
+def _layout(comparisons: Comparisons) -> dict[str, Any]:
+    """Bands for the custom scalars; an epoch alone makes no band, so that its points are shown."""
+    single = comparisons.study.configuration["epochs"] == 1
+    bands = [tag for tag, _ in CURVES.values()] + [_RATIO] * (comparisons.timing is not None)
+    charts = {
+        tag: ["Multiline", [f"^{re.escape(tag)}$"]] if single and tag != _RATIO else ["Margin", [tag, *_ends(tag)]]
+        for tag in reversed(bands)  # TensorBoard shows the last first
+    }
+    return {"An arm's mean over seeds ± standard deviation; step time with its 95 % interval": charts}
+
+
+def _ends(tag: str) -> tuple[str, str]:
+    """The tags of a band's lower and upper end: a group of their own, below."""
+    return f"~ends of bands/{tag}, low", f"~ends of bands/{tag}, high"
+
+
+def _band(cells: Sequence[Cell], key: str) -> Iterator[tuple[int, float, float, float]]:
+    """Epoch, mean over seeds, and a standard deviation less and more (0 for one seed)."""
+    values = np.array([[row[key] for row in cell.rows] for cell in cells])
+    deviation = values.std(0, ddof=1) if len(cells) > 1 else np.zeros(values.shape[1])
+    for i, (m, s) in enumerate(zip(values.mean(0), deviation, strict=True)):
+        yield i + 1, float(m), float(m - s), float(m + s)
+
+
+def _profile(writer: Any, pages: Pages, folder: Path) -> None:
     """Its texts and images, and the trace under the name that torch-tb-profiler looks for."""
     for tag, text in pages.texts.items():
         writer.add_text(f"profile/{tag}", text, 0)
@@ -65,10 +142,3 @@ def _profile(writer, pages: Pages, folder: Path) -> None:  # type: ignore[no-unt
 
 def _pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
-
-
-def _band(cells: Sequence[Cell], tag: str) -> list[tuple[int, float, float]]:
-    """Epoch, mean and standard deviation over seeds (0 for one)."""
-    values = np.array([[row[tag] for row in cell.rows] for cell in cells])
-    deviation = values.std(0, ddof=1) if len(cells) > 1 else np.zeros(values.shape[1])
-    return [(i + 1, float(m), float(s)) for i, (m, s) in enumerate(zip(values.mean(0), deviation, strict=True))]

@@ -20,7 +20,7 @@ from ablations.study.store import Result, Row
 from ablations.study.token_pictures import tokenized
 from core import engine, measure, rng, vit
 from core.account.step import Account, account
-from core.data.sets import Data
+from core.data.splits import Data
 from core.errors import InputError
 from core.layers import EXACT
 from core.ops import Ops, Params

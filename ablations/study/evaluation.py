@@ -13,7 +13,7 @@ from ablations.study.recipes import Recipe
 from core import vit
 from core.data.augment import preparation
 from core.data.batches import gather
-from core.data.sets import Data, Split
+from core.data.splits import Data, Split
 from core.errors import InputError
 from core.ops import Ops, Params
 from core.step import Prepare

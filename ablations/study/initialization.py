@@ -5,7 +5,7 @@ from dataclasses import replace
 from ablations.study.arms import Arm
 from ablations.study.recipes import Recipe
 from core import vit
-from core.data.sets import Data
+from core.data.splits import Data
 from core.errors import InputError
 from core.ops import Params
 from core.weights import pretrained
@@ -25,7 +25,9 @@ def resolve(recipe: Recipe) -> Recipe:
     if wanted := source.differences(vars(recipe)):
         theirs, ours = (", ".join(f"{name} {of[name]}" for name in wanted) for of in (wanted, vars(recipe)))
         flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in wanted.items())
-        raise InputError(f"weights '{recipe.weights}' have {theirs}, the model has {ours}; pass {flags}")
+        plain = "heads" in wanted and recipe.weights.endswith(".safetensors")  # which may not tell its heads
+        other = f", or --weights {recipe.weights}@heads=N if its heads are others" if plain else ""
+        raise InputError(f"weights '{recipe.weights}' have {theirs}, the model has {ours}; pass {flags}{other}")
     return replace(recipe, eps=source.shape.get("eps") if recipe.eps is None else recipe.eps)
 
 

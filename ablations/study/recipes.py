@@ -9,7 +9,7 @@ from ablations.study.machine import named
 from core import engine
 from core.account.step import account
 from core.data.augment import preparation
-from core.data.sets import Data
+from core.data.splits import Data
 from core.errors import InputError, choose
 from core.layers import EXACT
 from core.optimizers import AdamW

@@ -18,7 +18,7 @@ from ablations.study.store import Result, cell_folder, finished, profile_folder,
 from ablations.study.timing import ceiling
 from core import rng
 from core.data import sets
-from core.data.sets import Data
+from core.data.splits import Data
 from core.transforms.registry import REGISTRY
 from core.weights import checkpoints
 

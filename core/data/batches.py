@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.data.sets import Split
+from core.data.splits import Split
 
 
 def resident(split: Split, device: torch.device) -> bool:

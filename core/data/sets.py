@@ -1,92 +1,33 @@
-"""Data sets as uint8 tensors: digits, MNIST and CIFAR through torchvision, and any folder of images.
-
-Images are decoded once, into a memory-mapped cache, and live on the device while they fit there.
-"""
+"""Data sets by name, as uint8 tensors: digits, MNIST and CIFAR through torchvision, and any folder of images."""
 
 import gzip
-import hashlib
 import importlib.metadata
-import json
-import os
 import re
-import shutil
-import tempfile
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.data import folders
 from core.data.cifar100 import COARSE_CLASSES, COARSE_OF_FINE
+from core.data.splits import FIFTHS, Data, Split, statistics
 from core.errors import InputError, choose
 
 NAMES = (
     *("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "cifar100-coarse"),
     *("folder:PATH", "folder:PATH@coarse"),
 )
-FIFTHS = 5
 DEBIAN = Path("/usr/share/datasets")  # of its packages dataset-fashion-mnist, …
 
 _GREY = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}  # torchvision's names; one channel
 _SIZES = {"digits": (24, (1437, 360)), **dict.fromkeys(_GREY, (28, (60_000, 10_000)))}
-_CACHE_FORMAT = 2
 _PIECE = 1 << 26  # bytes
-
-
-class Split(NamedTuple):
-    """images uint8 [N,C,S,S], labels int64 [N]."""
-
-    images: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set: its splits, class names in label order, and the training images' mean and deviation per
-    channel (of pixels in [0, 1]). mirrors: whether a mirrored image keeps its class. fifth: where seeds hold out
-    different images, the fifth of every training and then validation image [N]."""
-
-    name: str
-    train: Split
-    val: Split
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    mirrors: bool = True
-    fifth: Tensor | None = None
-
-    def held_out(self, seed: int) -> int | None:
-        """The fifth that a seed holds out; None where all hold out the same images."""
-        return None if self.fifth is None else seed % FIFTHS
-
-    def holding_out(self, seed: int) -> "Data":
-        """As the seed divides it: five in a row hold out every image once. Mean and deviation stay."""
-        if self.fifth is None:
-            return self
-        order = torch.cat([(self.fifth != seed % FIFTHS).nonzero(), (self.fifth == seed % FIFTHS).nonzero()])[:, 0]
-        count = int((self.fifth != seed % FIFTHS).sum())
-        images, labels = (torch.cat(pair)[order.to(pair[0].device)] for pair in zip(self.train, self.val, strict=True))
-        train, val = Split(images[:count], labels[:count]), Split(images[count:], labels[count:])
-        return replace(self, train=train, val=val, fifth=self.fifth[order])
-
-    @property
-    def image(self) -> int:
-        """Side in pixels."""
-        return self.train.images.shape[-1]
-
-    def to(self, device: torch.device) -> "Data":
-        """On the device if the images take at most half of its free memory, else unchanged."""
-        size = sum(split.images.nbytes for split in (self.train, self.val))
-        if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2:
-            return self
-        train, val = (Split(*(t.to(device) for t in split)) for split in (self.train, self.val))
-        return replace(self, train=train, val=val)
 
 
 def load(name: str, root: str | Path = "data", image: int | None = None) -> Data:
@@ -96,7 +37,7 @@ def load(name: str, root: str | Path = "data", image: int | None = None) -> Data
     """
     _check(name, image)
     if name.startswith("folder:"):
-        return _folder(name, Path(root), image)
+        return folders.load(name, Path(root), image)
     if name in _GREY:
         return _mnist(name, Path(root), image)
     return _digits(image or 24) if name == "digits" else _cifar(name, Path(root), image)
@@ -123,30 +64,6 @@ def _check(name: str, image: int | None) -> None:
         raise InputError(f"image {image} is too small: at least 1 pixel")
     if not name.startswith("folder:"):
         choose("data set", name, NAMES)
-
-
-def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 images [N,C,S,S], as fractions of 255, exact; a piece of the
-    images at a time, so that a memory map needs no more memory than that."""
-    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
-    for piece in images.split(max(1, _PIECE // max(1, images[0].numel()))):
-        counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in piece.unbind(1)])
-    weights, levels = counts / counts.sum(1, keepdim=True).double(), torch.arange(256).double() / 255
-    mean = weights @ levels
-    variance = weights @ levels.square() - mean.square()
-    return tuple(mean.tolist()), tuple(variance.clamp_min(1e-12).sqrt().tolist())
-
-
-def _build(
-    name: str,
-    train: Split,
-    val: Split,
-    classes: Sequence[str],
-    mirrors: bool = True,
-    known: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
-) -> Data:
-    mean, std = known or statistics(train.images)
-    return Data(name, train, val, tuple(classes), mean, std, mirrors)
 
 
 def _resize(images: Tensor, side: int | None) -> Tensor:
@@ -176,7 +93,7 @@ def _digits(image: int) -> Data:
     for i, (_, part) in enumerate(folds, start=1):
         fifth[part] = i
     splits = [Split(images[index], labels[index]) for index in map(torch.from_numpy, (train, val))]
-    return replace(_build("digits", splits[0], splits[1], [str(i) for i in range(10)], False), fifth=fifth)
+    return replace(_described("digits", splits[0], splits[1], [str(i) for i in range(10)], False), fifth=fifth)
 
 
 def _mnist(name: str, root: Path, image: int | None) -> Data:
@@ -199,7 +116,7 @@ def _mnist(name: str, root: Path, image: int | None) -> Data:
         images, labels = (_idx(here / f"{part}-{what}-ubyte.gz") for what in ("images-idx3", "labels-idx1"))
         return Split(_resize(images[:, None], image), labels.long())
 
-    return _build(name, split("train"), split("t10k"), [str(c) for c in kind.classes], name != "mnist")
+    return _described(name, split("train"), split("t10k"), [str(c) for c in kind.classes], name != "mnist")
 
 
 def _idx(path: Path) -> Tensor:
@@ -244,141 +161,8 @@ def _cifar(name: str, root: Path, image: int | None) -> Data:
         return Split(_resize(images, image), torch.tensor(COARSE_OF_FINE)[labels] if coarse else labels)
 
     coarse = name == "cifar100-coarse"
-    return _build(name, split(train), split(val), COARSE_CLASSES if coarse else train.classes)
+    return _described(name, split(train), split(val), COARSE_CLASSES if coarse else train.classes)
 
 
-def _folder(name: str, root: Path, image: int | None) -> Data:
-    coarse = name.endswith("@coarse")
-    path = Path(name.removeprefix("folder:").removesuffix("@coarse")).expanduser()
-    if not path.is_dir():
-        raise InputError(f"folder '{path}' does not exist; pass --data folder:PATH with train/ and val/ or test/ in it")
-    held_out = next((path / part for part in ("val", "test") if (path / part).is_dir()), None)
-    if not (path / "train").is_dir() or held_out is None:
-        raise InputError(f"'{path}' needs a folder train/ and one of val/, test/, with one folder a class in each")
-    classes, train = _listing(path / "train")
-    other, val = _listing(held_out)
-    if classes != other:
-        odd = sorted(set(classes) ^ set(other))
-        raise InputError(
-            f"'{path}': train/ and {held_out.name}/ have different classes; in one of them only: {', '.join(odd[:5])}"
-        )
-    index = list(range(len(classes)))
-    names = classes
-    if coarse:
-        names, index = _coarse(path, classes)
-    *images, known = _cached(path, [file for file, _ in train], [file for file, _ in val], root, image)
-    parts = [
-        Split(pixels, torch.tensor([index[label] for _, label in samples]))
-        for pixels, samples in zip(images, (train, val), strict=True)
-    ]
-    return _build(name, parts[0], parts[1], names, known=known)
-
-
-def _listing(path: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """Sorted class names and (file, label) pairs of one ImageFolder tree."""
-    folder = _torchvision_datasets().folder
-    try:
-        classes, labels = folder.find_classes(str(path))
-    except FileNotFoundError as error:
-        raise InputError(f"'{path}' is empty: it needs one folder of images a class") from error
-    samples = folder.make_dataset(str(path), labels, folder.IMG_EXTENSIONS, allow_empty=True)
-    used = {label for _, label in samples}
-    missing = [c for c in classes if labels[c] not in used]
-    if missing:
-        raise InputError(
-            f"'{path}': no images in class {', '.join(missing[:5])}; "
-            f"file names must end in {', '.join(folder.IMG_EXTENSIONS)}"
-        )
-    return classes, samples
-
-
-def _coarse(path: Path, classes: list[str]) -> tuple[list[str], list[int]]:
-    """Coarse class names and the coarse label of each fine one, from coarse.json."""
-    table = path / "coarse.json"
-    if not table.is_file():
-        raise InputError(f"'{table}' does not exist: @coarse needs it (fine_to_coarse: names of the coarse classes)")
-    try:
-        coarse_of = json.loads(table.read_text())["fine_to_coarse"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"'{table}' has no readable fine_to_coarse table ({error!r})") from error
-    if not isinstance(coarse_of, dict) or not all(isinstance(name, str) for name in coarse_of.values()):
-        raise InputError(f"'{table}': fine_to_coarse must give each class the name of its coarse class")
-    missing = [c for c in classes if c not in coarse_of]
-    if missing:
-        raise InputError(f"'{table}': no coarse class for {', '.join(missing[:5])}")
-    names = sorted({coarse_of[c] for c in classes})
-    return names, [names.index(coarse_of[c]) for c in classes]
-
-
-def _cached(
-    path: Path, train: list[str], val: list[str], root: Path, image: int | None
-) -> tuple[Tensor, Tensor, tuple[tuple[float, ...], tuple[float, ...]]]:
-    """Decoded images of both splits and the training images' statistics, from the cache; a change to any file, or to
-    the size, makes a new one."""
-    try:
-        listing = [(file, (stat := os.stat(file)).st_size, stat.st_mtime_ns) for file in train + val]
-    except OSError as error:
-        raise InputError(f"'{error.filename}' cannot be read ({error.strerror}); repair or remove it") from error
-    digest = hashlib.sha256(repr((_CACHE_FORMAT, str(path.resolve()), image, listing)).encode()).hexdigest()[:16]
-    folder = root / "cache" / f"{path.resolve().name}-{digest}"
-    if not folder.is_dir():
-        (root / "cache").mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=root / "cache", prefix=".decoding-"))
-        try:
-            side = image or _native(train[0])
-            _decode(train, side, image is None, temporary / "train.npy")
-            _decode(val, side, image is None, temporary / "val.npy")
-            (temporary / "statistics.json").write_text(json.dumps(statistics(_mapped(temporary / "train.npy"))))
-            if not folder.is_dir():  # another process may have finished first
-                temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    mean, std = json.loads((folder / "statistics.json").read_text())
-    return _mapped(folder / "train.npy"), _mapped(folder / "val.npy"), (tuple(mean), tuple(std))
-
-
-def _mapped(path: Path) -> Tensor:
-    """Images on disk, read when they are used."""
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
-
-
-def _native(file: str) -> int:
-    width, height = _open(file).size
-    if width != height:
-        raise InputError(f"'{file}' is {width}x{height}, not square; pass --image N to resize and crop every image")
-    return width
-
-
-def _open(file: str) -> Any:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as picture:
-            if picture.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to 8
-                return Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8)).convert("RGB")
-            return picture.convert("RGB")
-    except Exception as error:  # a damaged file can raise nearly anything from within a decoder
-        raise InputError(f"'{file}' cannot be decoded as an image ({error}); repair or remove it") from error
-
-
-def _decode(files: list[str], side: int, exact: bool, out: Path) -> None:
-    """Write uint8 [N,3,side,side]: shorter edge resized to `side`, centre cropped; `exact` refuses other sizes."""
-    from PIL import Image, ImageOps
-
-    array = np.lib.format.open_memmap(out, mode="w+", dtype=np.uint8, shape=(len(files), 3, side, side))
-
-    def one(i: int) -> None:
-        picture = _open(files[i])
-        if picture.size != (side, side):
-            if exact:
-                width, height = picture.size
-                raise InputError(
-                    f"'{files[i]}' is {width}x{height}, others {side}x{side}; pass --image N to resize every image"
-                )
-            picture = ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)
-        array[i] = np.asarray(picture).transpose(2, 0, 1)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for part in range(0, len(files), 4096):  # map() would queue every file of a large folder at once
-            list(pool.map(one, range(part, min(part + 4096, len(files)))))
-    array.flush()
+def _described(name: str, train: Split, val: Split, classes: Sequence[str], mirrors: bool = True) -> Data:
+    return Data(name, train, val, tuple(classes), *statistics(train.images), mirrors)

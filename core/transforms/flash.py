@@ -41,13 +41,15 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Raises InputError where that kernel cannot run (on CUDA: float32, compute capability below 8.0, d > 256).
     """
-    if q.is_cuda and (reason := cuda_flash_obstacle(q.dtype, q.shape[-1], q.device)):
+    eager = (
+        q.is_cuda and not torch.compiler.is_compiling()
+    )  # a compiler cannot ask the device, and the kernel refuses too
+    if eager and (reason := cuda_flash_obstacle(q.dtype, q.shape[-1], q.device)):
         raise InputError(reason)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         return F.scaled_dot_product_attention(q, k, v)
 
 
-@torch.compiler.assume_constant_result
 def cuda_flash_obstacle(dtype: torch.dtype, head_width: int, device: torch.device) -> str | None:
     """Why torch's CUDA flash kernel cannot take such an input and what to type instead; None if it can."""
     if dtype not in (torch.float16, torch.bfloat16):

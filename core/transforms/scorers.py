@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core import rng
 from core.errors import InputError, choose
 
 Scorer = Callable[[Tensor, int, int], dict[int, Tensor]]  # (images [B,C,S,S], min patch, max patch) -> scores
@@ -115,12 +114,29 @@ def _neighbour(i: int, k: int) -> tuple[int, float]:
 
 
 def random_scores(images: Tensor, min_patch: int, max_patch: int) -> dict[int, Tensor]:
-    """Uniform draws from a fixed seed, the same for every batch of one size: for control arms."""
-    B, _, S, _ = images.shape
-    seed = torch.zeros(2, dtype=torch.int64, device=images.device)  # key 0, without a copy from the host
-    keys = rng.split(seed, 32)
-    found = enumerate(splittable(min_patch, max_patch))
-    return {size: rng.uniform(keys[i], (B, (S // size) ** 2)) for i, size in found}
+    """Uniform draws that depend on the image, not on its place in the batch: for control arms.
+
+    An image is told by the means of its rows and of its columns to 1/64, which rounding in its last bits leaves: two
+    hashes of these and a patch's number make its draw. (Philox of a constant key takes inductor minutes to compile.)
+    """
+    parts = (torch.cat((images.mean((1, 3)), images.mean((1, 2))), dim=1) * 64).round()
+    factors = _hashed(torch.arange(2 * parts.shape[1], device=images.device)) >> 12
+    sums = parts.double() @ factors.double().view(-1, 2)  # whole numbers: exact in any order of the sum
+    first, second = (sums.long() & 0xFFFFFFFF).split(1, dim=1)
+
+    def draws(size: int) -> Tensor:
+        places = torch.arange((images.shape[-1] // size) ** 2, device=images.device)
+        words = _hashed(_hashed((first + size + places * 0x9E3779B1) & 0xFFFFFFFF) ^ second)
+        return (words >> 8).to(torch.float32) * 2.0**-24
+
+    return {size: draws(size) for size in splittable(min_patch, max_patch)}
+
+
+def _hashed(words: Tensor) -> Tensor:
+    """32-bit words (int64) mixed one to one, by shifts and products that do not overflow."""
+    for factor in (0x7FEB352D, 0x2C1B3C6D):
+        words = ((words ^ (words >> 16)) * factor) & 0xFFFFFFFF
+    return words ^ (words >> 15)
 
 
 def feature_scores(weights: str | None) -> Scorer:
@@ -129,7 +145,11 @@ def feature_scores(weights: str | None) -> Scorer:
     weights: a file of its state dict (.pth), or None for torchvision's ImageNet weights. Raises InputError where they
     cannot be had, and, when called, for a feature map coarser than the patch grid.
     """
-    networks = {"cpu": _shufflenet(weights)}  # a copy for each kind of device, made by the first eager call there
+    networks = {"cpu": _shufflenet(weights)}
+    if accelerator := torch.accelerator.current_accelerator(check_available=True):
+        # made now: within a compiled graph a copy cannot be
+        early, late = (deepcopy(part).to(accelerator) for part in networks["cpu"])
+        networks[accelerator.type] = early, late
 
     def scores(images: Tensor, min_patch: int, max_patch: int) -> dict[int, Tensor]:
         side, finest = images.shape[-1], 2 * min_patch
@@ -138,11 +158,7 @@ def feature_scores(weights: str | None) -> Scorer:
                 f"scorer 'features' sees nothing finer than 16 pixels, and min patch {min_patch} needs {finest}; "
                 "use a larger min patch (a larger mrt.image) or --set mrt.scorer=blur"
             )
-        kind = images.device.type
-        if not torch.compiler.is_compiling() and kind not in networks:
-            first, second = deepcopy(networks["cpu"])
-            networks[kind] = first.to(images.device), second.to(images.device)
-        early, late = networks[kind]
+        early, late = networks[images.device.type]
         with torch.no_grad():
             features = early(images.float())
             if finest >= 32:

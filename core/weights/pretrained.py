@@ -1,5 +1,6 @@
 """Pretrained weights to start from: fetched, or read from a file, and fitted to a model of their shape."""
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import lru_cache
@@ -14,10 +15,19 @@ from torch import Tensor, nn
 from core.errors import InputError, choose
 from core.ops import Params
 from core.vit import VitConfig
-from core.weights import checkpoints as weights
+from core.weights import checkpoints
+from core.weights.names import rename
 
 TORCHVISION = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
-SOURCES = (*TORCHVISION, "torchvision:NAME", "timm:NAME", "hf:NAME", "PATH.safetensors", "a cell's folder")
+SOURCES = (
+    *TORCHVISION,
+    "torchvision:NAME",
+    "timm:NAME",
+    "hf:NAME",
+    "PATH.safetensors",
+    "PATH.safetensors@heads=N",
+    "a cell's folder",
+)
 SHAPE = ("width", "depth", "heads", "mlp", "patch", "patch_norm")  # what a model must share with its weights
 
 Values = tuple[float, ...]
@@ -28,8 +38,8 @@ _OFFLINE = "pass --weights PATH.safetensors, such as the best.safetensors of a s
 
 
 class Pretrained(NamedTuple):
-    """source: as asked for. params: timm's names, float32, without a head. shape: fields of VitConfig, `heads` and
-    `eps` only where the source tells them. mean, std: per channel, which its images were normalised with, if known."""
+    """source: as asked for. params: timm's names, float32, without a head. shape: fields of VitConfig, `eps` only where
+    the source tells it. mean, std: per channel, which its images were normalised with, if known."""
 
     source: str
     params: Params
@@ -44,13 +54,19 @@ class Pretrained(NamedTuple):
 
 @lru_cache(maxsize=1)
 def load(source: str) -> Pretrained:
-    """The weights that one of SOURCES names. Raises InputError for an unknown one, a failed download or a missing
-    package, and for weights that are not a plain ViT's."""
+    """The weights that one of SOURCES names.
+
+    A state dict does not tell its heads: those of a file without a description are the published ones of its width
+    (64 wide, and 16 above width 1024), unless its name is followed by @heads=N. Raises InputError for an unknown
+    source, a failed download or a missing package, weights that are not a plain ViT's, and where nothing tells the
+    heads.
+    """
     if (Path(source) / "best.safetensors").is_file():
         source = str(Path(source) / "best.safetensors")
-    if source.endswith(".safetensors"):
-        state, about = weights.load(Path(source))
+    if file := re.fullmatch(r"(.+\.safetensors)(?:@heads=(\d+))?", source):
+        state, about = checkpoints.load(Path(file[1]))
         told = {k: v for k, v in about.get("config", {}).items() if k in ("heads", "eps")}
+        told |= {"heads": int(file[2])} if file[2] else {}
         return _described(source, state, told, *(tuple(about[k]) if k in about else None for k in ("mean", "std")))
     scheme, colon, name = source.partition(":")
     if not colon:
@@ -106,15 +122,23 @@ def _hugging_face(name: str) -> tuple[nn.Module, Values, Values]:
 def _described(
     source: str, state: Mapping[str, Tensor], told: dict[str, Any], mean: Values | None, std: Values | None
 ) -> Pretrained:
-    renamed = weights.rename(state)
+    renamed = rename(state)
     params = {n: t.detach().float() for n, t in renamed.items() if n.split(".")[0] not in ("head", "heads", "pooler")}
     lacking = [name for name in _ESSENTIAL if name not in params]
     if lacking:
         raise InputError(f"weights '{source}' are not those of a plain ViT with a class token: no {lacking[0]}")
+    width = params["cls_token"].shape[-1]
+    if "heads" not in told:
+        if width % 64:
+            raise InputError(
+                f"weights '{source}' do not tell how many heads their width of {width} has; write the number after "
+                f"the name: {source}@heads=N"
+            )
+        told["heads"] = width // 64 if width <= 1024 else 16
     blocks = {name.split(".")[1] for name in params if name.startswith("blocks.")}
     _, channels, patch, _ = params["patch_embed.proj.weight"].shape
     shape = {
-        "width": params["cls_token"].shape[-1],
+        "width": width,
         "depth": len(blocks),
         "mlp": len(params["blocks.0.mlp.fc1.weight"]),
         "patch": patch,
@@ -138,7 +162,7 @@ def fit(pretrained: Pretrained, initial: Params, config: VitConfig) -> Params:
     positions = resample(pretrained.params["pos_embed"], config.image // config.patch)
     head = {name: tensor for name, tensor in initial.items() if name.startswith("head.")}
     try:
-        return weights.check(pretrained.params | {"pos_embed": positions} | head, config)
+        return checkpoints.check(pretrained.params | {"pos_embed": positions} | head, config)
     except InputError as error:
         raise InputError(f"weights '{pretrained.source}' do not fit: {error}") from error
 

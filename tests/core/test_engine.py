@@ -1,4 +1,6 @@
 import re
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,15 +11,18 @@ from torch.utils._pytree import tree_leaves
 from ablations.study.arms import parse
 from core import engine, rng, vit
 from core.data.augment import preparation
-from core.data.sets import Split
+from core.data.splits import Split
 from core.errors import InputError
-from core.ops import EXACT
-from core.step import AdamW, cast, make_step, memory, objective, start
+from core.layers import EXACT
+from core.optimizers import AdamW
+from core.step import make_step, objective, start
+from core.transforms.decatt import decatt
 from core.transforms.registry import REGISTRY
 
 CPU = torch.device("cpu")
 CONFIG = vit.VitConfig(16, 2, 16, 1, 2, 32, 5, dropout=0.1)
 MRT = {"mrt": {"tokens": 16, "min_patch": 2, "max_patch": 4}}
+HOW = ("eager", "compiled")
 ARMS = ("baseline", "decatt+flash", "mrt", "crs@0.3+flash", "recompute@True")
 
 
@@ -30,18 +35,16 @@ def split(count=40):
     return Split(pixels.to(torch.uint8).reshape(count, 3, 16, 16), torch.arange(count) % 5)
 
 
-def step_of(arm, how="eager", differentiator="autograd", steps=20):
+def step_of(arm, how="eager", steps=20):
     optimizer = AdamW(1e-2, schedule="cosine", steps=steps)
     prepare = preparation((0.4,) * 3, (0.3,) * 3, True, 1, 5.0)
-    return engine.build(objective(CONFIG, parse(arm, MRT).ops, prepare), optimizer, how, differentiator)
+    return engine.build(CONFIG, parse(arm, MRT).ops, prepare, torch.float32, optimizer, how)
 
 
-def run(loop, norms, epochs=4):
+def run(loop, epochs=4):
     """Losses of every step, and the last state."""
-    state, losses = start(vit.init(CONFIG, 0), rng.key(0)), []
+    state, losses = start(vit.init(CONFIG, 0), AdamW(), rng.key(0)), []
     loop.warm_up(state)
-    for rows in norms.values():
-        rows.zero_()
     for epoch in range(epochs):
         order = rng.permutation(rng.key(epoch), 40)
         state, metrics = loop.epoch(state, order)
@@ -49,71 +52,132 @@ def run(loop, norms, epochs=4):
     return losses, state
 
 
-@pytest.mark.parametrize("differentiator", ["autograd", "func"])
-def test_compiled_equals_eager_for_20_steps(differentiator):
+def test_compiled_equals_eager_for_20_steps():
     """The real compiler, one block, flash and DeCAtt together."""
-    losses = {}
-    for how in ("eager", "compiled"):
-        losses[how], _ = run(engine.Stepwise(step_of("decatt+flash", how, differentiator), split(), 8, CPU, {}), {})
+    losses = {how: run(engine.Stepwise(step_of("decatt+flash", how), split(), 8, CPU))[0] for how in HOW}
     assert len(losses["eager"]) == 20
     assert losses["compiled"] == pytest.approx(losses["eager"], rel=1e-5)
     assert losses["eager"][-1] < losses["eager"][0]
 
 
+class Counting:
+    """A cheap backend that keeps dynamo's graphs: autograd of the compiler, kernels of eager torch."""
+
+    def __init__(self):
+        self.graphs = []
+
+    def __call__(self, graph, inputs):
+        self.graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    def regions(self):
+        """The bodies that the graphs' regions call, one a call."""
+        return [
+            getattr(graph, node.args[0].target)
+            for graph in self.graphs
+            for node in graph.graph.nodes
+            if node.target is torch.ops.higher_order.invoke_subgraph
+        ]
+
+
+def keep64(images, key):
+    return images.to(torch.float64) / 255
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    backend = Counting()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    return backend
+
+
+REGIONS = {
+    "plain": parse("baseline").ops,
+    "crs, decatt and flash": parse("crs@0.5+decatt+flash").ops,
+    "decatt of two layers": decatt(3.0, layers=(0, -1))(EXACT),
+    "recompute": parse("recompute@True").ops,
+}
+
+
+def two_steps(config, ops, how, **options):
+    """Losses, penalties and the last state of two steps in float64."""
+    optimizer = AdamW(1e-2)
+    step = engine.build(config, ops, keep64, torch.float64, optimizer, how, **options)
+    params = {n: p.double() for n, p in vit.init(config, 0, ops).items()}
+    state, measured = start(params, optimizer, rng.key(0), ops), []
+    for batch in split(16).images.split(8):
+        state, metrics = step(state, (batch, torch.arange(8) % 5))
+        measured += [metrics.loss, metrics.penalty]
+    return torch.stack(measured), state.optimizer.mean, state.optimizer.square, state.params
+
+
+def assert_same(mine, other):
+    # The gradient of the keys' bias is zero, and Adam turns its rounding errors into moves: compared by its moments.
+    for a, b in zip(tree_leaves(mine[:3]), tree_leaves(other[:3]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    for name, p in mine[3].items():
+        tolerance = 1e-1 if name.endswith("qkv.bias") else 1e-8
+        torch.testing.assert_close(p, other[3][name], rtol=1e-8, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_a_region_for_all_blocks_gives_the_numbers_of_eager(name, compiler):
+    """And all blocks call one body; where a transform tells two kinds of blocks apart, one body each."""
+    config, ops = replace(CONFIG, depth=3, patch=4), REGIONS[name]
+    eager = two_steps(config, ops, "eager")
+    assert_same(two_steps(config, ops, "compiled"), eager)
+    bodies = compiler.regions()
+    assert len(compiler.graphs) == 2  # the loss, the update
+    if ops.positional:  # a body called once may be inlined
+        assert len(bodies) in (2, 3)
+        assert len(set(map(id, bodies))) == len(bodies) - 1
+    else:
+        assert len(bodies) == 3
+        assert len(set(map(id, bodies))) == 1
+
+
+def test_without_regions_the_numbers_are_the_same(compiler):
+    config, ops = replace(CONFIG, depth=3, patch=4), REGIONS["plain"]
+    eager = two_steps(config, ops, "eager")
+    assert_same(two_steps(config, ops, "compiled", regions=False), eager)
+    assert len(compiler.graphs) == 2
+    assert compiler.regions() == []
+
+
+def test_two_blocks_are_compiled_without_a_region(compiler):
+    """A region costs more to compile than a second block."""
+    config = replace(CONFIG, depth=2, patch=4)
+    assert_same(two_steps(config, EXACT, "compiled"), two_steps(config, EXACT, "eager"))
+    assert compiler.regions() == []
+
+
 @pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("per_replay", [1, 5])
-def test_static_buffers_give_the_same_numbers(arm, per_replay):
+def test_static_buffers_give_the_same_numbers(arm):
     """What a CUDA graph would replay, run here as it is captured: the buffers carry state, order and position."""
-    plain, last = run(engine.Stepwise(step_of(arm), split(), 8, CPU, {}), {})
-    graphed = engine.Graphed(step_of(arm), split(), 8, CPU, {}, per_replay, capture=lambda body: body)
+    plain, last = run(engine.Stepwise(step_of(arm), split(), 8, CPU))
+    graphed = engine.Graphed(step_of(arm), split(), 8, CPU, capture=lambda body: body)
     for _ in range(2):  # a second seed uses the same buffers
-        static, state = run(graphed, {})
+        static, state = run(graphed)
         assert static == pytest.approx(plain, rel=1e-6)
         for mine, other in zip(tree_leaves(state), tree_leaves(last), strict=True):
             torch.testing.assert_close(mine, other)
 
 
 def test_a_returned_state_survives_the_next_epoch():
-    graphed = engine.Graphed(step_of("baseline"), split(), 8, CPU, {}, capture=lambda body: body)
-    first, _ = graphed.epoch(start(vit.init(CONFIG, 0), rng.key(0)), torch.arange(40))
+    graphed = engine.Graphed(step_of("baseline"), split(), 8, CPU, capture=lambda body: body)
+    first, _ = graphed.epoch(start(vit.init(CONFIG, 0), AdamW(), rng.key(0)), torch.arange(40))
     kept = {name: p.clone() for name, p in first.params.items()}
     graphed.epoch(first, torch.arange(40))
     assert all(torch.equal(first.params[name], p) for name, p in kept.items())
 
 
-def test_remembered_norms_are_the_same_in_both_loops():
-    arm = parse("crs@0.3", {"crs": {"norms": "cached"}})
-    step = engine.build(objective(CONFIG, arm.ops, keep), AdamW(1e-2), "eager")
-    found = []
-    for kind in (engine.Stepwise, lambda *a: engine.Graphed(*a, capture=lambda body: body)):
-        norms = memory(CONFIG, 40, CPU)
-        losses, _ = run(kind(step, split(), 8, CPU, norms), norms)
-        found.append((losses, norms))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
-    for name, rows in found[0][1].items():
-        torch.testing.assert_close(rows, found[1][1][name])
-        assert (rows > 0).any(1).all()  # every image was seen
-
-
-def test_steps_a_replay_must_divide_the_epoch():
-    with pytest.raises(InputError, match="3 steps a replay must divide the 5 of an epoch"):
-        engine.Graphed(step_of("baseline"), split(), 8, CPU, {}, 3)
-
-
-def test_a_second_epoch_and_a_second_seed_compile_nothing():
-    graphs = []
-
-    def counting(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    loss = objective(CONFIG, EXACT, keep)
-    step = torch.compile(make_step(loss, AdamW(), "func"), fullgraph=True, backend=counting)
-    loop = engine.Stepwise(step, split(), 8, CPU, {})
+def test_a_second_epoch_and_a_second_seed_compile_nothing(compiler):
+    step = engine.build(CONFIG, EXACT, keep, torch.float32, AdamW(), "compiled")
+    loop = engine.Stepwise(step, split(), 8, CPU)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for _ in range(2):
-            run(loop, {}, epochs=2)
-    assert len(graphs) == 1
+            run(loop, epochs=2)
+    assert len(compiler.graphs) == 2  # the loss, the update
 
 
 class HostWork(TorchDispatchMode):
@@ -135,7 +199,7 @@ def hopper(monkeypatch):
 def on(device):
     """A state and a batch without data."""
     params = {name: torch.empty(shape, device=device) for name, shape in vit.shapes(CONFIG).items()}
-    state = start(params, torch.empty(2, dtype=torch.int64, device=device))
+    state = start(params, AdamW(), torch.empty(2, dtype=torch.int64, device=device))
     images = torch.empty(8, 3, 16, 16, dtype=torch.uint8, device=device)
     return state, (images, torch.empty(8, dtype=torch.int64, device=device))
 
@@ -149,10 +213,10 @@ def test_forward_pass_on_cuda_needs_no_host(arm, hopper):
         with HostWork():
             pixels = prepare(images, rng.fold_in(state.key, state.step))
             key = rng.split(state.key, 2)[1]
-            params = cast(state.params, torch.bfloat16)
             name, *scorer = arm.split()
             settings = {"mrt": MRT["mrt"] | ({"scorer": scorer[0]} if scorer else {})}
-            output = vit.forward(params, pixels, CONFIG, parse(name, settings).ops, key)
+            ops = parse(name, settings).ops
+            output = vit.forward(state.params, pixels, CONFIG, ops, key, torch.bfloat16)
     assert output.logits.device.type == "cuda"
 
 
@@ -163,7 +227,7 @@ def test_whole_step_reads_nothing_back(arm):
     step = make_step(objective(CONFIG, parse(arm).ops, prepare, torch.bfloat16), AdamW(clip=1.0))
     with HostWork():
         state, metrics = step(*on("meta"))
-    assert {t.device.type for t in tree_leaves((state, metrics[:-1]))} == {"meta"}
+    assert {t.device.type for t in tree_leaves((state, metrics))} == {"meta"}
 
 
 @pytest.mark.parametrize(
@@ -190,21 +254,18 @@ def test_engines_that_are_not_to_be_had():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("arm", ["baseline", "decatt+flash@tiled", "crs@0.3", "mrt"])
-@pytest.mark.parametrize("per_replay", [1, 5])
-def test_graphed_equals_compiled_on_cuda(arm, per_replay):
-    """In float32: the flash kernel takes bfloat16 alone and adds up its dQ in no fixed order."""
-    device = torch.device("cuda")
+@pytest.mark.parametrize("depth", [1, 3])
+def test_graphed_equals_compiled_on_cuda(arm, depth):
+    """One block, and three in a region; in float32, for the flash kernel takes bfloat16 alone and adds up its dQ in no
+    fixed order."""
+    device, config = torch.device("cuda"), replace(CONFIG, depth=depth)
     data = Split(*(t.to(device) for t in split()))
     prepare = preparation((0.4,) * 3, (0.3,) * 3, True, 1, 5.0)
     losses = []
     for how in ("compiled", "graphed"):
-        step = engine.build(objective(CONFIG, parse(arm, MRT).ops, prepare), AdamW(1e-2), how)
-        steps = (
-            engine.Graphed(step, data, 8, device, {}, per_replay)
-            if how == "graphed"
-            else engine.Stepwise(step, data, 8, device, {})
-        )
-        state = start({n: p.to(device) for n, p in vit.init(CONFIG, 0).items()}, rng.key(0, device))
+        step = engine.build(config, parse(arm, MRT).ops, prepare, torch.float32, AdamW(1e-2), how)
+        steps = engine.loop(how, step, data, 8, device)
+        state = start(vit.init(config, 0, device=device), AdamW(), rng.key(0, device))
         steps.warm_up(state)
         orders = [rng.permutation(rng.key(epoch, device), 40) for epoch in range(4)]
         torch.cuda.set_sync_debug_mode("error")
@@ -222,8 +283,8 @@ def test_streamed_equals_resident_on_cuda():
     losses = []
     for data in (split(), Split(*(t.to(device) for t in split()))):
         for kind in (engine.Stepwise, engine.Graphed):
-            loop = kind(step_of("baseline", "compiled"), data, 8, device, {})
-            state = start({n: p.to(device) for n, p in vit.init(CONFIG, 0).items()}, rng.key(0, device))
+            loop = kind(step_of("baseline", "compiled"), data, 8, device)
+            state = start(vit.init(CONFIG, 0, device=device), AdamW(), rng.key(0, device))
             losses.append(loop.epoch(state, rng.permutation(rng.key(1, device), 40))[1].loss.tolist())
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], rel=1e-5)

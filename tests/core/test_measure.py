@@ -41,6 +41,25 @@ def test_ticks():
     assert 0 <= second < first
 
 
+def test_every_contender_is_warmed_up_and_has_a_block_a_round():
+    calls = []
+    runs = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    seconds = interleaved(runs, rounds=3, device=CPU)
+    assert calls[:2] == ["a", "b"]
+    assert len(calls) == 8
+    assert [len(s) for s in seconds.values()] == [3, 3]
+
+
+def test_blocks_in_a_new_order_each_round():
+    calls = []
+    runs = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    rounds = ["".join(took) for took in islice(in_rounds(runs, CPU), 300)]
+    assert "".join(calls) == "".join(rounds)
+    assert {"".join(sorted(r)) for r in rounds} == {"abc"}
+    assert all(30 < rounds.count(order) < 70 for order in set(rounds))
+    assert len(set(rounds)) == 6
+
+
 @pytest.mark.gpu
 def test_peak_on_cuda():
     x = torch.zeros(1_000_000, device="cuda")
@@ -75,24 +94,6 @@ def test_gpu_state_is_read_or_says_why_not(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", missing)
     assert gpu_state(torch.device("cuda")) == {"unknown": "nvidia-smi"}
-
-
-def test_rounds_have_everyone_in_an_order_of_their_own():
-    calls = []
-    runs = {name: (lambda name=name: calls.append(name)) for name in "abcd"}
-    rounds = list(islice(in_rounds(runs, CPU), 40))
-    assert "".join(calls) == "".join("".join(took) for took in rounds)
-    assert all(set(took) == set("abcd") for took in rounds)
-    assert len({tuple(took) for took in rounds}) > 12
-    assert all(sum(next(iter(took)) == name for took in rounds) > 3 for name in "abcd")
-
-
-def test_interleaved_warms_up_and_keeps_every_block():
-    calls = []
-    seconds = interleaved({name: (lambda name=name: calls.append(name)) for name in "ab"}, rounds=3, device=CPU)
-    assert calls[:2] == ["a", "b"]
-    assert len(calls) == 8
-    assert [len(s) for s in seconds.values()] == [3, 3]
 
 
 def test_ratios_of_few_rounds_are_a_paired_t_interval():

@@ -64,6 +64,31 @@ def test_keys_give_unrelated_draws():
     assert np.abs(correlation).max() < 5 / np.sqrt(20000)
 
 
+# Known answers of 64-bit FNV-1a, from the test suite of its authors (Fowler, Noll and Vo).
+NAMES = {
+    "": 0xCBF29CE484222325,
+    "a": 0xAF63DC4C8601EC8C,
+    "foobar": 0x85944171F73967E8,
+    "chongo was here!\n": 0x46810940EFF5F915,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_its_fnv_1a_hash(name):
+    low, high = NAMES[name] & ONES, NAMES[name] >> 32
+    assert rng.named(rng.key(0), name).tolist() == [low, high]
+    assert rng.named(torch.tensor([0x12345678, 0x9ABCDEF0]), name).tolist() == [low ^ 0x12345678, high ^ 0x9ABCDEF0]
+
+
+def test_purposes_and_names_draw_independently():
+    """Also names that differ in a character, and a block's and a purpose's hash one upon the other."""
+    roots = [rng.named(rng.key(5), f"blocks.{i}") for i in (0, 1, 10)]
+    names = ("attn dropout", "attn crs", "attn.qkv crs", "mlp dropout", "mlp.fc1 crs", "mlp.fc2 crs")
+    draws = np.stack([rng.uniform(rng.named(root, name), (20000,)).numpy() for root in roots for name in names])
+    correlation = np.corrcoef(draws) - np.eye(len(draws))
+    assert np.abs(correlation).max() < 5 / np.sqrt(20000)
+
+
 def test_seeds_beyond_32_bits_are_told_apart():
     assert rng.key(1).tolist() == [1, 0]
     assert rng.key((7 << 32) + 1).tolist() == [1, 7]

@@ -6,7 +6,7 @@ import torch
 from ablations.study.arms import parse, read_settings
 from ablations.study.presets import PRESETS
 from core import vit
-from core.data.sets import Data, Split
+from core.data.splits import Data, Split
 from core.errors import InputError
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from core.data.batches import batches, gather
-from core.data.sets import Split
+from core.data.splits import Split
 
 CPU = torch.device("cpu")
 

@@ -4,11 +4,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablations.study.arms import parse
 from core import rng, vit
 from core.errors import InputError
-from core.ops import EXACT, Site
-from core.step import AdamW, make_step, memory, objective, start
+from core.layers import EXACT
+from core.ops import Site
 from core.transforms.crs import ESTIMATORS, _norms, crs, sample, sampled_linear, sampled_product
 from core.transforms.flash import flash
 
@@ -104,6 +103,19 @@ def test_errors_are_ordered_as_measured_elsewhere():
     assert relative_error(flat, 60, "systematic") < relative_error(flat, 60, "plain")
 
 
+CONFIG = vit.VitConfig(16, 4, 16, 2, 2, 32, 5)
+
+
+def linear(ops, x, w, b, key, name="mlp.fc1"):
+    """The linear map of these weights by `ops`, where the model calls it under this name."""
+    site = Site(name, {f"{name}.weight": w, f"{name}.bias": b}, CONFIG, ops, key, x.dtype, {})
+    return ops.linear(site, lambda x: x, x)
+
+
+def attend(ops, q, k, v, key):
+    return ops.attend(Site("attn", {}, CONFIG, ops, key, q.dtype, {}), q, k, v)
+
+
 @pytest.fixture
 def layer():
     torch.manual_seed(1)
@@ -119,7 +131,7 @@ def gradients(y, G, *inputs):
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_linear_forward_and_input_and_bias_gradients_are_exact_bit_for_bit(layer, estimator, dtype):
     x, w, b, G = (t.detach().to(dtype).requires_grad_() for t in layer)
-    y, exact = crs(0.3, estimator=estimator)(EXACT).linear(x, w, b, rng.key(0)), F.linear(x, w, b)
+    y, exact = linear(crs(0.3, estimator=estimator)(EXACT), x, w, b, rng.key(0)), F.linear(x, w, b)
     (dx, dw, db), (ex, ew, eb) = gradients(y, G, x, w, b), gradients(exact, G, x, w, b)
     assert torch.equal(y, exact)
     assert torch.equal(dx, ex)
@@ -131,8 +143,8 @@ def test_linear_forward_and_input_and_bias_gradients_are_exact_bit_for_bit(layer
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_linear_weight_gradient_is_unbiased(layer, estimator, keep_cls):
     x, w, b, G = layer
-    linear = crs(0.3, estimator=estimator, keep_cls=keep_cls)(EXACT).linear
-    draws = torch.stack([gradients(linear(x, w, b, rng.key(i)), G, w)[0] for i in range(1500)])
+    ops = crs(0.3, estimator=estimator, keep_cls=keep_cls)(EXACT)
+    draws = torch.stack([gradients(linear(ops, x, w, b, rng.key(i)), G, w)[0] for i in range(1500)])
     exact = gradients(F.linear(x, w, b), G, w)[0]
     standard = (draws.var(0).sum() / len(draws)).sqrt()
     assert (draws.mean(0) - exact).norm() < 4 * standard
@@ -143,16 +155,16 @@ def test_rows_with_the_only_gradient_are_kept(layer):
     x, w, b, G = layer
     G = torch.cat((G[:, :1], torch.zeros_like(G[:, 1:])), 1)
     exact = gradients(F.linear(x, w, b), G, w)[0]
-    kept = gradients(crs(0.3)(EXACT).linear(x, w, b, rng.key(0)), G, w)[0]
+    kept = gradients(linear(crs(0.3)(EXACT), x, w, b, rng.key(0)), G, w)[0]
     assert torch.allclose(kept, exact, rtol=1e-12)
-    missed = gradients(crs(0.3, keep_cls=False)(EXACT).linear(x, w, b, rng.key(0)), G, w)[0]
+    missed = gradients(linear(crs(0.3, keep_cls=False)(EXACT), x, w, b, rng.key(0)), G, w)[0]
     assert (missed - exact).norm() > 0.1 * exact.norm()
 
 
 def test_more_class_rows_than_k_are_all_kept(layer):
     x, w, b, G = layer
     G = torch.cat((G[:, :1], torch.zeros_like(G[:, 1:])), 1)
-    tiny = gradients(crs(0.01)(EXACT).linear(x, w, b, rng.key(0)), G, w)[0]
+    tiny = gradients(linear(crs(0.01)(EXACT), x, w, b, rng.key(0)), G, w)[0]
     assert torch.allclose(tiny, gradients(F.linear(x, w, b), G, w)[0], rtol=1e-12)
 
 
@@ -161,7 +173,10 @@ def test_product_gradients_are_unbiased_and_independent(keep_cls):
     torch.manual_seed(2)
     a, b, G = (torch.randn(s, dtype=torch.float64) for s in ((2, 3, 7, 5), (2, 3, 5, 6), (2, 3, 7, 6)))
     a, b = a.requires_grad_(), b.requires_grad_()
-    product = crs(0.5, scope="published", keep_cls=keep_cls)(EXACT).product
+
+    def product(a, b, key):
+        return sampled_product(a, b, 0.5, key, sample, keep_cls)
+
     assert torch.equal(product(a, b, rng.key(0)), a @ b)
     draws = [gradients(product(a, b, rng.key(i)), G, a, b) for i in range(1500)]
     for mine, exact in zip(map(torch.stack, zip(*draws, strict=True)), gradients(a @ b, G, a, b), strict=True):
@@ -178,10 +193,10 @@ def test_sampled_attention_is_unbiased_for_queries_keys_and_values():
     q, k, v = (torch.randn(1, 2, 8, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
     G = torch.randn(1, 2, 8, 8, dtype=torch.float64)
     ops = crs(0.4, "published", keep_cls=False)(EXACT)
-    draws = [gradients(ops.attend(ops, q, k, v, rng.key(i)), G, q, k, v) for i in range(1200)]
+    draws = [gradients(attend(ops, q, k, v, rng.key(i)), G, q, k, v) for i in range(1200)]
     for mine, exact in zip(
         map(torch.stack, zip(*draws, strict=True)),
-        gradients(EXACT.attend(EXACT, q, k, v, None), G, q, k, v),
+        gradients(attend(EXACT, q, k, v, None), G, q, k, v),
         strict=True,
     ):
         standard = (mine.var(0).sum() / len(mine)).sqrt()
@@ -194,7 +209,7 @@ def test_low_precision_rounds_rows_and_not_their_weights():
     weight, bias = torch.ones(2, 4, dtype=torch.bfloat16).requires_grad_(), torch.zeros(2, dtype=torch.bfloat16)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        crs(0.301, estimator="plain")(EXACT).linear(x * 1.0078125, weight, bias, rng.key(0))
+        linear(crs(0.301, estimator="plain")(EXACT), x * 1.0078125, weight, bias, rng.key(0))
     rows = next(t for t in kept if t.shape == (301, 4))
     exact = torch.tensor(1000 / 301 * 1.0078125).to(torch.bfloat16)
     assert torch.equal(rows, exact.expand(301, 4))
@@ -207,7 +222,7 @@ def test_scopes(layer):
     exact = gradients(F.linear(x, w, b), G, w)[0]
 
     def sampled(ops, name):
-        return not torch.equal(gradients(ops.linear(x, w, b, rng.key(0), Site(name, ops)), G, w)[0], exact)
+        return not torch.equal(gradients(linear(ops, x, w, b, rng.key(0), name), G, w)[0], exact)
 
     names = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     assert [sampled(crs(0.3)(EXACT), n) for n in names] == [True] * 4
@@ -219,7 +234,7 @@ def test_scopes(layer):
 def test_no_key_is_exact_and_ratio_one_is_the_identity(layer):
     x, w, b, _ = layer
     assert crs(1)(EXACT) == EXACT
-    assert crs(0.3)(EXACT).linear(x, w, b, None).grad_fn.name() == F.linear(x, w, b).grad_fn.name()
+    assert linear(crs(0.3)(EXACT), x, w, b, None).grad_fn.name() == F.linear(x, w, b).grad_fn.name()
 
 
 def test_same_key_same_draw_and_another_key_another():
@@ -237,55 +252,6 @@ def test_compiled_draws_are_the_eager_ones(estimator):
         assert torch.allclose(mine.double(), eager.double(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("known", [0.0, 0.6, 1.0])
-def test_cached_norms_are_unbiased_and_come_back_as_gradient(layer, known):
-    """Also where some or all rows were never seen (0)."""
-    x, w, b, G = layer
-    norms, seen = torch.rand(2, 4, 9, generator=torch.Generator().manual_seed(3))
-    norms = (norms * 5 * (seen < known)).requires_grad_()
-    linear = crs(0.3, norms="cached")(EXACT).linear
-    draws, new = [], None
-    for i in range(1500):
-        y = linear(x, w, b, rng.key(i), Site("mlp.fc1", EXACT, norms=norms))
-        gradient, new = gradients(y, G, w, norms)
-        draws.append(gradient)
-    draws = torch.stack(draws)
-    standard = (draws.var(0).sum() / len(draws)).sqrt()
-    assert (draws.mean(0) - gradients(F.linear(x, w, b), G, w)[0]).norm() < 4 * standard
-    assert torch.allclose(new, G.norm(dim=-1).float(), rtol=1e-6)
-
-
-def test_cached_norms_lower_the_error_where_gradients_differ(layer):
-    x, w, b, G = layer
-    G = G * torch.logspace(0, -3, 36, dtype=torch.float64).reshape(4, 9, 1)
-    exact = gradients(F.linear(x, w, b), G, w)[0]
-
-    def error(ops, norms):
-        site = Site("mlp.fc1", ops, norms=norms)
-        draws = torch.stack([gradients(ops.linear(x, w, b, rng.key(i), site), G, w)[0] for i in range(300)])
-        return (draws - exact).square().sum((1, 2)).mean()
-
-    remembered = G.norm(dim=-1).float()
-    cached, plain = crs(0.3, keep_cls=False, norms="cached")(EXACT), crs(0.3, keep_cls=False)(EXACT)
-    assert error(cached, remembered) < 0.5 * error(plain, None)
-
-
-@pytest.mark.parametrize("differentiator", ["autograd", "func"])
-def test_a_step_remembers_norms_by_image(config, batch, differentiator):
-    ops = parse("crs@0.3", {"crs": {"norms": "cached"}}).ops
-    step = make_step(objective(config, ops, lambda images, key: images), AdamW(), differentiator)
-    cache = memory(config, 20, torch.device("cpu"))
-    index = torch.tensor([3, 1, 19, 0, 7, 8])
-    state = start(vit.init(config, 0), rng.key(0))
-    _, metrics = step(state, (*batch, {name: rows[index] for name, rows in cache.items()}))
-    assert metrics.norms.keys() == cache.keys()
-    assert all(rows.shape == (6, config.tokens) and (rows[:, 0] > 0).all() for rows in metrics.norms.values())
-    with pytest.raises(InputError, match=r"norms 'cached' needs .* by image index"):
-        step(state, batch)
-    with pytest.raises(InputError, match="remembers 9 tokens an image, not 17"):
-        step(state, (*batch, {name: rows[index, :9] for name, rows in cache.items()}))
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -294,7 +260,6 @@ def test_a_step_remembers_norms_by_image(config, batch, differentiator):
         ({"ratio": float("nan")}, "ratio nan is outside"),
         ({"ratio": 0.5, "scope": "all"}, "unknown crs scope 'all'; legal: maps, published"),
         ({"ratio": 0.5, "estimator": "top"}, "unknown crs estimator 'top'; legal: wta, systematic, plain"),
-        ({"ratio": 0.5, "norms": "zero"}, "unknown crs norms 'zero'; legal: activation, cached"),
     ],
 )
 def test_bad_parameters(arguments, message):
@@ -305,7 +270,7 @@ def test_bad_parameters(arguments, message):
 def test_products_under_flash_are_refused_in_either_order():
     published = crs(0.3, scope="published")
     for first, second in ((published, flash()), (flash(), published)):
-        with pytest.raises(InputError, match="flash cannot be combined|cannot be combined with flash"):
+        with pytest.raises(InputError, match="crs and flash both replace the model's attend; choose one"):
             second(first(EXACT))
     for k in (0, 6):
         with pytest.raises(ValueError, match=f"k {k} is outside 1 to 5"):

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from core import rng, vit
 from core.errors import InputError
-from core.ops import EXACT
+from core.layers import EXACT
+from core.ops import Site, rewrite
 from core.transforms.decatt import decatt, decorrelation
 from core.transforms.flash import flash
 
@@ -14,6 +15,13 @@ NORMS = ["per_head", "frobenius"]
 
 def heads(B=3, h=4, N=7, d=5, dtype=torch.float64, seed=0):
     return rng.uniform(rng.key(seed), (B, h, N, d)).to(dtype) * 2 - 1
+
+
+def penalty(transform, layers):
+    """The penalties of a model's blocks with these heads, summed."""
+    ops, config = transform(EXACT), vit.VitConfig(16, 4, 16, len(layers), 2, 32, 5)
+    site = Site("attn", {}, config, ops, None, torch.float64, {})
+    return sum(ops.penalty(site._replace(block=i if ops.positional else None), A) for i, A in enumerate(layers))
 
 
 def by_loops(A, norm):
@@ -94,7 +102,7 @@ def test_float32_is_near_float64():
 def test_same_under_plain_and_flash_attention(config, batch):
     params = {n: p.double() for n, p in vit.init(config, 0).items()}
     penalties = [
-        ops.penalty(vit.forward(params, batch[0].double(), config, ops).heads).item()
+        vit.forward(params, batch[0].double(), config, ops).penalty.item()
         for ops in (decatt(2.0)(EXACT), decatt(2.0)(flash()(EXACT)), flash("tiled")(decatt(2.0)(EXACT)))
     ]
     assert penalties == pytest.approx([penalties[0]] * 3, rel=1e-10)
@@ -104,8 +112,18 @@ def test_same_under_plain_and_flash_attention(config, batch):
 def test_weight_and_layers():
     layers = [heads(seed=i) for i in range(3)]
     each = [decorrelation(A).item() for A in layers]
-    assert decatt(1.0)(EXACT).penalty(layers).item() == pytest.approx(sum(each) / 3)
-    assert decatt(5.0, layers=[0, -1])(EXACT).penalty(layers).item() == pytest.approx(5 * (each[0] + each[2]) / 2)
+    assert penalty(decatt(1.0), layers).item() == pytest.approx(sum(each) / 3)
+    assert penalty(decatt(5.0, layers=[0, -1]), layers).item() == pytest.approx(5 * (each[0] + each[2]) / 2)
+    assert penalty(decatt(5.0, layers=[1, 1, 2]), layers).item() == pytest.approx(5 * (2 * each[1] + each[2]) / 3)
+
+
+def test_a_penalty_of_another_transform_stays():
+    """Applied before or after, both are added."""
+    other = rewrite("other", wrap={"penalty": lambda inner, site, A: inner(site, A) + A.square().mean()})
+    A = heads()
+    wanted = A.square().mean().item() + 2 * decorrelation(A).item()
+    assert penalty(lambda ops: decatt(2.0)(other(ops)), [A]).item() == pytest.approx(wanted)
+    assert penalty(lambda ops: other(decatt(2.0)(ops)), [A]).item() == pytest.approx(wanted)
 
 
 def test_weight_zero_is_the_identity():
@@ -131,4 +149,4 @@ def test_bad_values_are_refused(arguments, message):
 
 def test_a_layer_the_model_does_not_have_is_refused():
     with pytest.raises(InputError, match="decatt layer 3 does not exist; legal: -2 to 1"):
-        decatt(1.0, layers=(0, 3))(EXACT).penalty([heads(), heads()])
+        penalty(decatt(1.0, layers=(0, 3)), [heads(), heads()])

@@ -7,7 +7,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from core import rng, vit
 from core.errors import InputError
-from core.ops import EXACT
+from core.layers import EXACT
+from core.ops import Site, rewrite
 from core.transforms.flash import cuda_flash_obstacle, flash, sdpa_attention, tiled_attention
 
 
@@ -84,10 +85,11 @@ def test_the_cpu_kernel_is_torchs_flash_kernel():
 def test_no_tensor_with_n_squared_elements_a_head(backend):
     """In the captured forward and backward graph of a block's attention."""
     N, d, B, h = 256, 8, 2, 3
+    config = vit.VitConfig(16, 4, h * d, 1, h, 32, 5)
 
     def largest(ops):
         def loss(q, k, v):
-            return ops.attend(ops, q, k, v, None).square().sum()
+            return ops.attend(Site("attn", {}, config, ops, None, q.dtype, {}), q, k, v).square().sum()
 
         graph = make_fx(torch.func.grad(loss, argnums=(0, 1, 2)))(*(torch.randn(B, h, N, d) for _ in range(3)))
         values = [node.meta["val"] for node in graph.graph.nodes if "val" in node.meta]
@@ -137,12 +139,12 @@ def test_bad_values_are_refused():
         tiled_attention(*inputs(), block=0)
 
 
-def test_rewritten_products_are_refused_by_name():
-    from dataclasses import replace
-
-    with pytest.raises(InputError, match="flash cannot be combined.*never forms the N x N"):
-        flash()(replace(EXACT, product=lambda a, b, key: a @ b))
-    with pytest.raises(InputError, match="flash cannot be combined with another transform of attention"):
+def test_another_attention_is_refused_by_name():
+    slow = rewrite("slow", replace={"attend": lambda site, q, k, v: v})
+    for first, second in ((slow, flash()), (flash(), slow)):
+        with pytest.raises(InputError, match="flash and slow both replace the model's attend; choose one"):
+            second(first(EXACT))
+    with pytest.raises(InputError, match="flash and flash both replace the model's attend"):
         flash()(flash("tiled")(EXACT))
 
 

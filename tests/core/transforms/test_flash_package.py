@@ -1,8 +1,9 @@
 """The flash-attn package's kernels stand behind one autograd.Function. Without a GPU a stand-in with the package's
 signatures (2.8 and 4.0) takes their place: layout, order of arguments and gradients are tested up to the launch."""
 
+import importlib
 import importlib.util
-import re
+import subprocess
 import sys
 import types
 
@@ -12,9 +13,11 @@ import torch
 from ablations.study import arms
 from core import vit
 from core.errors import InputError
-from core.ops import EXACT
+from core.layers import EXACT
 from core.transforms import flash_package
 from core.transforms.flash import flash
+
+MODULES = {"flash-attn": "flash_attn.flash_attn_interface", "flash-attn-4": "flash_attn.cute.interface"}
 
 
 def forward(q, k, v, scale):
@@ -59,14 +62,14 @@ def version4_backward(q, k, v, out, dout, lse, softmax_scale=None):
 
 @pytest.fixture
 def package(monkeypatch):
-    """A stand-in for the package, and no obstacle on this device."""
+    """A stand-in for the package, on whatever device."""
     two = types.ModuleType("flash_attn.flash_attn_interface")
     two._wrapped_flash_attn_forward, two._wrapped_flash_attn_backward = version2, version2_backward
     four = types.ModuleType("flash_attn.cute.interface")
     four._flash_attn_fwd, four._flash_attn_bwd = version4, version4_backward
     for module in (types.ModuleType("flash_attn"), types.ModuleType("flash_attn.cute"), two, four):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(flash_package, "obstacle", lambda *args: None)
+    monkeypatch.setattr(flash_package, "require", lambda name, *args: importlib.import_module(MODULES[name]))
 
 
 @pytest.mark.parametrize("name", ["flash-attn", "flash-attn-4"])
@@ -113,18 +116,39 @@ def test_one_graph(name, package):
 )
 def test_what_the_kernels_take(name, dtype, width, capability, reason, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    obstacle = flash_package.obstacle(name, dtype, width, torch.device("cuda"))
-    assert obstacle is None if reason is None else re.search(reason, obstacle)
+    monkeypatch.setitem(sys.modules, MODULES[name], types.ModuleType(MODULES[name]))
+    for parent in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+    if reason is None:
+        assert flash_package.require(name, dtype, width, torch.device("cuda")) is sys.modules[MODULES[name]]
+        return
+    with pytest.raises(InputError, match=reason):
+        flash_package.require(name, dtype, width, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("name", ["flash-attn", "flash-attn-4"])
-def test_a_missing_package_and_a_cpu_are_refused(name, monkeypatch):
-    module = {"flash-attn": "flash_attn.flash_attn_interface", "flash-attn-4": "flash_attn.cute.interface"}[name]
-    monkeypatch.setitem(sys.modules, module, None)
+def test_a_missing_package_and_a_cpu_are_refused(name, monkeypatch, config):
+    """Where there are values; the arm itself can be named, and accounted for, anywhere."""
+    arm = arms.parse(f"decatt+flash@{name}")
+    with pytest.raises(InputError, match=f"flash@{name} needs a CUDA device; use flash@sdpa"):
+        vit.forward(vit.init(config, 0), torch.zeros(1, 3, config.image, config.image), config, arm.ops)
+    monkeypatch.setitem(sys.modules, MODULES[name], None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with pytest.raises(InputError, match=f"flash@{name} needs its package.*pip install '{name}"):
-        assert arms.parse(f"decatt+flash@{name}").ops
-    obstacle = flash_package.obstacle(name, torch.bfloat16, 64, torch.device("cpu"))
-    assert obstacle.startswith(f"flash@{name} needs a CUDA device; use flash@sdpa")
+        flash_package.require(name, torch.bfloat16, 64, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("name", ["flash-attn", "flash-attn-4"])
+def test_the_refusal_is_clear_from_a_compiled_graph_too(name):
+    attend = torch.compile(flash_package.attention(name), fullgraph=True, backend="aot_eager")
+    with pytest.raises(InputError, match=f"flash@{name} needs a CUDA device"):
+        attend(*(torch.randn(1, 2, 5, 8) for _ in range(3)))
+
+
+def test_importing_it_does_not_load_the_compiler():
+    code = "import sys, core.transforms.flash_package; sys.exit('torch._dynamo' in sys.modules)"
+    before = "import sys, torch; sys.exit('torch._dynamo' in sys.modules)"
+    assert [subprocess.run([sys.executable, "-c", c]).returncode for c in (before, code)] == [0, 0]
 
 
 @pytest.mark.gpu

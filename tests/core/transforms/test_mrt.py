@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from core import rng, vit
 from core.errors import InputError
-from core.ops import EXACT
+from core.layers import EXACT
+from core.ops import Site, rewrite
 from core.transforms.flash import flash
 from core.transforms.mrt import (
     centres,
@@ -22,10 +23,16 @@ from core.transforms.mrt import (
     pixel_blur,
     select,
     sincos,
-    to_grid,
     uniform,
 )
 from core.transforms.scorers import sizes
+
+
+def tokens_of(ops, params, images, config):
+    """Tokens [B,N,D] by these primitives."""
+    outer = {n: p for n, p in params.items() if not n.startswith("blocks.")}
+    return ops.tokenize(Site("", outer, config, ops, None, torch.float32, {}), images)
+
 
 # An excerpt (seq = rows in the reference's order), and the whole file where the development data is at hand.
 EXCERPT = np.load(Path(__file__).with_name("mrt_reference.npz"))
@@ -154,17 +161,6 @@ def test_patches_tile_the_image_and_come_in_order(tree):
         assert keys == sorted(keys)
 
 
-@settings(max_examples=50, deadline=None)
-@given(trees())
-def test_tokens_go_back_onto_the_grid(tree):
-    scores, image, low, high, tokens = tree
-    selection = select(scores, image, low, high, tokens)
-    grid = to_grid(torch.arange(tokens).expand(2, -1)[..., None], selection, image, low)
-    for rows, cells in zip(selection.tolist(), grid[:, 0], strict=True):
-        for number, (x, y, s) in enumerate(rows):
-            assert (cells[y // low : (y + s) // low, x // low : (x + s) // low] == number).all()
-
-
 def test_deep_trees_order_without_overflow():
     """Eight splittable levels do not fit one int64 word of base n + 1."""
     image, low, high = 256, 1, 256
@@ -211,17 +207,15 @@ def test_all_patches_at_min_size_give_the_uniform_model():
     config = vit.VitConfig(16, 4, 16, 2, 2, 32, 5)
     params, images = vit.init(config, 0), rng.uniform(rng.key(1), (3, 3, 16, 16))
     mixed, whole = mrt(16, 4, 16)(EXACT), uniform(4)(EXACT)
-    assert torch.equal(mixed.tokenize(params, images, config), whole.tokenize(params, images, config))
-    raster = EXACT.tokenize(params, images, config) - params["pos_embed"]
+    assert torch.equal(tokens_of(mixed, params, images, config), tokens_of(whole, params, images, config))
+    raster = tokens_of(EXACT, params, images, config) - params["pos_embed"]
     cells = [(x, y) for y in range(4) for x in range(4)]
     order = sorted(range(16), key=lambda i: morton(*cells[i]))
     positions = sincos(torch.tensor(cells) + 0.5, 16)
     wanted = torch.cat((raster[:, :1], raster[:, 1:] + positions), dim=1)
-    from dataclasses import replace
-
-    in_raster = replace(EXACT, tokenize=lambda *_: wanted)
+    in_raster = rewrite("raster", replace={"tokenize": lambda site, images: wanted})(EXACT)
     torch.testing.assert_close(
-        mixed.tokenize(params, images, config)[:, 1:], wanted[:, 1:][:, order], rtol=0, atol=1e-6
+        tokens_of(mixed, params, images, config)[:, 1:], wanted[:, 1:][:, order], rtol=0, atol=1e-6
     )
     torch.testing.assert_close(
         vit.forward(params, images, config, mixed).logits,
@@ -235,8 +229,7 @@ def test_gradients_reach_the_embedding_and_the_pixels_but_no_score():
     config = vit.VitConfig(16, 2, 16, 1, 2, 32, 5)
     params = {n: p.requires_grad_() for n, p in vit.init(config, 0).items()}
     images = rng.uniform(rng.key(1), (2, 3, 16, 16)).requires_grad_()
-    rewrite = mrt(16, 2, 8)
-    tokens = rewrite(EXACT).tokenize(params, images, config)
+    tokens = tokens_of(mrt(16, 2, 8)(EXACT), params, images, config)
     gradient, pixels = torch.autograd.grad(tokens.square().sum(), [params["patch_embed.proj.weight"], images])
     assert gradient.abs().max() > 0
     # A pixel moves only the patch it lies in: the derivative is that of the gathered content, with fixed choices.
@@ -275,7 +268,7 @@ def test_no_host_sync_on_cuda():
     params = {n: p.cuda() for n, p in vit.init(config, 0).items()}
     torch.cuda.set_sync_debug_mode("error")
     try:
-        mrt(64, 4, 16)(EXACT).tokenize(params, images, config)
+        tokens_of(mrt(64, 4, 16)(EXACT), params, images, config)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -331,13 +324,13 @@ def test_bad_scores_are_refused():
 
 def test_bad_images_and_models_are_refused():
     config = vit.VitConfig(16, 2, 16, 1, 2, 32, 5)
-    params, tokenize = vit.init(config, 0), mrt(16, 2, 8)(EXACT).tokenize
+    params, ops = vit.init(config, 0), mrt(16, 2, 8)(EXACT)
     with pytest.raises(InputError, match=r"images of shape \(1, 3, 16, 20\) are not square"):
-        tokenize(params, torch.zeros(1, 3, 16, 20), config)
+        tokens_of(ops, params, torch.zeros(1, 3, 16, 20), config)
     with pytest.raises(InputError, match="the batch of images is empty"):
-        tokenize(params, torch.zeros(0, 3, 16, 16), config)
+        tokens_of(ops, params, torch.zeros(0, 3, 16, 16), config)
     with pytest.raises(InputError, match="mrt with min patch 2 needs a model of that patch, not 4"):
-        tokenize(params, torch.zeros(1, 3, 16, 16), vit.VitConfig(16, 4, 16, 1, 2, 32, 5))
+        tokens_of(ops, params, torch.zeros(1, 3, 16, 16), vit.VitConfig(16, 4, 16, 1, 2, 32, 5))
     with pytest.raises(InputError, match="tokens 17 cannot be had from image 16"):
         mrt(17, 2, 8, image=16)
 
@@ -358,8 +351,8 @@ def test_public_functions_refuse_what_they_cannot_cut():
 def test_one_size_alone_is_the_uniform_grid_of_every_image():
     config = vit.VitConfig(16, 4, 16, 1, 2, 32, 5)
     params, images = vit.init(config, 0), rng.uniform(rng.key(1), (3, 3, 16, 16))
-    tokens = mrt(16, 4, 4)(EXACT).tokenize(params, images, config)
-    assert torch.equal(tokens, uniform(4)(EXACT).tokenize(params, images, config))
+    tokens = tokens_of(mrt(16, 4, 4)(EXACT), params, images, config)
+    assert torch.equal(tokens, tokens_of(uniform(4)(EXACT), params, images, config))
 
 
 def test_a_single_level_needs_no_scores():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 
 from core import rng
 from core.errors import InputError
@@ -26,12 +27,25 @@ def test_slabs_do_not_change_the_scores(monkeypatch):
     assert all(torch.equal(whole[s], part) for s, part in pixel_blur(images, 2, 8).items())
 
 
-def test_random_scores_are_fixed_by_the_seed():
-    images = torch.zeros(3, 3, 16, 16)
-    first, again = (scorers.random_scores(images, 2, 8) for _ in range(2))
-    assert {s: tuple(v.shape) for s, v in first.items()} == {8: (3, 4), 4: (3, 16)}
-    assert all(torch.equal(first[s], again[s]) for s in first)
-    assert not torch.equal(first[4][0], first[4][1])
+def test_random_scores_depend_on_the_image_alone():
+    """Not on its place in the batch, nor on the others, nor on rounding in its last bits."""
+    images = rng.uniform(rng.key(3), (6, 3, 16, 16)) * 4 - 2
+    scores, order = scorers.random_scores(images, 2, 8), torch.tensor([3, 0, 5, 1, 4, 2])
+    assert {s: tuple(v.shape) for s, v in scores.items()} == {8: (6, 4), 4: (6, 16)}
+    for size, mixed in scorers.random_scores(images[order], 2, 8).items():
+        assert torch.equal(mixed, scores[size][order])
+    for other in (images[:1], torch.nextafter(images[:1], images.new_full((), 9.0))):
+        assert torch.equal(scorers.random_scores(other, 2, 8)[4], scores[4][:1])
+    assert len({tuple(row.tolist()) for row in scores[4]}) == 6
+    compiled = torch.compile(scorers.random_scores, fullgraph=True, dynamic=False)(images, 2, 8)
+    assert all(torch.equal(compiled[size], scores[size]) for size in scores)
+
+
+def test_random_scores_are_uniform():
+    images = rng.uniform(rng.key(4), (2000, 1, 8, 8))
+    draws = scorers.random_scores(images, 2, 8)[4]
+    assert stats.kstest(draws.flatten().numpy(), "uniform").pvalue > 0.001
+    assert (torch.corrcoef(draws.T) - torch.eye(4)).abs().max() < 5 / 2000**0.5
 
 
 @pytest.fixture
@@ -67,6 +81,14 @@ def test_feature_scores_use_stride_16_for_finer_patches(weights_file):
     assert {s: v.shape[1] for s, v in scores.items()} == {32: 16, 16: 64}
     with pytest.raises(InputError, match="scorer 'features' sees nothing finer than 16 pixels.*mrt.scorer=blur"):
         scorers.feature_scores(weights_file)(torch.randn(1, 3, 32, 32), 2, 8)
+
+
+def test_feature_scores_compile_on_another_device_at_first_call(weights_file, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("meta"))
+        scores = scorers.feature_scores(weights_file)
+    scores = torch.compile(scores, fullgraph=True, backend="eager")
+    assert scores(torch.randn(2, 3, 128, 128, device="meta"), 8, 16)[16].device.type == "meta"
 
 
 def test_features_without_weights_name_the_alternatives(monkeypatch, tmp_path):

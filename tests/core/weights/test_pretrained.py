@@ -13,10 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 from core import rng, vit
 from core.errors import InputError
-from core.weights import checkpoints as weights
-from core.weights import pretrained
+from core.weights import checkpoints, pretrained
 
-SHAPE = {"width": 16, "depth": 2, "mlp": 32, "patch": 4, "patch_norm": False, "channels": 3}
+SHAPE = {"width": 16, "depth": 2, "heads": 2, "mlp": 32, "patch": 4, "patch_norm": False, "channels": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +25,7 @@ def _nothing_is_kept():
 
 @pytest.fixture
 def images():
-    return rng.uniform(rng.key(0), (2, 3, 16, 16)) * 2 - 1
+    return (rng.uniform(rng.key(0), (2, 3, 16, 16)) * 2 - 1).double()
 
 
 def of_timm():
@@ -52,7 +51,13 @@ def of_hugging_face(kind="ViTForImageClassification"):
 
 def saved(model, tmp_path):
     save_file({n: t.contiguous() for n, t in model.state_dict().items()}, tmp_path / "model.safetensors")
-    return str(tmp_path / "model.safetensors")
+    return f"{tmp_path / 'model.safetensors'}@heads=2"
+
+
+def logits(source, config, images, head):
+    """In float64."""
+    params = {n: p.double() for n, p in fitted(source, config, head).items()}
+    return vit.forward(params, images, config).logits
 
 
 def fitted(source, config, head=None):
@@ -75,9 +80,9 @@ def test_a_state_dict_in_a_file(build, head, eps, config, images, tmp_path):
         p.data = torch.randn_like(p) * 0.2
     source = saved(model, tmp_path)
     assert pretrained.load(source).shape == SHAPE
-    logits = vit.forward(fitted(source, config, (head(model).weight, head(model).bias)), images, config).logits
-    theirs = model(images)
-    torch.testing.assert_close(logits, getattr(theirs, "logits", theirs), rtol=0, atol=2e-6)
+    ours = logits(source, config, images, (head(model).weight, head(model).bias))
+    theirs = model.double()(images)
+    torch.testing.assert_close(ours, getattr(theirs, "logits", theirs), rtol=0, atol=1e-10)
 
 
 def test_the_head_is_fresh(config, tmp_path):
@@ -90,9 +95,9 @@ def test_the_head_is_fresh(config, tmp_path):
 def test_a_checkpoint_of_ours_with_another_head(config, tmp_path):
     own = replace(config, head="mlp", patch_norm=True, eps=1e-5)
     about = {"config": vars(own), "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-    weights.save(tmp_path / "best.safetensors", vit.init(own, 1), about)
+    checkpoints.save(tmp_path / "best.safetensors", vit.init(own, 1), about)
     source = pretrained.load(str(tmp_path / "best.safetensors"))
-    assert source.shape == SHAPE | {"patch_norm": True, "heads": 2, "eps": 1e-5}
+    assert source.shape == SHAPE | {"patch_norm": True, "eps": 1e-5}
     assert (source.mean, source.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     params = fitted(source.source, replace(own, head="linear"))
     assert torch.equal(params["blocks.1.mlp.fc2.weight"], vit.init(own, 1)["blocks.1.mlp.fc2.weight"])
@@ -103,12 +108,12 @@ def test_hugging_face_by_name(config, images, tmp_path):
     model = of_hugging_face("ViTModel")
     model.save_pretrained(tmp_path)
     source = pretrained.load(f"hf:{tmp_path}")
-    assert source.shape == SHAPE | {"heads": 2, "eps": 1e-12}
+    assert source.shape == SHAPE | {"eps": 1e-12}
     assert (source.mean, source.std) == ((0.5,) * 3, (0.5,) * 3)
     config = replace(config, classes=16, eps=1e-12)
     identity = torch.eye(16), torch.zeros(16)
-    logits = vit.forward(fitted(f"hf:{tmp_path}", config, identity), images, config).logits
-    torch.testing.assert_close(logits, model(images).last_hidden_state[:, 0], rtol=0, atol=1e-6)
+    ours = logits(f"hf:{tmp_path}", config, images, identity)
+    torch.testing.assert_close(ours, model.double()(images).last_hidden_state[:, 0], rtol=0, atol=1e-10)
     sys.modules["transformers"].ViTImageProcessor(image_mean=[0.1] * 3, image_std=[0.2] * 3).save_pretrained(tmp_path)
     pretrained.load.cache_clear()
     assert pretrained.load(f"hf:{tmp_path}").mean == (0.1,) * 3
@@ -119,7 +124,7 @@ def test_timm_by_name(monkeypatch, config):
     model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: model)
     source = pretrained.load("timm:vit_tiny_patch16_224")
-    assert source.shape == SHAPE | {"heads": 2, "eps": 1e-6}
+    assert source.shape == SHAPE | {"eps": 1e-6}
     assert (source.mean, source.std) == ((0.5,) * 3, (0.25,) * 3)
     assert pretrained.load("timm:vit_tiny_patch16_224") is source
 
@@ -128,7 +133,7 @@ def test_timm_by_name(monkeypatch, config):
 def test_torchvision_by_name(name, monkeypatch):
     monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: of_torchvision())
     source = pretrained.load(name)
-    assert source.shape == SHAPE | {"heads": 2, "eps": 1e-6}
+    assert source.shape == SHAPE | {"eps": 1e-6}
     own = torchvision.models.ViT_B_16_Weights.DEFAULT.transforms()
     assert (source.mean, source.std) == (tuple(own.mean), tuple(own.std))
 
@@ -143,6 +148,26 @@ def test_positions_as_timm_interpolates_them(side):
     expected = resample_abs_pos_embed(positions, [side, side])
     assert torch.equal(pretrained.resample(positions, side), expected)
     assert torch.equal(pretrained.resample(positions, side)[:, 0], positions[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"),
+    [(192, 3), (384, 6), (768, 12), (1024, 16), (1280, 16), (1408, 16), (16, None)],  # timm's tiny to giant
+)
+def test_a_file_that_does_not_tell_its_heads(width, heads, tmp_path):
+    """The published number of its width, or a refusal; a wrong number would compute another function silently."""
+    path = tmp_path / "plain.safetensors"
+    state = {"cls_token": torch.zeros(1, 1, width), "pos_embed": torch.zeros(1, 5, width)}
+    state |= {"patch_embed.proj.weight": torch.zeros(width, 3, 4, 4), "blocks.0.mlp.fc1.weight": torch.zeros(8, width)}
+    save_file(state, path)
+    assert pretrained.load(f"{path}@heads=4").shape["heads"] == 4
+    if heads is None:
+        with pytest.raises(InputError, match=r"do not tell how many heads their width of 16 has; .*tensors@heads=N"):
+            pretrained.load(str(path))
+    else:
+        source = pretrained.load(str(path))
+        assert source.differences({"heads": 2}) == {"heads": heads}
+        assert source.differences({"heads": heads}) == {}
 
 
 @pytest.mark.parametrize(
@@ -190,8 +215,8 @@ def test_what_is_no_plain_vit_is_refused(config, tmp_path):
         save_file(state, path)
         pretrained.load.cache_clear()
         with pytest.raises(InputError, match=message):
-            fitted(str(path), config)
+            fitted(f"{path}@heads=2", config)
     save_file(params, path)
     pretrained.load.cache_clear()
     with pytest.raises(InputError, match="are for images of 3 channels, the data has 1"):
-        fitted(str(path), replace(config, channels=1))
+        fitted(f"{path}@heads=2", replace(config, channels=1))

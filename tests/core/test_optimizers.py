@@ -1,0 +1,110 @@
+import math
+
+import pytest
+import torch
+
+from core import rng, vit
+from core.errors import InputError
+from core.layers import EXACT
+from core.optimizers import AdamW, clipped
+from core.step import make_step, start
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adamw_equals_torch(decay):
+    generator = torch.Generator().manual_seed(0)
+    params = {f"w{i}.weight": torch.randn(5, i + 1, dtype=torch.float64, generator=generator) for i in range(4)}
+    theirs = [torch.nn.Parameter(p.clone()) for p in params.values()]
+    reference = torch.optim.AdamW(theirs, lr=1e-2, weight_decay=decay)
+    optimizer = AdamW(1e-2, decay)
+    state, count = optimizer.init(params), torch.tensor(0)
+    for _ in range(20):
+        gradients = {n: torch.randn(p.shape, dtype=p.dtype, generator=generator) for n, p in params.items()}
+        for p, g in zip(theirs, gradients.values(), strict=True):
+            p.grad = g
+        reference.step()
+        params, state = optimizer.update(params, gradients, state, count)
+        count = count + 1
+    for ours, p in zip(params.values(), theirs, strict=True):
+        assert (ours - p).abs().max() < 1e-12
+    for name, p in zip(params, theirs, strict=True):
+        torch.testing.assert_close(state.mean[name], reference.state[p]["exp_avg"], rtol=1e-12, atol=0)
+        torch.testing.assert_close(state.square[name], reference.state[p]["exp_avg_sq"], rtol=1e-12, atol=0)
+
+
+def test_decay_of_matrices_only():
+    optimizer = AdamW(decay_all=False)
+    decayed = {n for n in vit.shapes(vit.VitConfig(16, 4, 16, 1, 2, 32, 5)) if optimizer.decays(n)}
+    assert decayed == {
+        "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight",
+        "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight", "head.weight",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("done", "expected"), [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (55, 0.5), (100, 0.0)])
+def test_cosine_schedule_with_warm_up(done, expected):
+    optimizer = AdamW(2.0, schedule="cosine", warmup=10, steps=100)
+    if done > 10:
+        expected = (1 + math.cos(math.pi * (done - 10) / 90)) / 2
+    assert optimizer.rate(torch.tensor(done)).item() == pytest.approx(2 * expected)
+
+
+def test_constant_schedule():
+    assert AdamW(0.5).rate(torch.tensor(1000)).item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning rate 0.0 must be finite and above 0"),
+        ({"learning_rate": float("nan")}, "learning rate nan"),
+        ({"weight_decay": -1.0}, "weight decay -1.0"),
+        ({"clip": 0.0}, "clip 0.0 must be finite and above 0, or None"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'.*did you mean 'cosine'"),
+        ({"schedule": "cosine", "warmup": 5, "steps": 5}, "warm-up of 5 steps"),
+    ],
+)
+def test_bad_optimizer_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        AdamW(**options)
+
+
+@pytest.mark.parametrize("largest", [1e-3, 0.5, 1e3])
+def test_clipping_equals_torch(config, largest):
+    params = {n: p.double() for n, p in vit.init(config, 1).items()}
+    gradients = {n: torch.sin(7 * p + 1) for n, p in params.items()}
+    leaves = [torch.nn.Parameter(p.clone()) for p in params.values()]
+    for leaf, g in zip(leaves, gradients.values(), strict=True):
+        leaf.grad = g.clone()
+    torch.nn.utils.clip_grad_norm_(leaves, largest)
+    mine = clipped(gradients, largest)
+    for leaf, g in zip(leaves, mine.values(), strict=True):
+        torch.testing.assert_close(leaf.grad, g, rtol=1e-12, atol=0)
+    assert torch.equal(clipped(gradients, 1e9)["pos_embed"], gradients["pos_embed"])
+
+
+class Sgd:
+    """Another optimizer than AdamW, without a state."""
+
+    def init(self, params):
+        return ()
+
+    def update(self, params, gradients, state, step):
+        return {n: p - self.rate(step) * gradients[n] for n, p in params.items()}, state
+
+    def rate(self, step):
+        return 0.1 / (step.double() + 1)
+
+
+def test_a_step_takes_any_optimizer():
+    """Steepest descent on |p - 3|^2 / 2 by its closed form: the distance shrinks by 1 - rate a step."""
+
+    def loss(params, batch, key):
+        value = (params["p"] - 3).square().sum() / 2
+        return value, value.detach().expand(3)
+
+    step, state = make_step(loss, Sgd(), EXACT), start({"p": torch.zeros(2, dtype=torch.float64)}, Sgd(), rng.key(0))
+    for done in range(3):
+        state, metrics = step(state, (torch.zeros(1), torch.zeros(1)))
+        assert metrics.learning_rate.item() == pytest.approx(0.1 / (done + 1))
+    assert state.params["p"].tolist() == pytest.approx([3 - 3 * 0.9 * 0.95 * (1 - 0.1 / 3)] * 2, rel=1e-12)
