@@ -22,8 +22,8 @@ class Recipe:
     """A preset's values."""
 
     data: str = "digits"
-    """digits, cifar10, cifar100, cifar100-coarse, folder:PATH or folder:PATH@coarse; several, joined by commas: a study
-    each, one after the other."""
+    """digits, mnist, fashion-mnist, cifar10, cifar100, cifar100-coarse, folder:PATH or folder:PATH@coarse; several,
+    joined by commas: a study each, one after the other."""
     image: int | None = None
     """Side in pixels that images are resized to; None: as they are."""
 
