@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from ablations import report, run
-from ablations.reporting import compose
+from ablations.reporting import figures
 from ablations.study import arms, cells, evaluation, profiling, reading, running, store
 from core import engine, vit
 from core.data import sets as data_sets
 from core.errors import InputError
 from core.weights import checkpoints as weights
 
-DRAW = compose._draw
+DRAW = figures.draw
 TINY = [
     "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
     "--mlp", "32", "--epochs", "2", "--batch-size", "128",
@@ -34,7 +34,7 @@ TIMES = {"mfu", "train_seconds", "images_per_second", "step_ms_median", "warmup_
 def command(tmp_path, monkeypatch):
     """command(*options) -> exit status; the study is at command.out. Figures, which take seconds, are not drawn."""
 
-    monkeypatch.setattr(compose, "_draw", lambda comparisons, out: {})
+    monkeypatch.setattr(figures, "draw", lambda comparisons, out: {})
 
     def call(*options):
         monkeypatch.setattr("sys.argv", ["run.py", "--out", str(tmp_path / "study"), *TINY, *options])
@@ -52,7 +52,7 @@ def command(tmp_path, monkeypatch):
 @pytest.fixture
 def figures(command, monkeypatch):
     """Draws them."""
-    monkeypatch.setattr(compose, "_draw", DRAW)
+    monkeypatch.setattr(figures, "draw", DRAW)
 
 
 def refused(command, capsys, *options):
