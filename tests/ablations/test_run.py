@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ablations import report, run
-from ablations.reporting import figures
+from ablations.reporting import compose, figures
 from ablations.study import arms, cells, evaluation, profiling, reading, running, store
 from core import engine, vit
 from core.data import sets as data_sets
