@@ -34,6 +34,7 @@ def main() -> None:
         device = ready(named(command.device))
         model = evaluation.load(command.cell)
         data = sets.load(command.data or model.about["data"], command.data_root, model.recipe.image)
+        data = data.holding_out(model.about["seed"])
         result = evaluation.accuracy(model, data, device)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

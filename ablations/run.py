@@ -6,6 +6,7 @@ python ablations/run.py --arms all
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +18,9 @@ import tyro
 from rich.console import Console
 
 from ablations.study import arms as arm_names
-from ablations.study import machine, plan, running, store
-from ablations.study.presets import ABOUT, ARMS, PRESETS
+from ablations.study import machine, plan, running, store, timing
+from ablations.study.arms import BASELINE
+from ablations.study.presets import ABOUT, ARMS, PRESETS, SEEDS
 from ablations.study.progress import Terminal
 from ablations.study.recipes import PRECISIONS, Recipe
 from core.data import sets
@@ -38,12 +40,23 @@ class Command:
     """
 
     arms: str = "all"
-    """all, published, finetune, controls, or names joined by commas; an arm is baseline or optimizations joined by +
-    (see --list)."""
+    """all (with the controls), published, finetune, controls, or names joined by commas; an arm is baseline or
+    optimizations joined by + (see --list)."""
     preset: str = ""
     """One of those --list prints; without one: matched on a GPU, else quick. Its values are the defaults below."""
     seeds: int = 1
-    """Seeds an arm."""
+    """Seeds an arm. An arm that differs from another one by exact optimizations alone, and so in nothing that it
+    learns, is trained at the first seed only."""
+    every_arm: Flag = False
+    """Train every arm at every seed."""
+    until: tuple[str, ...] = ()
+    """accuracy=0.5: go on seed by seed, up to --seeds, until every optimization has a verdict at this margin."""
+    max_minutes: float = 60.0
+    """With --until: start no seed that would end later than this."""
+    margin: tuple[str, ...] = ()
+    """What still counts as no worse, by response: accuracy=0.5 (points) time=2 memory=2 (%)."""
+    timing_only: Flag = False
+    """Train nothing: measure the step times of the arms again, side by side (what a run does after training)."""
     first_seed: int = 0
     """The first of them; the others follow. Studies of different seeds can be joined (report.py A B)."""
     data_root: Path = Path("data")
@@ -75,7 +88,7 @@ def read(arguments: list[str], console: Console) -> Command:
         about = "" if "--plan" in arguments else f": {ABOUT[preset]}"
         console.print(f"preset {preset} ({why}){about}; --preset chooses another", highlight=False)
     base = PRESETS[choose("preset", preset, PRESETS)]
-    default = Command(arms=ARMS.get(preset, "all"), preset=preset, recipe=base)
+    default = Command(arms=ARMS.get(preset, "all"), preset=preset, seeds=SEEDS.get(preset, 1), recipe=base)
     command = tyro.cli(Command, args=arguments, default=default)
     if command.recipe.set != base.set:
         command = replace(command, recipe=replace(command.recipe, set=base.set + command.recipe.set))
@@ -83,11 +96,32 @@ def read(arguments: list[str], console: Console) -> Command:
         raise InputError(f"seeds {command.seeds} is too small: at least 1")
     if command.first_seed < 0:
         raise InputError(f"first seed {command.first_seed} is too small: at least 0")
+    if command.until and command.seeds < 2:
+        raise InputError("--until with one seed decides nothing: pass --seeds with the most there may be, such as 8")
+    if command.max_minutes <= 0:
+        raise InputError(f"max minutes {command.max_minutes:g} must be above 0")
+    if command.margin or command.until:
+        margins(command)
     if (command.json or command.budget is not None) and not command.plan:
         raise InputError(f"{'--json' if command.json else '--budget'} belongs to --plan; add --plan")
-    if command.profile and command.plan:
-        raise InputError("--profile belongs to a run, and --plan runs nothing; leave out one")
+    if command.plan and (command.profile or command.timing_only):
+        option = "--profile" if command.profile else "--timing-only"
+        raise InputError(f"{option} belongs to a run, and --plan runs nothing; leave out one")
     return command
+
+
+def margins(command: Command) -> dict[str, dict[str, float]]:
+    """What --margin and --until ask for, by response; InputError for unknown responses and for what is no number."""
+    from ablations.analysis import verdicts  # statistics, which no other refusal should wait for
+
+    found: dict[str, dict[str, float]] = {}
+    for option in ("margin", "until"):
+        pairs = dict(text.partition("=")[::2] for text in getattr(command, option))
+        whole = verdicts.read_margins(pairs)
+        found[option] = {name: whole[name] for name in pairs}
+    if set(found["until"]) - {"accuracy"}:
+        raise InputError("--until is of accuracy: seeds tell nothing of time or memory; write --until accuracy=0.5")
+    return found
 
 
 def each(command: Command) -> list[Command]:
@@ -125,22 +159,63 @@ def execute(command: Command, console: Console) -> int:
     out = command.out or Path("runs") / f"{command.preset}-{_file_name(data.name)}"
     store.open_study(out, command.preset, asdict(recipe), machine.environment(recipe.device))
     seeds = range(command.first_seed, command.first_seed + command.seeds)
-    folders = [store.cell_folder(out, cell.arm.name, seed) for seed in seeds for cell in study.cells]
+    planned = [] if command.timing_only else study.planned(seeds, command.every_arm)
+    folders = [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
     left = sum(not store.finished(folder) for folder in folders)
+    spared = len(seeds) * len(study.cells) - len(planned) if planned else 0
+    known = f" ({spared} more are known from their twins; --every-arm trains them too)" if spared else ""
     console.print(
-        f"{out}: {len(folders) - left} of {len(folders)} cells finished before, {left} to run; device {recipe.device}, "
-        f"engine {recipe.engine} ({study.why}), {recipe.precision}, {torch.get_num_threads()} threads, data "
-        f"{data.name} ({len(data.train.labels):,} + {len(data.val.labels):,} images)",
+        f"{out}: {len(folders) - left} of {len(folders)} cells finished before, {left} to run{known}; device "
+        f"{recipe.device}, engine {recipe.engine} ({study.why}), {recipe.precision}, {torch.get_num_threads()} "
+        f"threads, data {data.name} ({len(data.train.labels):,} + {len(data.val.labels):,} images)",
         highlight=False,
+        soft_wrap=True,
     )
+    for name, why in study.refused.items():
+        console.print(f"left out: {name} ({why})", highlight=False, markup=False, soft_wrap=True)
     with store.locked(out), Terminal(console, left) as progress:
-        failed = running.run(study, seeds, command.preset, out, progress)
+        if command.margin or command.until:
+            _decide_by(command, out)
+        if command.until and planned:
+            failed = _until(command, study, seeds, out, progress)
+        else:
+            failed = running.run(planned, command.preset, out, progress)
+        if command.timing_only or (
+            BASELINE in (c.arm.name for c in study.cells) and not timing.complete(out, study.cells)
+        ):
+            timing.measure_arms(study.cells, out, progress)
         if command.profile:
             failed += running.profile(study, out, progress)
-    if any(map(store.finished, folders)):
+    if any(out.glob("cells/*/seed*/result.json")):
         from ablations.reporting.terminal import conclude  # figures and statistics: not for --list or a refusal
 
         conclude(out, console)
+    return failed
+
+
+def _decide_by(command: Command, out: Path) -> None:
+    """Keep the margins, and how often a run looks before it stops, for the report."""
+    from ablations.analysis import verdicts
+
+    before, looks = verdicts.read_decisions(out)
+    looks = max(looks, command.seeds - 1) if command.until else looks
+    store.write_json(out / "margins.json", {"margins": before | margins(command)["margin"], "looks": looks})
+
+
+def _until(command: Command, study: running.Study, seeds: Sequence[int], out: Path, progress: Terminal) -> int:
+    """Train until all is decided; returns how many cells failed."""
+    from ablations.analysis import comparisons, verdicts
+
+    asked = margins(command)["until"]
+    count, failed, why = running.until(
+        lambda: verdicts.decided(comparisons.compare([out]), asked),
+        seeds,
+        command.max_minutes,
+        lambda seed: running.run(
+            [(c, s) for c, s in study.planned(seeds, command.every_arm) if s == seed], command.preset, out, progress
+        ),
+    )
+    progress.note(f"--until {' '.join(command.until)}: {count} of at most {len(seeds)} seeds; {why}")
     return failed
 
 

@@ -137,21 +137,22 @@ class Graphed:
             self._replay = self._capture(self._advance)
 
     def epoch(self, state: State, order: Tensor, done: Callable[[], None] = lambda: None) -> tuple[State, Metrics]:
-        """A step for every whole batch of this order [n]; `done` is called when each replay was issued. The metrics
-        are [steps]."""
+        """A step for every whole batch of this order [n], at most an epoch's; `done` is called when each replay was
+        issued. The metrics are [steps]."""
         if self._replay is None:
             self.warm_up(state)
         self._start(state)
-        self._order.copy_(order[: self._order.numel()].view_as(self._order))
+        steps = len(order) // self._size
+        self._order[:steps].copy_(order[: steps * self._size].view(steps, self._size))
         if self._streamed is None:
-            for _ in self._order:
+            for _ in range(steps):
                 self._run(done)
         else:
             for batch in batches(self._split, order, self._size, self._device):
                 for static, streamed in zip(self._streamed, batch, strict=True):
                     static.copy_(streamed)
                 self._run(done)
-        return tree_map(torch.clone, self._state), Metrics(*self._metrics.clone().unbind(1))
+        return tree_map(torch.clone, self._state), Metrics(*self._metrics[:steps].clone().unbind(1))
 
     def _start(self, state: State) -> None:
         if self._state is None:

@@ -167,7 +167,7 @@ class Comparisons:
             (arm, seed)
             for arm in self.study.arms
             for seed in self.study.seeds
-            if (arm, seed) not in known and (self.twins[arm], seed) not in known
+            if (arm, seed) not in known and (BASELINE if arm == AGAIN else self.twins[arm], seed) not in known
         ]
 
     @cached_property

@@ -52,12 +52,3 @@ def controlled(arms: Iterable[str]) -> list[tuple[str, str, str]]:
                 if control in theirs and {f: lv for f, lv in theirs.items() if f != control} == rest
             ]
     return out
-
-
-def twin(arm: str) -> str:
-    """The arm without its exact optimizations, whose accuracy is this one's in distribution."""
-    if arm == BASELINE:
-        return arm
-    exact = of_contract("exact")
-    kept = [] if arm == AGAIN else [part for part in arm.split("+") if part.partition("@")[0] not in exact]
-    return "+".join(kept) or BASELINE

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ablations.analysis.estimates import Estimator, Values, exact, moderated, winsorized
-from ablations.analysis.factors import twin
 from ablations.analysis.timing import Timing
-from ablations.study.arms import AGAIN, BASELINE
+from ablations.study.arms import AGAIN, BASELINE, twin
 from ablations.study.reading import Cell, Study
 
 Table = Mapping[

@@ -33,6 +33,10 @@ FINETUNE = (BASELINE, "crs@0.5", "crs@0.3", "recompute", "bf16")  # study 2, and
 Settings = Mapping[str, Mapping[str, Any]]  # parameters by transform name
 
 
+class Conflict(InputError):
+    """Optimizations that cannot be combined."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """A set of transforms under its canonical name: parts in alphabetical order, default values left out."""
@@ -55,7 +59,7 @@ def parse(name: str, settings: Settings | None = None) -> Arm:
     precision.
 
     settings: parameters for the transforms by name, below a value in the arm's own name. Raises InputError
-    for an unknown part, a part twice, an illegal value, or transforms that cannot be combined.
+    for an unknown part, a part twice, an illegal value; Conflict for transforms that cannot be combined.
     """
     if name in (BASELINE, AGAIN):
         return Arm(name, ())
@@ -77,7 +81,7 @@ def parse(name: str, settings: Settings | None = None) -> Arm:
     try:
         _ = arm.ops
     except InputError as error:
-        raise InputError(f"arm '{arm.name}': {error}") from error
+        raise Conflict(f"arm '{arm.name}': {error}") from error
     return arm
 
 
@@ -157,17 +161,39 @@ def lattice() -> list[str]:
     return ["+".join(parts) or BASELINE for parts in sorted(subsets, key=len)]
 
 
+def twin(name: str) -> str:
+    """The arm without its exact optimizations: what it learns is the arm's own in distribution."""
+    if name in (BASELINE, AGAIN):
+        return BASELINE
+    parts = [part for part in name.split("+") if part.partition("@")[0] not in _exact()]
+    return "+".join(parts) or BASELINE
+
+
+def _exact() -> list[str]:
+    return [name for name, t in REGISTRY.items() if t.contract == "exact"]
+
+
 def _group(name: str) -> Sequence[str]:
-    """What `all` (the lattice, and the baseline a second time), `published`, `finetune` and `controls` (each alone and
-    with each exact optimization) stand for; any other name for itself."""
-    exact = ["", *(f"+{name}" for name, t in REGISTRY.items() if t.contract == "exact" and name not in controls())]
+    """What `all` (the lattice, the baseline a second time, and the controls), `published`, `finetune` and `controls`
+    (each alone and with each other exact optimization) stand for; any other name for itself."""
+    exact = ["", *(f"+{name}" for name in _exact() if name not in controls())]
     alone = [name + other for name in REGISTRY if name in controls() for other in exact]
-    groups = {"all": [*lattice(), AGAIN], "published": PUBLISHED, "finetune": FINETUNE, "controls": alone}
+    groups = {"all": [*lattice(), AGAIN, *alone], "published": PUBLISHED, "finetune": FINETUNE, "controls": alone}
     return groups.get(name, [name])
 
 
-def select(text: str, settings: Settings | None = None) -> list[Arm]:
-    """The arms of a comma-separated list (`all` and the like stand for several, see `_group`), each once, in order."""
-    names = itertools.chain.from_iterable(map(_group, text.replace(" ", "").split(",")))
-    arms = {arm.name: arm for arm in (parse(name, settings) for name in names)}
-    return list(arms.values())
+def select(text: str, settings: Settings | None = None) -> tuple[list[Arm], dict[str, str]]:
+    """The arms of a comma-separated list (`all` and the like stand for several, see `_group`), each once, in order;
+    and those of `all` and `controls` that are left out, since two of their optimizations cannot be combined: why."""
+    arms: dict[str, Arm] = {}
+    refused: dict[str, str] = {}
+    for word in text.replace(" ", "").split(","):
+        for name in _group(word):
+            try:
+                arm = parse(name, settings)
+                arms[arm.name] = arm
+            except Conflict as error:
+                if word not in ("all", "controls"):
+                    raise
+                refused[name] = str(error)
+    return list(arms.values()), refused

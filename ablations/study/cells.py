@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from statistics import median
 from typing import NamedTuple, Protocol
@@ -44,8 +44,8 @@ class Progress(Protocol):
     def done(self, outcome: Result) -> None:
         """The cell finished (its result) or failed (its error)."""
 
-    def profiled(self, arm: str, outcome: str) -> None:
-        """An arm's step was profiled (where that can be read), or not (why)."""
+    def note(self, text: str) -> None:
+        """What else there is to say."""
 
 
 class WarmedUp(NamedTuple):
@@ -126,16 +126,25 @@ class Prepared:
         size = batch or self.recipe.batch_size
         return account(self.config, self.ops, size, self.dtype, mode, self.optimizer, self.recipe.image)
 
-    @property
-    def bytes_per_image(self) -> int:
-        """By how much one more image in the batch raises the predicted peak."""
-        size = self.recipe.batch_size
-        return (self.account(2 * size).peak_bytes - self.account(size).peak_bytes) // size
+    @cached_property
+    def costs(self) -> Account:
+        """What a step of the recipe's batch costs."""
+        return self.account()
 
     @property
     def plain_flops(self) -> int:
         """FLOPs of a step without the arm's optimizations: what MFU counts, whatever an arm saves or computes again."""
-        return account(self.plain, EXACT, self.recipe.batch_size, self.dtype, optimizer=self.optimizer).flops
+        return _plain_flops(self.plain, self.recipe.batch_size, self.dtype)
+
+    def holding_out(self, seed: int) -> "Prepared":
+        """The same over the images that the seed trains on; what is compiled and measured is shared."""
+        data = self.data.holding_out(seed)
+        if data is self.data:
+            return self
+        shared = {"step": self.step, "warmed_up": self.warmed_up, "costs": self.costs}
+        other = replace(self, data=data)
+        vars(other).update(shared)
+        return other
 
     def evaluate(self, params: Params) -> Evaluation:
         """The validation images under these parameters."""
@@ -148,6 +157,11 @@ class Prepared:
             loss(self.start(0, rng.key(0)).params, self.batch(2), rng.key(0, self.device))
         except InputError as error:
             raise InputError(f"arm '{self.arm.name}': {error}") from error
+
+
+@cache
+def _plain_flops(config: vit.VitConfig, batch: int, dtype: torch.dtype) -> int:
+    return account(config, EXACT, batch, dtype).flops
 
 
 def prepared(arm: Arm, recipe: Recipe, data: Data) -> Prepared:
@@ -163,9 +177,11 @@ def prepared(arm: Arm, recipe: Recipe, data: Data) -> Prepared:
 def train(cell: Prepared, seed: int, recorder: Recorder, progress: Progress) -> tuple[Result, Params]:
     """The result of a cell, and the parameters with the best validation accuracy.
 
-    Initial weights, data order and augmentation depend on the seed alone. Evaluation, logging, compilation and
-    the memory pass are outside the training time. Raises FloatingPointError if the loss stops being finite.
+    Initial weights, held-out images, data order and augmentation depend on the seed alone. Evaluation, logging,
+    compilation and the memory pass are outside the training time. Raises FloatingPointError if the loss stops being
+    finite.
     """
+    cell = cell.holding_out(seed)
     recipe, device = cell.recipe, cell.device
     progress.cell(cell.arm.name, seed, cell.steps * recipe.epochs)
     if (picture := _tokens(cell)) is not None:
@@ -173,6 +189,7 @@ def train(cell: Prepared, seed: int, recorder: Recorder, progress: Progress) -> 
     memory = cell.warmed_up
     order_key, step_key = rng.split(rng.key(seed, device), 2)
     state = cell.start(seed, step_key)
+    cell.loop.warm_up(state)
     history: list[Row] = []
     evaluations: list[Evaluation] = []
     intervals: list[float] = []
@@ -197,7 +214,8 @@ def train(cell: Prepared, seed: int, recorder: Recorder, progress: Progress) -> 
         if evaluated.accuracy > best[0]:
             best = evaluated.accuracy, state.params
     recorder.correct(torch.stack([e.correct for e in evaluations]))
-    return _result(cell, memory, history, intervals, best[0]), best[1]
+    result = _result(cell, memory, history, intervals, best[0]) | {"held_out": cell.data.held_out(seed)}
+    return result, best[1]
 
 
 def _epoch(cell: Prepared, state: State, order: Tensor, progress: Progress) -> tuple[State, Metrics, list[float]]:
@@ -231,7 +249,7 @@ def _row(epoch: int, metrics: Metrics, seconds: list[float], batch_size: int) ->
 def _result(
     cell: Prepared, memory: WarmedUp, history: list[Row], intervals: list[float], best_accuracy: float
 ) -> Result:
-    recipe, account, last = cell.recipe, cell.account(), history[-1]
+    recipe, account, last = cell.recipe, cell.costs, history[-1]
     return {
         "parameters": account.parameters,
         "epochs": recipe.epochs,
@@ -245,10 +263,8 @@ def _result(
         "peak_bytes": memory.peak,
         "reserved_bytes": memory.reserved,
         "predicted_peak_bytes": account.peak_bytes,
-        "bytes_per_image": cell.bytes_per_image,
         "kept_bytes": account.kept_bytes,
         "flops_per_image": account.flops // recipe.batch_size,
-        "mfu": cell.plain_flops / median(intervals) / ceiling(cell.dtype, cell.device),
         "gpu": measure.gpu_state(cell.device),
         "kept_by_op": account.kept_by_op,
         "warmup_seconds": memory.seconds,
@@ -258,12 +274,6 @@ def _result(
         "precision": cell.arm.precision or recipe.precision,
         "torch": torch.__version__,
     }
-
-
-@cache
-def ceiling(dtype: torch.dtype, device: torch.device) -> float:
-    """`measure.ceiling`, once for all cells of a run."""
-    return measure.ceiling(dtype, device)
 
 
 def _tokens(cell: Prepared) -> Tensor | None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from ablations.study.arms import BASELINE
 from ablations.study.recipes import Recipe
 
-_QUICK = Recipe()
+_QUICK = Recipe()  # image, depth, batch and epochs chosen by measurement: see runs/README.md
 _MATCHED = Recipe(
     data="cifar10",
     width=192,
@@ -99,3 +99,4 @@ ABOUT: dict[str, str] = {
     "pretrain": "the same model from scratch: its best.safetensors is what finetune --weights takes",
 }
 ARMS = {"published": "published", "finetune": "finetune", "pretrain": BASELINE}  # unless given; of the others: all
+SEEDS = {"quick": 5}  # unless given; of the others: 1

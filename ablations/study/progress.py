@@ -71,6 +71,6 @@ class Terminal:
             highlight=False,
         )
 
-    def profiled(self, arm: str, outcome: str) -> None:
-        """Print one line for the profile."""
-        self._console.print(f"profile of {arm}: {outcome}", markup=False, highlight=False)
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)

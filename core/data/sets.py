@@ -1,8 +1,11 @@
-"""Data sets by name, as uint8 tensors: digits, CIFAR through torchvision, and any folder of images."""
+"""Data sets by name, as uint8 tensors: digits, MNIST and CIFAR through torchvision, and any folder of images."""
 
+import gzip
 import importlib.metadata
 import re
+import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,17 @@ from torch import Tensor
 
 from core.data import folders
 from core.data.cifar100 import COARSE_CLASSES, COARSE_OF_FINE
-from core.data.splits import Data, Split, statistics
+from core.data.splits import FIFTHS, Data, Split, statistics
 from core.errors import InputError, choose
 
-NAMES = ("digits", "cifar10", "cifar100", "cifar100-coarse", "folder:PATH", "folder:PATH@coarse")
+NAMES = (
+    *("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "cifar100-coarse"),
+    *("folder:PATH", "folder:PATH@coarse"),
+)
+DEBIAN = Path("/usr/share/datasets")  # of its packages dataset-fashion-mnist, …
 
+_GREY = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}  # torchvision's names; one channel
+_SIZES = {"digits": (24, (1437, 360)), **dict.fromkeys(_GREY, (28, (60_000, 10_000)))}
 _PIECE = 1 << 26  # bytes
 
 
@@ -29,6 +38,8 @@ def load(name: str, root: str | Path = "data", image: int | None = None) -> Data
     _check(name, image)
     if name.startswith("folder:"):
         return folders.load(name, Path(root), image)
+    if name in _GREY:
+        return _mnist(name, Path(root), image)
     return _digits(image or 24) if name == "digits" else _cifar(name, Path(root), image)
 
 
@@ -39,10 +50,13 @@ def outline(name: str, root: str | Path = "data", image: int | None = None) -> D
     if name.startswith("folder:"):
         return load(name, root, image)
     classes = {"cifar100": 100, "cifar100-coarse": 20}.get(name, 10)
-    side, counts = (image or 24, (1437, 360)) if name == "digits" else (image or 32, (50_000, 10_000))
-    pixel, label = torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    own, counts = _SIZES.get(name, (32, (50_000, 10_000)))
+    channels, mirrors = 1 if name in _GREY else 3, name not in ("digits", "mnist")
+    pixel = torch.zeros(1, channels, image or own, image or own, dtype=torch.uint8)
+    label = torch.zeros(1, dtype=torch.int64)
     train, val = (Split(pixel.expand(n, -1, -1, -1), label.expand(n)) for n in counts)
-    return Data(name, train, val, tuple(map(str, range(classes))), (0.0,) * 3, (1.0,) * 3, name != "digits")
+    names = tuple(map(str, range(classes)))
+    return Data(name, train, val, names, (0.0,) * channels, (1.0,) * channels, mirrors)
 
 
 def _check(name: str, image: int | None) -> None:
@@ -64,21 +78,56 @@ def _resize(images: Tensor, side: int | None) -> Tensor:
 
 
 def _digits(image: int) -> Data:
-    """The 1,797 handwritten digits of the UCI test set (8x8 grey) that scikit-learn carries; a fifth held out."""
+    """The 1,797 handwritten digits of the UCI test set (8x8 grey) that scikit-learn carries, in stratified fifths."""
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    from sklearn.model_selection import StratifiedKFold, train_test_split
 
     digits = load_digits()
     grey = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)
     images = _resize(grey[:, None], image).expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(digits.target).long()
     order = np.arange(len(labels))
-    train, val = (
-        torch.from_numpy(index)
-        for index in train_test_split(order, test_size=0.2, random_state=0, stratify=digits.target)
-    )
-    classes = [str(i) for i in range(10)]
-    return _described("digits", Split(images[train], labels[train]), Split(images[val], labels[val]), classes, False)
+    train, val = train_test_split(order, test_size=1 / FIFTHS, random_state=0, stratify=digits.target)
+    fifth = torch.zeros(len(order), dtype=torch.int64)
+    folds = StratifiedKFold(FIFTHS - 1, shuffle=True, random_state=0).split(train, digits.target[train])
+    for i, (_, part) in enumerate(folds, start=1):
+        fifth[part] = i
+    splits = [Split(images[index], labels[index]) for index in map(torch.from_numpy, (train, val))]
+    return replace(_described("digits", splits[0], splits[1], [str(i) for i in range(10)], False), fifth=fifth)
+
+
+def _mnist(name: str, root: Path, image: int | None) -> Data:
+    """The files as they are published (IDX), of Debian's package, or of torchvision's folder and download."""
+    kind = getattr(_torchvision_datasets(), _GREY[name])
+    raw = root / _GREY[name] / "raw"
+    folders = [root / name, root, raw, DEBIAN / name]
+    here = next((f for f in folders if (f / "t10k-labels-idx1-ubyte.gz").is_file()), None)
+    if here is None:
+        try:
+            kind(str(root), download=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"{name} is not in '{root}' and could not be downloaded ({error}); put its four .gz files into "
+                f"'{root / name}' (Debian's package dataset-{name} has them), or pass --data digits"
+            ) from error
+        here = raw
+
+    def split(part: str) -> Split:
+        images, labels = (_idx(here / f"{part}-{what}-ubyte.gz") for what in ("images-idx3", "labels-idx1"))
+        return Split(_resize(images[:, None], image), labels.long())
+
+    return _described(name, split("train"), split("t10k"), [str(c) for c in kind.classes], name != "mnist")
+
+
+def _idx(path: Path) -> Tensor:
+    """The bytes of an IDX file in their shape: two zeros, type, number of axes, then each axis and the values
+    (big-endian; yann.lecun.com/exdb/mnist)."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+        shape = np.frombuffer(content, ">i4", content[3], 4)
+        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape).copy())
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise InputError(f"'{path}' cannot be read ({error}); remove it, or fetch it again") from error
 
 
 def _torchvision_datasets() -> Any:

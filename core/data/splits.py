@@ -8,6 +8,7 @@ from torch import Tensor
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation per channel
 
+FIFTHS = 5
 _PIECE = 1 << 26  # bytes
 
 
@@ -21,7 +22,8 @@ class Split(NamedTuple):
 @dataclass(frozen=True)
 class Data:
     """A data set: its splits, class names in label order, and the training images' mean and deviation per
-    channel (of pixels in [0, 1]). mirrors: whether a mirrored image keeps its class."""
+    channel (of pixels in [0, 1]). mirrors: whether a mirrored image keeps its class. fifth: where seeds hold out
+    different images, the fifth of every training and then validation image [N]."""
 
     name: str
     train: Split
@@ -30,6 +32,21 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     mirrors: bool = True
+    fifth: Tensor | None = None
+
+    def held_out(self, seed: int) -> int | None:
+        """The fifth that a seed holds out; None where all hold out the same images."""
+        return None if self.fifth is None else seed % FIFTHS
+
+    def holding_out(self, seed: int) -> "Data":
+        """As the seed divides it: five in a row hold out every image once. Mean and deviation stay."""
+        if self.fifth is None:
+            return self
+        order = torch.cat([(self.fifth != seed % FIFTHS).nonzero(), (self.fifth == seed % FIFTHS).nonzero()])[:, 0]
+        count = int((self.fifth != seed % FIFTHS).sum())
+        images, labels = (torch.cat(pair)[order.to(pair[0].device)] for pair in zip(self.train, self.val, strict=True))
+        train, val = Split(images[:count], labels[:count]), Split(images[count:], labels[count:])
+        return replace(self, train=train, val=val, fifth=self.fifth[order])
 
     @property
     def image(self) -> int:

@@ -15,6 +15,7 @@ from core.data import sets as data
 from core.weights import checkpoints as weights
 
 TINY = "--preset quick --device cpu --image 8 --width 16 --depth 1 --heads 2 --mlp 32 --epochs 2 --batch-size 128"
+TINY += " --seeds 1"
 ARMS = "baseline,decatt+mrt,crs@0.5+flash"
 
 

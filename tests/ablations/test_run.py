@@ -11,7 +11,7 @@ import torch
 
 from ablations import report, run
 from ablations.reporting import compose, figures
-from ablations.study import arms, cells, evaluation, profiling, reading, running, store
+from ablations.study import arms, cells, evaluation, profiling, reading, running, store, timing
 from core import engine, vit
 from core.data import sets as data_sets
 from core.errors import InputError
@@ -20,7 +20,7 @@ from core.weights import checkpoints as weights
 DRAW = figures.draw
 TINY = [
     "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
-    "--mlp", "32", "--epochs", "2", "--batch-size", "128",
+    "--mlp", "32", "--epochs", "2", "--batch-size", "128", "--seeds", "1",
 ]  # fmt: skip
 FIELDS = {
     "arm", "seed", "preset", "data", "parameters", "epochs", "best_val_accuracy", "final_val_accuracy",
@@ -35,6 +35,10 @@ def command(tmp_path, monkeypatch):
     """command(*options) -> exit status; the study is at command.out. Figures, which take seconds, are not drawn."""
 
     monkeypatch.setattr(figures, "draw", lambda comparisons, out: {})
+    monkeypatch.setattr(timing, "BLOCK", 0.001)
+    monkeypatch.setattr(timing, "ROUNDS", 2)
+    monkeypatch.setattr(timing, "SHARE", 0)
+    monkeypatch.setattr(timing.measure, "ceiling", lambda dtype, device: 1e11)
 
     def call(*options):
         monkeypatch.setattr("sys.argv", ["run.py", "--out", str(tmp_path / "study"), *TINY, *options])
@@ -118,6 +122,68 @@ def test_finished_cells_are_skipped_and_others_added(command, monkeypatch):
     assert (command.out / "cells" / "baseline" / "seed0" / "result.json").stat().st_mtime_ns == before
 
 
+def test_exact_arms_are_trained_at_the_first_seed(command, capsys):
+    options = ["--arms", "baseline,baseline-again,flash,decatt,decatt+flash", "--seeds", "2"]
+    assert command(*options) == 0
+    assert "0 of 7 cells finished before, 7 to run (3 more are known from their twins; " in capsys.readouterr().out
+    cells_of = {(r["arm"], r["seed"]) for r in reading.results(command.out)}
+    assert {arm for arm, seed in cells_of if seed == 1} == {"baseline", "decatt"}
+    assert command(*options, "--every-arm") == 0
+    assert len(reading.results(command.out)) == 10
+
+
+def test_without_its_twin_an_exact_arm_is_trained_at_every_seed(command):
+    assert command("--arms", "flash,decatt", "--seeds", "2") == 0
+    assert len(reading.results(command.out)) == 4
+
+
+def test_each_seed_holds_out_another_fifth(command, monkeypatch):
+    assert command("--arms", "baseline", "--seeds", "3", "--epochs", "1") == 0
+    assert [r["held_out"] for r in reading.results(command.out)] == [0, 1, 2]
+    result = reading.results(command.out)[2]
+    model = evaluation.load(command.out / "cells" / "baseline" / "seed2")
+    data = data_sets.load("digits", image=8).holding_out(2)
+    assert evaluation.accuracy(model, data, torch.device("cpu")).accuracy == result["best_val_accuracy"]
+
+
+def test_a_run_is_timed_once_and_again_when_asked(command, capsys):
+    assert command("--arms", "baseline,flash") == 0
+    path = command.out / "timing.json"
+    first = path.read_text()
+    assert json.loads(first)["ratios"].keys() == {"baseline", "baseline-again", "flash"}
+    assert command("--arms", "baseline,flash", "--seeds", "2") == 0
+    assert path.read_text() == first
+    assert command("--arms", "baseline,flash,mrt", "--timing-only") == 0
+    assert "mrt" in json.loads(path.read_text())["ratios"]
+    assert {r["arm"] for r in reading.results(command.out)} == {"baseline", "flash"}
+    assert command("--arms", "flash", "--timing-only") == 2
+    assert "a timing pass compares with the baseline; add it" in capsys.readouterr().err
+
+
+def test_until_ends_when_all_is_decided_or_at_the_last_seed():
+    trained, clock = [], iter(range(0, 10_000, 30))
+    decided = iter([False, False, True])
+    one = lambda seed: trained.append(seed) or 1  # noqa: E731
+    assert running.until(lambda: next(decided), range(3, 11), 60, one) == (4, 4, "all is decided")
+    assert trained == [3, 4, 5, 6]
+    assert running.until(lambda: False, range(3), 60, one)[0] == 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running.time, "monotonic", lambda: next(clock))  # a seed takes half a minute
+        count, _, why = running.until(lambda: False, range(50), 3, one)
+    assert 2 <= count <= 4
+    assert "longer than 3 minutes" in why
+
+
+def test_until_is_of_the_studys_verdicts(command, capsys):
+    """A margin that nothing can miss is met at the second seed, and the intervals allow for all looks."""
+    assert command("--arms", "baseline,decatt", "--seeds", "4", "--until", "accuracy=9999", "--margin", "time=5") == 0
+    assert {r["seed"] for r in reading.results(command.out)} == {0, 1}
+    assert "2 of at most 4 seeds; all is decided" in capsys.readouterr().out
+    assert json.loads((command.out / "margins.json").read_text()) == {
+        "margins": {"accuracy": 0.5, "time": 5.0, "memory": 2.0}, "looks": 3,
+    }  # fmt: skip
+
+
 def test_a_second_seed_compiles_nothing(command, monkeypatch):
     compiled = []
 
@@ -129,7 +195,7 @@ def test_a_second_seed_compiles_nothing(command, monkeypatch):
         return torch.compile(engine.fresh(fn), fullgraph=True, dynamic=False, backend=counting)
 
     monkeypatch.setattr(engine, "_compile", compile_)
-    assert command("--arms", "flash,decatt", "--seeds", "3", "--engine", "compiled") == 0
+    assert command("--arms", "flash,decatt", "--seeds", "3", "--engine", "compiled") == 0  # without a timing pass
     assert len(reading.results(command.out)) == 6
     assert len(compiled) == 2 * 2  # two arms, each its loss and its update
 
@@ -286,6 +352,12 @@ def test_a_loss_that_is_not_finite_fails_the_cell(command):
         (["--set", "decatt.norm=frob"], "unknown decatt norm 'frob'"),
         (["--set", "mrt.tokens=8"], "tokens 8 cannot be had from image 8 with patches 2 to 8; nearest: 7 or 10"),
         (["--seeds", "0"], "seeds 0 is too small"),
+        (["--until", "accuracy=0.5"], "--until with one seed decides nothing: pass --seeds with the most there may be"),
+        (["--seeds", "4", "--until", "time=2"], "--until is of accuracy: seeds tell nothing of time or memory"),
+        (["--margin", "acuracy=1"], "unknown margin of 'acuracy'; legal: accuracy, time, memory"),
+        (["--margin", "accuracy"], "margin accuracy= is no positive number; write for example accuracy=0.5"),
+        (["--max-minutes", "0"], "max minutes 0 must be above 0"),
+        (["--plan", "--timing-only"], "--timing-only belongs to a run"),
         (["--weights", "vit_b_61"], "unknown weights 'vit_b_61'; legal: vit_b_16,"),
         (["--weights", "none.safetensors"], "checkpoint 'none.safetensors' does not exist"),
         (["--data", "digits,cifar10"], "--out is for one data set, and --data has 2; leave it out, or pass one"),
@@ -365,7 +437,7 @@ def finetune(image_folder, tmp_path, monkeypatch):
 
 def test_pretraining_then_fine_tuning(finetune, image_folder, tmp_path, monkeypatch, capsys):
     """Study 2 without a network, at another image size; it starts from the checkpoint, and is evaluated again."""
-    monkeypatch.setattr(cells, "ceiling", lambda dtype, device: 1e12)  # slow in bf16 on most CPUs
+    monkeypatch.setattr(timing.measure, "ceiling", lambda dtype, device: 1e12)  # slow in bf16 on most CPUs
     options = ["--data", f"folder:{image_folder}", "--image", "8", "--batch-size", "8", "--epochs", "2"]
     assert exits(monkeypatch, "--preset", "pretrain", *SMALL, *options) == 0
     checkpoint = tmp_path / "runs" / "pretrain-images" / "cells" / "baseline" / "seed0" / "best.safetensors"

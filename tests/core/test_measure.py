@@ -1,12 +1,14 @@
 import subprocess
 import time
-from random import Random
+from itertools import islice
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from core.measure import Ticks, busy_share, ceiling, gpu_state, interleaved, peak_bytes, tensor_bytes
+from core.measure import Ticks, busy_share, ceiling, gpu_state, in_rounds, interleaved, peak_bytes, ratios, tensor_bytes
 
 CPU = torch.device("cpu")
 
@@ -39,34 +41,23 @@ def test_ticks():
     assert 0 <= second < first
 
 
-def test_blocks_are_interleaved():
+def test_every_contender_is_warmed_up_and_has_a_block_a_round():
     calls = []
     runs = {name: (lambda name=name: calls.append(name)) for name in "ab"}
     seconds = interleaved(runs, rounds=3, device=CPU)
-    assert "".join(calls) == "ab" * 4
+    assert calls[:2] == ["a", "b"]
+    assert len(calls) == 8
     assert [len(s) for s in seconds.values()] == [3, 3]
 
 
 def test_blocks_in_a_new_order_each_round():
     calls = []
     runs = {name: (lambda name=name: calls.append(name)) for name in "abc"}
-    interleaved(runs, rounds=300, device=CPU, shuffle=Random(0))
-    rounds = ["".join(calls[i : i + 3]) for i in range(3, len(calls), 3)]
+    rounds = ["".join(took) for took in islice(in_rounds(runs, CPU), 300)]
+    assert "".join(calls) == "".join(rounds)
     assert {"".join(sorted(r)) for r in rounds} == {"abc"}
     assert all(30 < rounds.count(order) < 70 for order in set(rounds))
     assert len(set(rounds)) == 6
-
-
-def test_blocks_last_as_long_as_they_must():
-    calls = []
-
-    def run():
-        calls.append(time.perf_counter())
-        time.sleep(0.002)
-
-    seconds = interleaved({"short": run}, rounds=2, device=CPU, at_least=0.02)["short"]
-    assert 7 <= (len(calls) - 2) / 2 <= 10
-    assert all(0.002 <= s < 0.01 for s in seconds)
 
 
 @pytest.mark.gpu
@@ -103,3 +94,38 @@ def test_gpu_state_is_read_or_says_why_not(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", missing)
     assert gpu_state(torch.device("cuda")) == {"unknown": "nvidia-smi"}
+
+
+def test_ratios_of_few_rounds_are_a_paired_t_interval():
+    draw = np.random.default_rng(0)
+    seconds = {"a": draw.uniform(1, 2, 6).tolist(), "b": draw.uniform(1, 2, 6).tolist()}
+    found = ratios(seconds, "a")
+    logs = np.log(seconds["b"]) - np.log(seconds["a"])
+    interval = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert found["b"] == pytest.approx(np.exp([logs.mean(), interval.low, interval.high]))
+    assert found["a"] == (1, 1, 1)
+
+
+@pytest.mark.parametrize("disturbed", [0.0, 0.1])
+def test_intervals_of_ratios_cover_the_truth(disturbed):
+    """95 % nominal; a load that doubles a tenth of the blocks neither biases them nor makes them useless."""
+    draw, hits, widths = np.random.default_rng(1), 0, []
+    for _ in range(1000):
+        common = draw.normal(0, 0.05, 12)  # the machine's own drift: the same for all of a round
+        load = [np.where(draw.random(12) < disturbed, np.log(2), 0) for _ in range(5)]
+        seconds = {
+            name: np.exp(common + draw.normal(0, 0.01, 12) + load[i] + (np.log(1.1) if name == "b" else 0)).tolist()
+            for i, name in enumerate("abcde")
+        }
+        _, low, high = ratios(seconds, "a")["b"]
+        hits += low <= 1.1 <= high
+        widths.append(high - low)
+    assert hits >= 935  # 95 % less two standard errors
+    assert np.median(widths) < (0.022 if not disturbed else 0.06)
+
+
+def test_rounds_that_some_are_not_in():
+    seconds = {"a": [1.0, 2.0, 1.0, 4.0], "b": [2.0, 4.0, None, None], "c": [None, None, 3.0, 12.0]}
+    found = ratios(seconds, "a")
+    assert found["b"] == pytest.approx((2, 2, 2))
+    assert found["c"] == pytest.approx((3, 3, 3))

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,18 +62,44 @@ def test_a_precision_is_a_part_of_an_arm():
         Recipe(precision="bf16").dtype(arm)
 
 
+def chosen(text):
+    selected, refused = arms.select(text)
+    assert not refused
+    return [arm.name for arm in selected]
+
+
+def test_combinations_that_cannot_be_are_left_out_and_named(monkeypatch):
+    """An added optimization that replaces what mrt replaces runs with the others; asked for by name it is refused."""
+    monkeypatch.setitem(arms.REGISTRY, "tiny", replace(REGISTRY["uniform"], control=None))
+    selected, refused = arms.select("all")
+    names = {arm.name for arm in selected}
+    assert {"tiny", "flash+tiny", "decatt+tiny", "mrt", "uniform"} <= names
+    assert len(refused) == 2 * len([name for name in names if "mrt" in name.split("+") and "flash" in name.split("+")])
+    assert all({"mrt", "tiny"} <= set(name.split("+")) for name in refused)
+    assert not names & refused.keys()
+    assert "uniform both replace the model's tokenize" in refused["mrt+tiny"]
+    with pytest.raises(InputError, match="both replace the model's tokenize"):
+        arms.select("baseline,mrt+tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("baseline", "baseline"), ("baseline-again", "baseline"), ("flash", "baseline"), ("flash@tiled", "baseline"),
+        ("flash+recompute", "baseline"), ("crs@0.3+flash", "crs@0.3"), ("bf16+flash", "bf16"), ("mrt", "mrt"),
+    ],
+)  # fmt: skip
+def test_twins(name, other):
+    assert arms.twin(name) == other
+
+
 def test_select():
-    assert [a.name for a in arms.select("flash, baseline,flash+decatt,decatt+flash")] == [
-        "flash", "baseline", "decatt+flash",
-    ]  # fmt: skip
-    assert [a.name for a in arms.select("all")] == [*arms.lattice(), arms.AGAIN]
-    assert [a.name for a in arms.select("all,controls")] == [
-        *arms.lattice(),
-        arms.AGAIN,
-        *("recompute", "flash+recompute", "uniform", "flash+uniform"),
-    ]
-    assert len(arms.select("published")) == 8
-    finetune = arms.select("finetune", arms.read_settings(PRESETS["finetune"].set))
+    assert chosen("flash, baseline,flash+decatt,decatt+flash") == ["flash", "baseline", "decatt+flash"]
+    controls = ["recompute", "flash+recompute", "uniform", "flash+uniform"]
+    assert chosen("controls") == controls
+    assert chosen("all") == chosen("all,controls") == [*arms.lattice(), arms.AGAIN, *controls]
+    assert len(chosen("published")) == 8
+    finetune, _ = arms.select("finetune", arms.read_settings(PRESETS["finetune"].set))
     assert [a.name for a in finetune] == ["baseline", "crs@0.5", "crs@0.3", "recompute", "bf16"]
     assert finetune[1].parameters["crs"]["scope"] == "published"
     assert set(arms.PUBLISHED) <= set(arms.lattice())
@@ -124,6 +151,6 @@ def test_a_required_parameter_must_be_given(monkeypatch):
 
 
 def test_near_values_have_names_of_their_own():
-    chosen = arms.select("crs@0.3000001,crs@0.3,crs@0.9999999")
-    assert [arm.name for arm in chosen] == ["crs@0.3000001", "crs@0.3", "crs@0.9999999"]
-    assert all(arms.parse(arm.name).parameters == arm.parameters for arm in chosen)
+    near, _ = arms.select("crs@0.3000001,crs@0.3,crs@0.9999999")
+    assert [arm.name for arm in near] == ["crs@0.3000001", "crs@0.3", "crs@0.9999999"]
+    assert all(arms.parse(arm.name).parameters == arm.parameters for arm in near)

@@ -1,4 +1,6 @@
 import builtins
+import gzip
+import struct
 
 import numpy as np
 import pytest
@@ -27,6 +29,93 @@ def test_digits_are_the_1797_real_ones(tmp_path):
     labels = torch.cat((digits.train.labels, digits.val.labels))
     assert torch.bincount(labels).tolist() == np.bincount(load_digits().target).tolist()
     assert torch.bincount(digits.val.labels).min() >= 34  # a fifth of every class
+
+
+def test_five_seeds_hold_out_every_digit_once(tmp_path):
+    base = data.load("digits", tmp_path, image=8)
+    first = base.holding_out(0)
+    assert all(torch.equal(a, b) for a, b in zip((*base.train, *base.val), (*first.train, *first.val), strict=True))
+    everything = sorted(map(bytes, torch.cat((base.train.images, base.val.images))[:, 0].reshape(1797, 64).numpy()))
+    seen = []
+    for seed in range(5):
+        held = base.holding_out(seed)
+        parts = [sorted(map(bytes, part.images[:, 0].reshape(-1, 64).numpy())) for part in (held.train, held.val)]
+        assert sorted(parts[0] + parts[1]) == everything
+        counts = torch.bincount(held.val.labels)
+        assert set(counts.tolist()) <= {34, 35, 36, 37}  # a fifth of every class, of 174 to 183
+        assert (base.mean, base.std) == (held.mean, held.std)
+        seen += parts[1]
+        again = base.holding_out(seed + 5)
+        assert torch.equal(again.val.images, held.val.images)
+        assert base.held_out(seed + 5) == seed
+    assert sorted(seen) == everything
+    turned = base.holding_out(3).holding_out(1)
+    assert sorted(map(bytes, turned.val.images.numpy())) == sorted(map(bytes, base.holding_out(1).val.images.numpy()))
+
+
+def test_other_data_hold_out_the_same_at_every_seed(image_folder, tmp_path):
+    loaded = data.load(f"folder:{image_folder}", tmp_path)
+    assert loaded.holding_out(3) is loaded
+    assert loaded.held_out(3) is None
+
+
+@pytest.fixture
+def idx(tmp_path, monkeypatch):
+    """idx(folder): Fashion-MNIST's four files with 4 + 2 images, pixel by pixel 0, 1, 2, …, below the folder."""
+    monkeypatch.setattr(data, "DEBIAN", tmp_path / "none")
+
+    def write(folder):
+        folder.mkdir(parents=True)
+        for part, count in (("train", 4), ("t10k", 2)):
+            pixels = (np.arange(count * 28 * 28) % 256).astype(np.uint8).tobytes()
+            images = struct.pack(">HBBIII", 0, 8, 3, count, 28, 28) + pixels
+            labels = struct.pack(">HBBI", 0, 8, 1, count) + bytes(range(count))
+            (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
+            (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+
+    return write
+
+
+@pytest.mark.parametrize("where", ["root/fashion-mnist", "root", "root/FashionMNIST/raw", "none/fashion-mnist"])
+def test_fashion_mnist_is_found_and_has_one_channel(where, tmp_path, idx):
+    idx(tmp_path / where)
+    loaded = data.load("fashion-mnist", tmp_path / "root")
+    assert loaded.train.images.shape == (4, 1, 28, 28)
+    assert loaded.train.images.flatten().tolist() == [i % 256 for i in range(4 * 784)]
+    assert loaded.val.labels.tolist() == [0, 1]
+    assert loaded.classes[:2] == ("T-shirt/top", "Trouser")
+    assert loaded.mirrors
+    assert len(loaded.mean) == 1
+    assert data.load("fashion-mnist", tmp_path / "root", 16).val.images.shape == (2, 1, 16, 16)
+
+
+def test_a_damaged_idx_file_is_one_message(tmp_path, idx):
+    idx(tmp_path / "root")
+    file = tmp_path / "root" / "t10k-images-idx3-ubyte.gz"
+    file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes())[:-1]))
+    with pytest.raises(InputError, match="t10k-images-idx3-ubyte.gz' cannot be read"):
+        data.load("fashion-mnist", tmp_path / "root")
+
+
+def test_mnist_that_cannot_be_fetched_is_one_message(tmp_path, monkeypatch, idx):
+    def offline(*args, **options):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(data._torchvision_datasets(), "MNIST", offline)
+    with pytest.raises(InputError, match=r"could not be downloaded \(no network\); put its four .gz files into"):
+        data.load("mnist", tmp_path)
+
+
+def test_outlines_are_as_the_data_are(tmp_path, idx):
+    idx(tmp_path / "fashion-mnist")
+    for name in ("digits", "fashion-mnist"):
+        loaded, outlined = data.load(name, tmp_path), data.outline(name, tmp_path)
+        assert outlined.train.images.shape[1:] == loaded.train.images.shape[1:]
+        assert outlined.mirrors == loaded.mirrors
+        assert len(outlined.classes) == len(loaded.classes)
+        assert len(outlined.mean) == len(loaded.mean)
+    assert len(data.outline("mnist").train.labels) == 60_000
+    assert not data.outline("mnist").mirrors
 
 
 def test_digits_at_8_pixels_are_the_stored_values(tmp_path):

@@ -1,0 +1,173 @@
+"""The timing pass: the step time of every arm, measured side by side in rounds of freshly shuffled order.
+
+The cells' own step times are minutes apart, in a fixed order: position and arm are confounded. Here every round has a
+block of steps of every arm, and of the baseline a second time (A/A, which shows what is noise); an arm's ratio to the
+baseline is taken within rounds.
+"""
+
+import gc
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten
+
+from ablations.study.arms import AGAIN, BASELINE, parse
+from ablations.study.cells import Prepared, Progress, prepared
+from ablations.study.reading import results
+from ablations.study.store import write_json
+from core import measure, rng
+from core.errors import InputError
+from core.step import State
+
+BLOCK, STEPS = 0.1, 3  # seconds and steps of a block, at least
+WITHIN, QUIET = 0.015, 0.02  # half of the A/A interval: at which the pass ends; up to which a machine is called quiet
+ROUNDS = 12  # at least
+SHARE, MOST = 0.15, 300.0  # of the cells' training time, and seconds, that the pass takes at most beyond these
+Round = dict[str, float]  # seconds a step by arm, in the order in which they were measured
+
+
+def complete(out: Path, cells: Sequence[Prepared]) -> bool:
+    """Whether the study's pass has all of these arms."""
+    path = out / "timing.json"
+    return path.is_file() and {cell.arm.name for cell in cells} <= json.loads(path.read_text())["ratios"].keys()
+
+
+def measure_arms(cells: Sequence[Prepared], out: Path, progress: Progress, asked: bool = False) -> None:
+    """Measure every arm and write timing.json. InputError without a baseline: there is nothing to compare with.
+
+    asked: by itself, and so for as long as it may take at most; else for a share of the training time.
+    """
+    baseline = next((cell for cell in cells if cell.arm.name == BASELINE), None)
+    if baseline is None:
+        raise InputError(f"a timing pass compares with the baseline; add it: --arms {BASELINE},…")
+    again = prepared(parse(AGAIN), baseline.recipe, baseline.data)
+    others = [cell for cell in cells if cell.arm.name not in (BASELINE, AGAIN)]
+    load, begin, most = os.getloadavg()[0], time.perf_counter(), MOST if asked else _most(out)
+    rounds: list[Round] = []
+    groups = 0
+    for group in _groups([baseline, again], others, progress):
+        groups += 1
+        rounds += _rounds(group, most * len(group) / (len(others) + 2), baseline.device)
+    names = [BASELINE, AGAIN, *(cell.arm.name for cell in others)]
+    seconds = {name: [took.get(name) for took in rounds] for name in names if any(name in took for took in rounds)}
+    ratios = measure.ratios(seconds, BASELINE)
+    ratio, low, high = ratios[AGAIN]
+    quiet = bool(low > 1 - QUIET and high < 1 + QUIET)
+    write_json(
+        out / "timing.json",
+        {
+            "baseline": BASELINE,
+            "ratios": {name: dict(zip(("ratio", "low", "high"), of, strict=True)) for name, of in ratios.items()},
+            "rounds": len(rounds),
+            "groups": groups,
+            "quiet": quiet,
+            "seconds": seconds,
+            "order": [list(took) for took in rounds],
+            "wall_seconds": time.perf_counter() - begin,
+            "load": {"before": load, "after": os.getloadavg()[0], "processors": os.cpu_count()},
+            "gpu": measure.gpu_state(baseline.device),
+            "ceiling": ceiling(out, baseline),
+        },
+    )
+    noise = f"the baseline against itself {100 * (ratio - 1):+.1f} % [{100 * (low - 1):+.1f}, {100 * (high - 1):+.1f}]"
+    odd = "" if quiet else "; the machine was not quiet: step times are less certain than they could be"
+    took = time.perf_counter() - begin
+    progress.note(f"timing pass: {len(seconds)} arms, {len(rounds)} rounds, {took:.0f} s; {noise}{odd}")
+
+
+def ceiling(out: Path, cell: Prepared) -> float:
+    """FLOP/s that MFU is a share of: measured once a study for every precision, and kept in study.json."""
+    path, name = out / "study.json", str(cell.dtype).removeprefix("torch.")
+    study = json.loads(path.read_text())
+    known = study.setdefault("ceiling", {})
+    if name not in known:
+        known[name] = measure.ceiling(cell.dtype, cell.device)
+        write_json(path, study)
+    return float(known[name])
+
+
+def _most(out: Path) -> float:
+    """Seconds that the pass may take."""
+    trained = sum(result["train_seconds"] for result in results(out))
+    return min(MOST, SHARE * trained)
+
+
+def _groups(
+    first: Sequence[Prepared], others: Sequence[Prepared], progress: Progress
+) -> Iterator[dict[str, tuple[Callable[[], object], int]]]:
+    """Every arm's block and its steps, warmed up: all at once where they fit the device's memory, else as many as fit
+    at a time, always beside the baseline."""
+    states: dict[Any, State] = {}
+    left = list(others)
+    while True:
+        group = {cell.arm.name: _block(cell, states) for cell in first}
+        held = list(first)
+        while left:
+            try:
+                group[left[0].arm.name] = _block(left[0], states)
+                held.append(left.pop(0))
+            except torch.cuda.OutOfMemoryError as error:
+                if len(group) > len(first):
+                    break
+                progress.note(f"timing pass: {left.pop(0).arm.name} does not fit beside the baseline: {error}")
+            except Exception as error:  # told; the other arms are measured
+                progress.note(f"timing pass: {left.pop(0).arm.name} failed: {type(error).__name__}: {error}")
+        yield group
+        if not left:
+            return
+        states.clear()
+        for cell in [*held, left[0]]:
+            vars(cell).pop("loop", None)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _block(cell: Prepared, states: dict[Any, State]) -> tuple[Callable[[], object], int]:
+    """A block of an arm, long enough, and its number of steps. Arms of one shape start from one state."""
+    state = cell.start(0, rng.key(0, cell.device))
+    leaves, structure = tree_flatten(state)
+    state = states.setdefault((str(structure), *(leaf.shape for leaf in leaves)), state)
+    cell.loop.warm_up(state)
+    seconds = min(_timed(cell, state, STEPS) for _ in range(2)) / STEPS
+    steps = max(STEPS, math.ceil(BLOCK / seconds))
+    epochs = math.ceil(steps / cell.steps)
+    each = math.ceil(steps / epochs)
+    order = torch.arange(each * cell.recipe.batch_size, device=cell.data.train.labels.device)
+
+    def run() -> None:
+        for _ in range(epochs):
+            cell.loop.epoch(state, order)
+
+    run()
+    return run, each * epochs
+
+
+def _timed(cell: Prepared, state: State, steps: int) -> float:
+    order = torch.arange(min(steps, cell.steps) * cell.recipe.batch_size, device=cell.data.train.labels.device)
+    measure.synchronize(cell.device)
+    begin = time.perf_counter()
+    cell.loop.epoch(state, order)
+    measure.synchronize(cell.device)
+    return time.perf_counter() - begin
+
+
+def _rounds(group: dict[str, tuple[Callable[[], object], int]], most: float, device: torch.device) -> list[Round]:
+    """Rounds until the A/A interval is within WITHIN or `most` seconds are over; at least ROUNDS."""
+    end = time.perf_counter() + most
+    found: list[Round] = []
+    for took in measure.in_rounds({name: run for name, (run, _) in group.items()}, device):
+        found.append({name: seconds / group[name][1] for name, seconds in took.items()})
+        if len(found) >= ROUNDS and (time.perf_counter() >= end or _settled(found)):
+            return found
+    raise AssertionError("rounds have no end")
+
+
+def _settled(rounds: Sequence[Round]) -> bool:
+    _, low, high = measure.ratios({name: [took[name] for took in rounds] for name in rounds[0]}, BASELINE)[AGAIN]
+    return low > 1 - WITHIN and high < 1 + WITHIN
