@@ -101,7 +101,7 @@ def load(cell: Path) -> Trained:
             "runs/NAME/cells/ARM/seed0"
         ) from error
     arm = parse(about["arm"], read_settings(recipe.set))
-    return Trained(arm, checkpoints.check(params, config), config, recipe, about)
+    return Trained(arm, checkpoints.check(params, config, arm.ops), config, recipe, about)
 
 
 def accuracy(model: Trained, data: Data, device: torch.device) -> Evaluation:

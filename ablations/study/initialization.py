@@ -53,4 +53,4 @@ def initial(recipe: Recipe, arm: Arm, data: Data, seed: int) -> Params:
             f"its transforms ask for a model of {pairs}; give them other values, such as --set "
             f"mrt.min_patch={recipe.patch} mrt.max_patch={4 * recipe.patch}, or leave the arm out"
         )
-    return pretrained.fit(source, params, config)
+    return pretrained.fit(source, params, config, arm.ops)

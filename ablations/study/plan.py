@@ -41,9 +41,11 @@ def entries(cells: Sequence[Prepared], compiled: bool = False, budget: int | Non
     """The account of every arm in turn; InputError, with the arm's name, for one that cannot be built or that the
     device would refuse.
 
-    compiled: also `kept_bytes_compiled`, what torch.compile's partitioner keeps. With a budget in bytes also whether
+    compiled: also `kept_bytes_compiled`, what torch.compile's partitioner keeps, and `graphs`, what the arm changes in
+    the first arm's forward and backward graph. With a budget in bytes also whether
     what the recipe's batch needs is within it, and the largest batch that is (0: none).
     """
+    first: graphs.Graphs | None = None
     for cell in cells:
         size = cell.recipe.batch_size
         try:
@@ -59,7 +61,10 @@ def entries(cells: Sequence[Prepared], compiled: bool = False, budget: int | Non
                 "batch_size": size,
             }
             if compiled:
-                entry["kept_bytes_compiled"] = graphs.trace(cell.config, cell.ops, size, cell.dtype).kept_bytes
+                traced = graphs.trace(cell.config, cell.ops, size, cell.dtype)
+                entry["kept_bytes_compiled"] = traced.kept_bytes
+                entry["graphs"] = graphs.sentence(graphs.difference(first or traced, traced))
+                first = first or traced
         except InputError as error:
             raise InputError(f"arm '{cell.arm.name}': {error}") from error
         if budget is not None:
@@ -162,6 +167,10 @@ def show(console: Console, planned: Sequence[Entry], recipe: str, budget: int | 
     for e in planned:
         made = [f"{100 * size / e['kept_bytes']:.0f} % {name}" for name, size in e["kept_by_op"].items()]
         console.print(f"  {e['arm']}: {', '.join(made[:4])}", highlight=False, markup=False)
+    if "graphs" in first:
+        console.print(f"What becomes of the compiled graphs of {first['arm']}:", highlight=False, markup=False)
+        for e in planned[1:]:
+            console.print(f"  {e['arm']}: {e['graphs']}", highlight=False, markup=False)
 
 
 _PARTS = ("data", "copies", "best", "evaluation", "workspace", "reserve")

@@ -11,13 +11,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core.errors import InputError
-from core.ops import Params
+from core.layers import EXACT
+from core.ops import Ops, Params
 from core.vit import VitConfig, shapes
 
 
-def check(state: Mapping[str, Tensor], config: VitConfig) -> Params:
-    """The parameters in the model's order, if they are exactly those of `config`; else InputError."""
-    wanted = shapes(config)
+def check(state: Mapping[str, Tensor], config: VitConfig, ops: Ops = EXACT) -> Params:
+    """The parameters in the model's order, if they are exactly those of `config` under `ops`; else InputError."""
+    wanted = shapes(config, ops)
     for problem, names in (
         ("lack", [n for n in wanted if n not in state]),
         ("have the unknown", [n for n in state if n not in wanted]),

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.errors import InputError, choose
-from core.ops import Params
+from core.layers import EXACT
+from core.ops import Ops, Params
 from core.vit import VitConfig
 from core.weights import checkpoints
 from core.weights.names import rename
@@ -149,8 +150,8 @@ def _described(
     return Pretrained(source, params, shape, mean, std)
 
 
-def fit(pretrained: Pretrained, initial: Params, config: VitConfig) -> Params:
-    """The weights as those of `config`, with the head of `initial` and positions for its grid.
+def fit(pretrained: Pretrained, initial: Params, config: VitConfig, ops: Ops = EXACT) -> Params:
+    """The weights as those of `config`, with positions for its grid, and from `initial` the head and what `ops` bring.
 
     Raises InputError for weights of another shape, and for those of more, or less, than this model.
     """
@@ -160,9 +161,10 @@ def fit(pretrained: Pretrained, initial: Params, config: VitConfig) -> Params:
             f"{config.channels}; choose weights of {config.channels}"
         )
     positions = resample(pretrained.params["pos_embed"], config.image // config.patch)
-    head = {name: tensor for name, tensor in initial.items() if name.startswith("head.")}
+    brought = ops.parameters(config)
+    own = {name: tensor for name, tensor in initial.items() if name.startswith("head.") or name in brought}
     try:
-        return checkpoints.check(pretrained.params | {"pos_embed": positions} | head, config)
+        return checkpoints.check(pretrained.params | {"pos_embed": positions} | own, config, ops)
     except InputError as error:
         raise InputError(f"weights '{pretrained.source}' do not fit: {error}") from error
 

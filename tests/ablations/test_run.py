@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from ablations import report, run
-from ablations.reporting import compose
+from ablations.reporting import compose, figures
 from ablations.study import arms, cells, evaluation, profiling, reading, running, store, timing
 from core import engine, vit
 from core.data import sets as data_sets
 from core.errors import InputError
 from core.weights import checkpoints as weights
 
-DRAW = compose._draw
+DRAW = figures.draw
 TINY = [
     "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
     "--mlp", "32", "--epochs", "2", "--batch-size", "128", "--seeds", "1",
@@ -34,7 +34,7 @@ TIMES = {"mfu", "train_seconds", "images_per_second", "step_ms_median", "warmup_
 def command(tmp_path, monkeypatch):
     """command(*options) -> exit status; the study is at command.out. Figures, which take seconds, are not drawn."""
 
-    monkeypatch.setattr(compose, "_draw", lambda comparisons, out: {})
+    monkeypatch.setattr(figures, "draw", lambda comparisons, out: {})
     monkeypatch.setattr(timing, "BLOCK", 0.001)
     monkeypatch.setattr(timing, "ROUNDS", 2)
     monkeypatch.setattr(timing, "SHARE", 0)
@@ -56,7 +56,7 @@ def command(tmp_path, monkeypatch):
 @pytest.fixture
 def figures(command, monkeypatch):
     """Draws them."""
-    monkeypatch.setattr(compose, "_draw", DRAW)
+    monkeypatch.setattr(figures, "draw", DRAW)
 
 
 def refused(command, capsys, *options):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ablations.study.recipes import PRESETS
+from ablations.study.presets import PRESETS
 from ablations.study.store import cell_folder, write_json
 
 STEP_MS = {"baseline": 20.0, "flash": 18.0, "mrt": 22.0, "flash+mrt": 20.0}
