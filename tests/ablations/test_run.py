@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from ablations import report, run
-from ablations.reporting import compose, figures
+from ablations.reporting import compose
+from ablations.reporting import figures as drawing
 from ablations.study import arms, cells, evaluation, profiling, reading, running, store, timing
 from core import engine, vit
 from core.data import sets as data_sets
 from core.errors import InputError
 from core.weights import checkpoints as weights
 
-DRAW = figures.draw
+DRAW = drawing.draw
 TINY = [
     "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
     "--mlp", "32", "--epochs", "2", "--batch-size", "128", "--seeds", "1",
@@ -34,7 +35,7 @@ TIMES = {"mfu", "train_seconds", "images_per_second", "step_ms_median", "warmup_
 def command(tmp_path, monkeypatch):
     """command(*options) -> exit status; the study is at command.out. Figures, which take seconds, are not drawn."""
 
-    monkeypatch.setattr(figures, "draw", lambda comparisons, out: {})
+    monkeypatch.setattr(drawing, "draw", lambda comparisons, out: {})
     monkeypatch.setattr(timing, "BLOCK", 0.001)
     monkeypatch.setattr(timing, "ROUNDS", 2)
     monkeypatch.setattr(timing, "SHARE", 0)
@@ -56,7 +57,7 @@ def command(tmp_path, monkeypatch):
 @pytest.fixture
 def figures(command, monkeypatch):
     """Draws them."""
-    monkeypatch.setattr(figures, "draw", DRAW)
+    monkeypatch.setattr(drawing, "draw", DRAW)
 
 
 def refused(command, capsys, *options):
@@ -203,7 +204,7 @@ def test_a_second_seed_compiles_nothing(command, monkeypatch):
 def test_other_settings_in_the_same_folder_are_refused(command, capsys):
     assert command("--arms", "baseline") == 0
     error = refused(command, capsys, "--arms", "flash", "--learning-rate", "0.1", "--mlp", "48")
-    assert "mlp 32 -> 48, learning_rate 0.003 -> 0.1" in error
+    assert "mlp 32 -> 48, learning_rate 0.005 -> 0.1" in error
     assert not (command.out / "cells" / "flash").exists()
 
 
@@ -516,7 +517,8 @@ def test_profiles_are_a_pass_of_their_own(command, monkeypatch, capsys):
     for arm in ("baseline", "flash", "decatt"):
         assert (command.out / "cells" / arm / "profile" / "trace.json.gz").exists()
         folder = command.out / "report" / "profiles" / arm
-        assert {"operations.md", "categories.png", "memory.png"} == {p.name for p in folder.iterdir()}
+        assert {"operations.md", "categories.png", "memory.png", "categories.svg", "memory.svg"} == {
+            p.name for p in folder.iterdir()}
         assert (command.out / "report" / "tensorboard" / arm / "step.pt.trace.json.gz").stat().st_size > 0
     assert "Difference from `baseline`" in (folder.with_name("flash") / "operations.md").read_text()
     before = (command.out / "cells" / "flash" / "profile" / "profile.json").stat().st_mtime_ns
