@@ -89,7 +89,8 @@ class Prepared:
     @cached_property
     def step(self) -> Step:
         """The training step, under the recipe's engine."""
-        return engine.build(self.config, self.ops, self.prepare, self.dtype, self.optimizer, self.recipe.engine)
+        how = self.recipe.engine, self.recipe.regions
+        return engine.build(self.config, self.ops, self.prepare, self.dtype, self.optimizer, *how)
 
     @cached_property
     def loop(self) -> engine.Loop:

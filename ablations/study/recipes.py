@@ -83,6 +83,8 @@ class Recipe:
     """auto, cpu or cuda."""
     engine: str = "auto"
     """auto, eager, compiled or graphed."""
+    regions: bool = True
+    """Compile the blocks as one function, so that compiling does not grow with the depth; False where torch cannot."""
     precision: str = "auto"
     """fp32, bf16, or auto: bf16 on cuda, else fp32."""
     set: tuple[str, ...] = ()

@@ -9,10 +9,11 @@ import pytest
 from ablations.analysis import timing, verdicts
 from ablations.analysis.comparisons import Comparisons
 from ablations.analysis.estimates import seeds_for
-from ablations.analysis.factors import levels, twin
+from ablations.analysis.factors import levels
 from ablations.analysis.timing import Timing
 from ablations.reporting import sections, words
 from ablations.study import arms
+from ablations.study.arms import twin
 from ablations.study.reading import Cell, Study
 from core.errors import InputError
 
