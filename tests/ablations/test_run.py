@@ -518,7 +518,8 @@ def test_profiles_are_a_pass_of_their_own(command, monkeypatch, capsys):
         assert (command.out / "cells" / arm / "profile" / "trace.json.gz").exists()
         folder = command.out / "report" / "profiles" / arm
         assert {"operations.md", "categories.png", "memory.png", "categories.svg", "memory.svg"} == {
-            p.name for p in folder.iterdir()}
+            p.name for p in folder.iterdir()
+        }
         assert (command.out / "report" / "tensorboard" / arm / "step.pt.trace.json.gz").stat().st_size > 0
     assert "Difference from `baseline`" in (folder.with_name("flash") / "operations.md").read_text()
     before = (command.out / "cells" / "flash" / "profile" / "profile.json").stat().st_mtime_ns
