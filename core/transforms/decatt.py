@@ -57,10 +57,10 @@ def decorrelation(heads: Tensor, norm: str = "per_head", eps: float = 1e-12) -> 
     choose("decatt norm", norm, NORMS)
     A = heads.flatten(2).to(torch.promote_types(heads.dtype, torch.float32))
     gram = A @ A.mT
-    squares = gram.diagonal(dim1=-2, dim2=-1)
+    diagonal = torch.eye(A.shape[1], dtype=A.dtype, device=A.device)
+    squares = (gram * diagonal).sum(-1)  # gram.diagonal() gets a wrong gradient from torch.compile (2.11 to 2.14)
     if norm == "frobenius":
         squares = squares.sum(-1, keepdim=True)
     inverse = squares.clamp_min(eps**2).rsqrt()
     correlation = gram * inverse[..., :, None] * inverse[..., None, :]
-    off_diagonal = 1 - torch.eye(A.shape[1], dtype=A.dtype, device=A.device)
-    return (correlation.square().mean(0) * off_diagonal).sum()
+    return (correlation.square().mean(0) * (1 - diagonal)).sum()

@@ -94,6 +94,19 @@ def test_gradient_against_finite_differences(norm):
     assert torch.autograd.gradcheck(lambda A: decorrelation(A, norm), heads(2, 3, 4, 2).requires_grad_())
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_compiled_gradient_is_the_eager_one(norm):
+    """The real compiler: it gave gradients of 1e25 for the lengths read as a diagonal, with the value right."""
+
+    def loss(w, A):
+        return decorrelation(A @ w, norm)
+
+    w = torch.eye(8, dtype=torch.float64).requires_grad_()
+    (eager,) = torch.autograd.grad(loss(w, heads(d=8)), w)
+    (mine,) = torch.autograd.grad(torch.compile(loss, fullgraph=True, dynamic=False)(w, heads(d=8)), w)
+    torch.testing.assert_close(mine, eager, rtol=1e-10, atol=1e-12)
+
+
 def test_float32_is_near_float64():
     A = heads(8, 6, 65, 32, dtype=torch.float32)
     assert decorrelation(A).item() == pytest.approx(decorrelation(A.double()).item(), rel=1e-5)
