@@ -121,7 +121,7 @@ def _terms(configuration: dict[str, Any], environment: dict[str, str], study: di
 
 def _changes(configuration: dict[str, Any], study: dict[str, Any]) -> list[str]:
     """Values of the recipe that are not the published ones, machine, data and undecided ones apart."""
-    apart = ("data", "image", "set", "device", "engine", "differentiator", "eps", "flip" if study is STUDY_2 else "")
+    apart = ("data", "image", "set", "device", "engine", "eps", "flip" if study is STUDY_2 else "")
     before = json.loads(json.dumps(asdict(PRESETS[study["presets"][0]])))
     out = [
         f"{k} {v} -> {configuration.get(k)}"

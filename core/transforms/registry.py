@@ -17,7 +17,7 @@ from core.transforms.flash import flash
 from core.transforms.mrt import mrt, selector, uniform
 from core.transforms.recompute import recompute
 
-Contract = Literal["exact", "unbiased gradient", "biased gradient", "changes the objective", "changes the update"]
+Contract = Literal["exact", "unbiased gradient", "changes the objective", "changes the update"]
 
 
 @dataclass(frozen=True)
