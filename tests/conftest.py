@@ -1,7 +1,13 @@
 """Shared fixtures: a tiny model, a batch, and small folders of images written for the test."""
 
+import os
+
 import numpy as np
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of several threads each would stand in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from PIL import Image
 

@@ -37,12 +37,7 @@ class Case:
 
     @property
     def rewrite(self):
-        try:
-            return self.transform.build(**self.parameters, **offline(self.parameters))
-        except InputError as error:
-            if "needs its package" in str(error):
-                pytest.skip(str(error))
-            raise
+        return self.transform.build(**self.parameters, **offline(self.parameters))
 
     @property
     def ops(self):
@@ -128,7 +123,7 @@ def test_commutation_or_a_named_refusal(case):
     """With every other transform: the same numbers in either order, or both orders are refused by name."""
     mine = case.rewrite
     for other in CASES:
-        if other.name == case.name or "flash-attn" in str(other):
+        if other.name == case.name:
             continue
         theirs = other.rewrite
         outcomes, refusals = [], []

@@ -47,7 +47,7 @@ REGISTRY: dict[str, Transform] = {
         flash,
         "exact",
         "FlashAttention: fused, exact, no N x N matrix",
-        settings=({"backend": "tiled"}, {"backend": "flash-attn"}, {"backend": "flash-attn-4"}),
+        settings=({"backend": "tiled"},),
     ),
     "decatt": Transform(
         decatt,

@@ -328,7 +328,7 @@ def test_studies_of_other_seeds_are_joined(tmp_path):
     [
         ({"preset": "matched"}, "preset 'quick' and 'matched'"),
         ({"data": "cifar10"}, "data 'digits' and 'cifar10'"),
-        ({"learning_rate": 1.0, "mlp": 7}, "mlp 256 and 7, learning_rate 0.003 and 1.0"),
+        ({"learning_rate": 1.0, "mlp": 7}, "mlp 128 and 7, learning_rate 0.005 and 1.0"),
         ({}, "two of the studies have 'baseline' at seed 0; train other seeds (run.py --first-seed)"),
     ],
 )

@@ -105,15 +105,17 @@ def test_json_for_every_arm_without_data(run, tmp_path):
     assert [e["arm"] for e in planned] == ["baseline", "flash", "crs@0.3+mrt"]
     needed = {"arm", "parameters", "flops_per_image", "kept_bytes", "kept_bytes_per_block", "peak_bytes"}
     assert all(needed <= e.keys() and "fits" not in e for e in planned)
-    recipe = PRESETS["quick"].resolve_machine().resolve_data(data.outline("cifar10"))
-    assert planned[0]["parameters"] == vit.parameters(recipe.model(arms.parse("baseline"), data.outline("cifar10")))
+    known = data.outline("cifar10", image=PRESETS["quick"].image)
+    recipe = PRESETS["quick"].resolve_machine().resolve_data(known)
+    assert planned[0]["parameters"] == vit.parameters(recipe.model(arms.parse("baseline"), known))
     assert planned[1]["kept_bytes"] < planned[0]["kept_bytes"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_table_and_the_budget(run):
     """The evaluation needs the same of all: a batch that no arm has room for beside it fits none."""
-    arms = ("--arms", "baseline,flash,crs@0.3+flash", "--batch-size", "64")
+    shape = ("--image", "24", "--width", "64", "--depth", "4", "--mlp", "256", "--batch-size", "64")
+    arms = ("--arms", "baseline,flash,crs@0.3+flash", *shape)
 
     def rows(budget):
         out = run(*arms, "--budget", budget)
