@@ -114,8 +114,8 @@ def readout(site: Site, x: Tensor) -> Tensor:
 
 
 def observe(site: Site, q: Tensor, k: Tensor, v: Tensor, heads: Tensor) -> Carry:
-    """The carry, with this block's penalty added to it."""
-    return {**site.carry, "penalty": site.carry["penalty"] + site.ops.penalty(site, heads)}
+    """The carry, and this block's penalty."""
+    return {**site.carry, "penalty": site.ops.penalty(site, heads)}
 
 
 def penalty(site: Site, heads: Tensor) -> Tensor:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from core.vit import VitConfig
 
 Params = dict[str, Tensor]
-Carry = dict[str, Tensor]  # beside the tokens: the "penalty" of a block so far, and what transforms hand to the next
+# What leaves a block beside the tokens: its "penalty", and what transforms hand to the next. Always new tensors:
+# torch's inductor computes wrong values where a region hands back an input of its own.
+Carry = dict[str, Tensor]
 
 
 class Site(NamedTuple):
@@ -82,7 +84,7 @@ class Ops:
     mlp:       (site, x [B,N,D]) -> [B,N,D]: the second branch, likewise
     block:     (site, x [B,N,D]) -> (x [B,N,D], carry): both branches with their residuals
     readout:   (site, x [B,N,D]) -> logits [B,K]
-    observe:   (site, q, k, v, heads) -> carry: what goes on from one block's attention, the penalty in any case
+    observe:   (site, q, k, v, heads) -> carry: what leaves the block beside the tokens, its penalty in any case
     penalty:   (site, heads [B,h,N,d]) -> what one block adds to the cross entropy, a scalar
     """
 

@@ -188,12 +188,11 @@ def forward(
     model = Site("", outer, config, ops, key, dtype, {})
     x = ops.tokenize(model, images)
     carry: Carry = {}
-    penalty = zero = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
+    penalty = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
     for i, own in enumerate(blocks):
         keys = None if key is None else rng.named(key, f"blocks.{i}")
-        # Each starts at zero: for a compiler the first block, before which none has a gradient, would be another one.
-        x, carry = run(own, keys, x, carry | {"penalty": zero}, i if ops.positional else None)
-        penalty = penalty + carry["penalty"]
+        x, carry = run(own, keys, x, carry, i if ops.positional else None)
+        penalty = penalty + carry.pop("penalty")
     return Output(ops.readout(model, x), penalty)
 
 

@@ -292,3 +292,20 @@ def test_streamed_equals_resident_on_cuda():
 
 def test_registry_is_covered_here():
     assert {part.split("@")[0] for arm in ARMS for part in arm.split("+")} >= set(REGISTRY) - {"uniform"}
+
+
+@pytest.mark.parametrize("arm", ["baseline", "decatt+flash"])
+def test_regions_under_the_real_compiler_give_the_metrics_of_eager(arm):
+    """Value and parts too, where the gradient alone would not tell: three blocks, dropout on, float64."""
+    ops = parse(arm).ops
+    config = vit.VitConfig(image=16, patch=8, width=16, depth=3, heads=2, mlp=32, classes=5, dropout=0.1)
+    params = {n: p.double() for n, p in vit.init(config, 0, ops).items()}
+    batch = rng.uniform(rng.key(1), (6, 3, 16, 16)).double(), torch.arange(6) % 5
+    results = []
+    for how in ("eager", "compiled"):
+        step = engine.build(config, ops, lambda images, key: images, torch.float64, AdamW(), how)
+        results.append(step(start(params, AdamW(), rng.key(0), ops), batch))
+    (expected, metrics), (state, compiled) = results
+    for name, value in metrics._asdict().items():
+        assert getattr(compiled, name).item() == pytest.approx(value.item(), rel=1e-12), name
+    assert all((state.params[n] - p).abs().max() < 1e-9 for n, p in expected.params.items())
