@@ -187,6 +187,13 @@ def loop(engine: str, step: Step, split: Split, size: int, device: torch.device)
 
 
 def _overwrite(old: State, new: State) -> None:
+    """Copy the new state over the old one; what the new one keeps of the old in another place is saved first."""
+    held = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(old)}
+
+    def safe(mine: Tensor, other: Tensor) -> Tensor:
+        return other.clone() if other is not mine and other.untyped_storage().data_ptr() in held else other
+
+    new = tree_map(safe, old, new)
     for mine, other in ((old[:2], new[:2]), (old[2:], new[2:])):  # floats, integers: one launch for each kind
         torch._foreach_copy_(tree_leaves(mine), tree_leaves(other))
 

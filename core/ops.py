@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from core import rng
-from core.errors import InputError
+from core.errors import InputError, choose
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ Carry = dict[str, Tensor]
 class Site(NamedTuple):
     """Where in the model a primitive is called.
 
-    name: "patch_embed.proj", "head"; within a block without its number: "attn.qkv"; "" for a block, or the model.
+    name: "norm", "head"; within a block without its number: "attn.qkv"; "" for a block, or the model.
     params: those of the block (by their names in it), or of all that is outside the blocks.
     keys: what keys are made from, see `key`; None where nothing may be random.
     dtype: what the model computes in.
@@ -116,7 +116,13 @@ class Ops:
 
     def parameters(self, config: VitConfig) -> dict[str, Parameter]:
         """Parameters that transforms add to the model's, by full name."""
-        return {n: p for part in self.parts if part.parameters for n, p in part.parameters(config).items()}
+        out: dict[str, Parameter] = {}
+        for part in self.parts:
+            own = part.parameters(config) if part.parameters else {}
+            if taken := out.keys() & own.keys():
+                raise InputError(f"{part.name} and another transform both bring {', '.join(sorted(taken))}; choose one")
+            out |= own
+        return out
 
     def frozen(self, name: str) -> bool:
         """Whether the parameter of this full name is not trained."""
@@ -151,6 +157,11 @@ class Part:
 
 
 _PLACED = ("linear", "norm")  # called at several sites of a block
+PRIMITIVES = ("tokenize", "norm", "linear", "attend", "attention", "mlp", "block", "readout", "observe", "penalty")
+SITES = (  # where these are called
+    *("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"),
+    *("patch_embed.norm", "norm", "head", "head.fc1", "head.fc2"),
+)
 
 
 def rewrite(
@@ -175,8 +186,13 @@ def rewrite(
     positional: whether the functions read `site.block`.
     config, parameters, frozen, optimizer: see the methods of Ops; `optimizer` takes the one it may build on.
 
-    Applied, it raises InputError where it and another one replace the same primitive at the same place.
+    Raises InputError for primitives and sites that the model does not have and, applied, where it and another one
+    replace the same primitive at the same place.
     """
+    for primitive in (*(replace or {}), *(wrap or {})):
+        choose("primitive", primitive, PRIMITIVES)
+    for place in (*(at or ()), *inside):
+        choose("site", place, SITES)
     part = Part(name, replace or {}, wrap or {}, at, inside, positional, config, parameters, frozen, optimizer)
 
     def apply(ops: Ops) -> Ops:

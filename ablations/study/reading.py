@@ -1,33 +1,19 @@
 """A study read back from its folders: finished cells, what failed, configuration and environment."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ablations.study.arms import AGAIN, BASELINE
 from ablations.study.machine import COMPARABLE
-from ablations.study.store import Result, Row, cell_folder, refuse_old
+from ablations.study.store import ANEW, Result, Row, cell_folder, readable, refuse_old
 from core.errors import InputError
-
-_AGAIN = "remove the folder and run the study again"
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Makes whatever a damaged file raises an InputError."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise InputError(f"'{path}' cannot be read ({what}); restore it, or {_AGAIN}") from error
 
 
 def results(out: Path) -> list[Result]:
@@ -68,8 +54,8 @@ class Cell:
         """Whether each validation image was classified correctly after each epoch, [epochs, images]."""
         path = self.folder / "correct.npz"
         if not path.is_file():
-            raise InputError(f"'{self.folder}' has no correct.npz; {_AGAIN}")
-        with _readable(path):
+            raise InputError(f"'{self.folder}' has no correct.npz; {ANEW}")
+        with readable(path):
             return np.asarray(np.load(path)["correct"])
 
 
@@ -134,10 +120,10 @@ def _read(folder: Path) -> Study:
     if not path.is_file():
         raise InputError(f"'{folder}' holds no study (no study.json); pass a folder that ablations/run.py wrote")
     refuse_old(folder)
-    with _readable(path):
+    with readable(path):
         study = json.loads(path.read_text())
         configuration, environment = study["configuration"], study["environment"]
-    with _readable(folder / "cells/*/seed*/result.json"):
+    with readable(folder / "cells/*/seed*/result.json"):
         finished, failed = results(folder), failures(folder)
         _ = [_key(outcome) for outcome in (*finished, *failed)]
     return Study((folder,), configuration, environment, [_cell(folder, result) for result in finished], failed)
@@ -145,7 +131,7 @@ def _read(folder: Path) -> Study:
 
 def _cell(folder: Path, result: Result) -> Cell:
     at = cell_folder(folder, *_key(result))
-    with _readable(at / "metrics.jsonl"):
+    with readable(at / "metrics.jsonl"):
         rows = history(folder, result)
         if len(rows) != result["epochs"]:
             raise ValueError(f"{len(rows)} of {result['epochs']} epochs")

@@ -12,12 +12,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from ablations.study.machine import COMPARABLE
 from core.errors import InputError
 
 Result = dict[str, Any]
 Row = dict[str, float]
+
+
+ANEW = "remove the folder and run the study again"
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Makes whatever a damaged file raises an InputError."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"'{path}' cannot be read ({what}); restore it, or {ANEW}") from error
 
 
 def cell_folder(out: Path, arm: str, seed: int) -> Path:
@@ -72,8 +86,9 @@ def open_study(out: Path, preset: str, recipe: dict[str, Any], versions: dict[st
     configuration = json.loads(json.dumps({"preset": preset, **recipe}))
     if path.is_file():
         refuse_old(out)
-        study = json.loads(path.read_text())
-        before = study["configuration"] | {k: study["environment"][k] for k in COMPARABLE}
+        with readable(path):
+            study = json.loads(path.read_text())
+            before = study["configuration"] | {k: study["environment"][k] for k in COMPARABLE}
         configuration |= {k: versions[k] for k in COMPARABLE}
         keys = [k for k in {**before, **configuration} if before.get(k) != configuration.get(k)]
         if keys:

@@ -85,7 +85,7 @@ def _traced(config: vit.VitConfig, ops: Ops, batch: int, dtype: torch.dtype) -> 
     )
     with FakeTensorMode(allow_non_fake_inputs=True):
         state, data = inputs(config, ops, batch)
-        leaves = {name: p.requires_grad_() for name, p in state.params.items()}
+        leaves = {name: p.requires_grad_(not ops.frozen(name)) for name, p in state.params.items()}
         loss = objective(config, ops, normalised, dtype)
         torch.compile(fresh(loss), fullgraph=True, dynamic=False, backend=backend)(leaves, data, state.key)
     return found[0]

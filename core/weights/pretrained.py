@@ -151,7 +151,7 @@ def _described(
 
 
 def fit(pretrained: Pretrained, initial: Params, config: VitConfig, ops: Ops = EXACT) -> Params:
-    """The weights as those of `config`, with positions for its grid, and from `initial` the head and what `ops` bring.
+    """The weights as those of `config`, with positions for its grid; of `initial` the head, and what `ops` bring anew.
 
     Raises InputError for weights of another shape, and for those of more, or less, than this model.
     """
@@ -162,7 +162,8 @@ def fit(pretrained: Pretrained, initial: Params, config: VitConfig, ops: Ops = E
         )
     positions = resample(pretrained.params["pos_embed"], config.image // config.patch)
     brought = ops.parameters(config)
-    own = {name: tensor for name, tensor in initial.items() if name.startswith("head.") or name in brought}
+    fresh = {name for name in brought if name not in pretrained.params}
+    own = {name: tensor for name, tensor in initial.items() if name.startswith("head.") or name in fresh}
     try:
         return checkpoints.check(pretrained.params | {"pos_embed": positions} | own, config, ops)
     except InputError as error:

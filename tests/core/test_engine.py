@@ -309,3 +309,27 @@ def test_regions_under_the_real_compiler_give_the_metrics_of_eager(arm):
     for name, value in metrics._asdict().items():
         assert getattr(compiled, name).item() == pytest.approx(value.item(), rel=1e-12), name
     assert all((state.params[n] - p).abs().max() < 1e-9 for n, p in expected.params.items())
+
+
+def test_a_graph_keeps_what_an_optimizer_keeps_of_the_old_state(batch, config):
+    """One that remembers the parameters of the step before: the new state holds the old one's tensors."""
+
+    class Heavy:
+        def init(self, params):
+            return params
+
+        def update(self, params, gradients, state, step):
+            return {n: p - 0.1 * gradients[n] + 0.5 * (p - state[n]) for n, p in params.items()}, params
+
+        def rate(self, step):
+            return step.double() * 0 + 0.1
+
+    images, labels = torch.cat([batch[0]] * 4), torch.cat([batch[1]] * 4)
+    split, cpu, params = Split(images, labels), torch.device("cpu"), vit.init(config, 0)
+    losses = []
+    for loop in (engine.Stepwise, partial(engine.Graphed, capture=lambda body: body)):
+        step = make_step(objective(config, EXACT, lambda x, key: x), Heavy())
+        made = loop(step, split, 6, cpu)
+        _, metrics = made.epoch(start(params, Heavy(), rng.key(0)), torch.arange(24))
+        losses.append(metrics.loss.double())
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)

@@ -43,6 +43,7 @@ def merge(x, keys, sizes, r):
     first = torch.arange(scores.shape[1], device=x.device)[None, :, None] == 0
     best, partner = scores.masked_fill(first, -torch.inf).max(-1)  # the class token is never merged away
     order = best.argsort(dim=-1, descending=True, stable=True)
+    r = min(r, scores.shape[1] - 1)
     gone, left = order[:, :r, None], order[:, r:].sort(-1).values[..., None]  # in order: the class token first
     to = partner[..., None].gather(1, gone)
 
