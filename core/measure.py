@@ -84,27 +84,34 @@ def ratios(seconds: Mapping[str, Sequence[float | None]], reference: str) -> dic
     """
     from scipy import stats  # half a second, for which no refusal of bad input should wait
 
-    logs = np.log(np.array(list(seconds.values()), dtype=float))
-    logs -= np.nanmedian(logs, axis=0)
-    drawn = {name: _winsorized(row) for name, row in zip(seconds, logs, strict=True)}
+    drawn = drawn_in(seconds)
     out = {}
     for name, row in drawn.items():
         d = row - drawn[reference]
         d = d[~np.isnan(d)]
-        left = len(d) - 2 * _cut(len(d)) - 1
+        left = len(d) - 2 * cut(len(d)) - 1
         se = float(d.std(ddof=1)) / math.sqrt(len(d)) * (len(d) - 1) / left
         middle, half = float(d.mean()), float(stats.t.ppf(0.975, left)) * se
         out[name] = math.exp(middle), math.exp(middle - half), math.exp(middle + half)
     return out
 
 
+def drawn_in(seconds: Mapping[str, Sequence[float | None]]) -> dict[str, np.ndarray]:
+    """Of each contender the logarithms [rounds] of its seconds over the median contender's of the round (nan: not in
+    this one), the `cut` highest and lowest drawn in to the next (winsorized)."""
+    logs = np.log(np.array(list(seconds.values()), dtype=float))
+    logs -= np.nanmedian(logs, axis=0)
+    return {name: _winsorized(row) for name, row in zip(seconds, logs, strict=True)}
+
+
 def _winsorized(row: np.ndarray) -> np.ndarray:
     there = np.sort(row[~np.isnan(row)])
-    return row.clip(there[_cut(len(there))], there[-1 - _cut(len(there))])
+    return row.clip(there[cut(len(there))], there[-1 - cut(len(there))]) if len(there) else row
 
 
-def _cut(rounds: int) -> int:
-    """Rounds that count as disturbed at each end."""
+def cut(rounds: int) -> int:
+    """How many of a contender's rounds count as disturbed at each end: a fifth; none below 8, where too few would be
+    left."""
     return rounds // 5 if rounds >= 8 else 0
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from core.measure import cut
+
 Values = NDArray[np.float64]
 CONFIDENCE = 0.95
 
@@ -110,12 +112,6 @@ def moderated(differences: Sequence[Values], weights: Values) -> list[Estimate]:
         se = sqrt(variance * scales[i] / found.seeds + found.fixed)
         alone[i] = found._replace(se=se, df=float(max(min(3 * f, most), f)))
     return alone
-
-
-def cut(rounds: int) -> int:
-    """How many of an arm's rounds count as disturbed at each end: a fifth; none below 8, where too few would be
-    left."""
-    return rounds // 5 if rounds >= 8 else 0
 
 
 def winsorized(differences: Sequence[Values], weights: Values) -> list[Estimate]:

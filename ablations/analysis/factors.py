@@ -26,11 +26,6 @@ def label(term: Term) -> str:
     return " × ".join(factor if level == "on" else f"{factor}@{level}" for factor, level in term)
 
 
-def of_contract(contract: str) -> set[str]:
-    """The names of the transforms with this contract."""
-    return {name for name, transform in REGISTRY.items() if transform.contract == contract}
-
-
 def control_of(optimization: str) -> str | None:
     """The control of `crs@0.3` or another optimization by its label."""
     factor = optimization.partition("@")[0]

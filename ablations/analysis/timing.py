@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from ablations.analysis.estimates import Values, cut
+from ablations.analysis.estimates import Values
 from core.errors import InputError
+from core.measure import drawn_in
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,8 @@ class Timing:
         in nearly every round one of 24 is disturbed. With a tenth of the blocks disturbed its intervals are a third of
         those of the mean over rounds and of a trimmed mean of contrasts; with none a tenth wider than the mean's.
         """
-        logs = pd.DataFrame({arm: np.log(pd.Series(x, dtype=float)) for arm, x in self.seconds.items()})
-        logs = logs.sub(logs.median(axis=1), axis=0)
-        out: dict[tuple[str, int], Values] = {}
-        for arm, column in logs.items():
-            x = column.dropna()
-            ends = np.sort(x)[[cut(len(x)), -1 - cut(len(x))]] if len(x) else (0.0, 0.0)
-            out |= {(str(arm), i): np.array([y]) for i, y in x.clip(*ends).items()}
-        return out
+        drawn = drawn_in(self.seconds)
+        return {(arm, i): np.array([y]) for arm, row in drawn.items() for i, y in enumerate(row) if not np.isnan(y)}
 
 
 def read(folders: Sequence[Path]) -> Timing | None:
