@@ -8,7 +8,7 @@ Axis letters: B batch, N tokens, D width, h heads, d head width, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from core.vit import VitConfig
 
 Params = dict[str, Tensor]
-# What leaves a block beside the tokens: its "penalty", and what transforms hand to the next. Always new tensors:
-# torch's inductor computes wrong values where a region hands back an input of its own.
+# What leaves a block beside the tokens: its "penalty", and what transforms hand to the next.
 Carry = dict[str, Tensor]
 
 
@@ -111,22 +110,33 @@ class Ops:
         return any(part.positional for part in self.parts)
 
     def config(self, config: VitConfig) -> VitConfig:
-        """The model's config as the transforms want it."""
-        return reduce(lambda c, part: part.config(c) if part.config else c, self.parts, config)
+        """The model's config as the transforms want it. Raises InputError where two want different values of a field."""
+        changes: dict[str, tuple[str, Any]] = {}
+        for part in self.parts:
+            wanted = part.config(config) if part.config else config
+            for name in (f.name for f in fields(config)):
+                value = getattr(wanted, name)
+                if value == getattr(config, name):
+                    continue
+                first, other = changes.setdefault(name, (part.name, value))
+                if other != value:
+                    raise InputError(f"{first} wants {name}={other} and {part.name} {name}={value}; choose one")
+        return replace(config, **{name: value for name, (_, value) in changes.items()})
 
     def parameters(self, config: VitConfig) -> dict[str, Parameter]:
-        """Parameters that transforms add to the model's, by full name."""
+        """Parameters that transforms add to the model's, by full name, which contains the transform's."""
         out: dict[str, Parameter] = {}
         for part in self.parts:
             own = part.parameters(config) if part.parameters else {}
-            if taken := out.keys() & own.keys():
-                raise InputError(f"{part.name} and another transform both bring {', '.join(sorted(taken))}; choose one")
+            if foreign := [name for name in own if part.name not in name]:
+                raise ValueError(f"{part.name} brings {', '.join(foreign)}: such names contain the transform's own")
             out |= own
         return out
 
     def frozen(self, name: str) -> bool:
-        """Whether the parameter of this full name is not trained."""
-        return any(part.frozen(name) for part in self.parts if part.frozen)
+        """Whether the parameter of this full name is not trained. A transform freezes no parameter of another one."""
+        owners = [part for part in self.parts if part.parameters and part.name in name]
+        return any(part.frozen(name) for part in owners or self.parts if part.frozen)
 
     def optimizer(self, optimizer: Optimizer) -> Optimizer:
         """The optimizer as the transforms want it."""
@@ -145,6 +155,7 @@ class Part:
     wrap: Mapping[str, Callable[..., Any]]
     at: Collection[str] | None
     inside: Collection[str]
+    innermost: bool
     positional: bool
     config: Callable[[VitConfig], VitConfig] | None
     parameters: Callable[[VitConfig], dict[str, Parameter]] | None
@@ -170,6 +181,7 @@ def rewrite(
     wrap: Mapping[str, Callable[..., Any]] | None = None,
     at: Collection[str] | None = None,
     inside: Collection[str] = (),
+    innermost: bool = False,
     positional: bool = False,
     config: Callable[[VitConfig], VitConfig] | None = None,
     parameters: Callable[[VitConfig], dict[str, Parameter]] | None = None,
@@ -177,28 +189,32 @@ def rewrite(
     optimizer: Callable[[Optimizer], Optimizer] | None = None,
 ) -> Rewrite:
     """A transform: the function Ops -> Ops of these changes. In whatever order transforms are applied, replacements are
-    innermost and wrappers around them in the order of their names.
+    inside, wrappers around them: those declared innermost first, the others in any order (by name).
 
-    name: the transform's, for messages. replace: a new function by primitive, called like it.
+    name: the transform's, for messages; part of the name of each parameter that it brings.
+    replace: a new function by primitive, called like it.
     wrap: functions by primitive, called with what they wrap first: `def mlp(inner, site, x)`.
     at: names of the sites at which linear and norm are changed; None: all.
-    inside: names of the sites whose linear or norm a replacement does by itself: nobody else can change them.
+    inside: what a replacement does by itself, nobody else can change: sites (their linear or norm), or primitives.
+    innermost: whether wrappers must see what the other wrappers have made of the inputs.
     positional: whether the functions read `site.block`.
     config, parameters, frozen, optimizer: see the methods of Ops; `optimizer` takes the one it may build on.
 
     Raises InputError for primitives and sites that the model does not have and, applied, where it and another one
-    replace the same primitive at the same place.
+    replace the same primitive at the same place, wrap it innermost, or both bring an optimizer.
     """
     for primitive in (*(replace or {}), *(wrap or {})):
         choose("primitive", primitive, PRIMITIVES)
-    for place in (*(at or ()), *inside):
+    for place in at or ():
         choose("site", place, SITES)
-    part = Part(name, replace or {}, wrap or {}, at, inside, positional, config, parameters, frozen, optimizer)
+    for place in inside:
+        choose("site or primitive", place, (*SITES, *PRIMITIVES))
+    part = Part(name, replace or {}, wrap or {}, at, inside, innermost, positional, config, parameters, frozen, optimizer)
 
     def apply(ops: Ops) -> Ops:
         for other in ops.parts:
             _refuse_conflicts(*sorted((part, other), key=lambda p: p.name))
-        return _composed(ops.exact or ops, tuple(sorted((*ops.parts, part), key=lambda p: p.name)))
+        return composed(ops.exact or ops, tuple(sorted((*ops.parts, part), key=lambda p: (not p.innermost, p.name))))
 
     return apply
 
@@ -207,9 +223,15 @@ def _refuse_conflicts(first: Part, second: Part) -> None:
     for primitive in first.replace.keys() & second.replace.keys():
         if _meet(first.places(primitive), second.places(primitive)):
             raise InputError(f"{first.name} and {second.name} both replace the model's {primitive}; choose one")
+    for primitive in first.wrap.keys() & second.wrap.keys():
+        if first.innermost and second.innermost and _meet(first.places(primitive), second.places(primitive)):
+            raise InputError(f"{first.name} and {second.name} both wrap the model's {primitive} innermost; choose one")
+    if first.optimizer and second.optimizer:
+        raise InputError(f"{first.name} and {second.name} both bring an optimizer; choose one")
     for one, other in ((first, second), (second, first)):
         for primitive in other.replace.keys() | other.wrap.keys():
-            if primitive in _PLACED and one.inside and _meet(one.inside, other.places(primitive)):
+            placed = primitive in _PLACED and _meet([p for p in one.inside if p in SITES], other.places(primitive))
+            if primitive in one.inside or placed:
                 raise InputError(
                     f"{one.name} does the model's {primitive} at {', '.join(one.inside)} by itself, and {other.name} "
                     "changes it there; choose one"
@@ -217,10 +239,13 @@ def _refuse_conflicts(first: Part, second: Part) -> None:
 
 
 def _meet(first: Collection[str] | None, second: Collection[str] | None) -> bool:
-    return first is None or second is None or not set(first).isdisjoint(second)
+    if first is None or second is None:
+        return bool(first is None or first) and bool(second is None or second)
+    return not set(first).isdisjoint(second)
 
 
-def _composed(exact: Ops, parts: tuple[Part, ...]) -> Ops:
+def composed(exact: Ops, parts: tuple[Part, ...]) -> Ops:
+    """EXACT with these parts, wrappers from the inside out."""
     functions: dict[str, Any] = {}
     for part in parts:
         for primitive, new in part.replace.items():

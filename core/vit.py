@@ -163,7 +163,10 @@ def blockwise(config: VitConfig, ops: Ops, dtype: torch.dtype) -> Block:
     transform asks for it: what a compiler may compile once for all blocks."""
 
     def run(own: Params, keys: Tensor | None, x: Tensor, carry: Carry, number: int | None) -> tuple[Tensor, Carry]:
-        return ops.block(Site("", own, config, ops, keys, dtype, carry, number), x)
+        y, left = ops.block(Site("", own, config, ops, keys, dtype, dict(carry), number), x)
+        given = (x, *carry.values())  # a region that hands back an input of its own is miscomputed by torch's inductor
+        new = {name: t.clone() if any(t is g for g in given) else t for name, t in {**left, "": y}.items()}
+        return new.pop(""), new
 
     return run
 

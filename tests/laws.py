@@ -16,6 +16,7 @@ from examples import EXAMPLES
 from core import rng, vit
 from core.errors import InputError
 from core.layers import EXACT
+from core.ops import composed
 from core.optimizers import AdamW
 from core.step import Aux, make_step, objective, start, value_and_grad
 from core.transforms.registry import REGISTRY, Transform
@@ -137,6 +138,23 @@ def test_commutation_or_a_named_refusal(case):
             assert other.name in text or "model of that patch" in text
         assert len(refusals) in (0, 2), str(other)
         assert refusals or equal(*outcomes), str(other)
+
+
+@each
+def test_wrappers_nest_either_way(case):
+    """Around one primitive it does not matter which of two wrappers is outside, unless one says that it is innermost."""
+    mine = case.rewrite(EXACT)
+    for other in CASES:
+        theirs = other.rewrite(EXACT)
+        try:
+            parts = other.rewrite(mine).parts
+        except InputError:
+            continue
+        shared = {w for part in mine.parts for w in part.wrap} & {w for part in theirs.parts for w in part.wrap}
+        if other.name != case.name and shared and not any(part.innermost for part in parts):
+            (value, gradient), (swapped, other_gradient) = (run(composed(EXACT, p)) for p in (parts, parts[::-1]))
+            assert value.item() == pytest.approx(swapped.item(), rel=1e-12), str(other)
+            assert distance(gradient, other_gradient) < 1e-9, str(other)
 
 
 @each

@@ -17,6 +17,8 @@ def attach(y: Tensor, operands: Sequence[Tensor], kept: Sequence[Tensor], gradie
     depends on, gradients flow as they did. Only `kept` is kept for the backward pass. Works under torch.func, plain
     autograd and torch.compile.
     """
+    if not any(operand.requires_grad for operand in operands):
+        return y  # frozen
     inputs = [*operands, *(t for t in kept if all(t is not o for o in operands))]  # dynamo wants each tensor once
     places = [next(i for i, t in enumerate(inputs) if t is k) for k in kept]
     return _Attach.apply(y, gradient, places, len(operands), *inputs)

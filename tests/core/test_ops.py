@@ -96,20 +96,80 @@ def test_what_transforms_bring(config):
     ops = rewrite(
         "more",
         config=lambda c: replace(c, width=2 * c.width),
-        parameters=lambda c: {"blocks.1.gain": Parameter((c.width,), 0.5), "draws": Parameter((7,), vit.uniform(2.0))},
+        parameters=lambda c: {"blocks.1.more": Parameter((c.width,), 0.5), "more.draws": Parameter((7,), vit.uniform(2.0))},
         frozen=lambda name: name.startswith("head"),
         optimizer=lambda inner: replace(inner, learning_rate=inner.learning_rate / 10),
     )(EXACT)
     wide = ops.config(config)
     assert (wide.width, EXACT.config(config)) == (2 * config.width, config)
     params = vit.init(wide, 0, ops)
-    assert torch.equal(params["blocks.1.gain"], torch.full((wide.width,), 0.5))
-    assert params["draws"].abs().max() <= 2 < 100 * params["draws"].abs().max()
+    assert torch.equal(params["blocks.1.more"], torch.full((wide.width,), 0.5))
+    assert params["more.draws"].abs().max() <= 2 < 100 * params["more.draws"].abs().max()
     assert vit.parameters(wide, ops) == vit.parameters(wide) + wide.width + 7
     assert all(torch.equal(params[n], p) for n, p in vit.init(wide, 0).items()), "it moved other initial values"
     assert ops.frozen("head.weight")
     assert not ops.frozen("norm.weight")
     assert ops.optimizer(AdamW(0.1)).learning_rate == pytest.approx(0.01)
+
+
+def test_a_transform_freezes_nothing_that_another_one_brings():
+    freezes = rewrite("low", frozen=lambda name: True)
+    brings = rewrite("token", parameters=lambda c: {"token": Parameter((c.width,))})
+    both = brings(freezes(EXACT))
+    assert both.frozen("head.weight")
+    assert not both.frozen("token")
+
+
+def test_parameters_carry_the_name_of_who_brings_them(config):
+    with pytest.raises(ValueError, match="mine brings yours"):
+        rewrite("mine", parameters=lambda c: {"yours": Parameter((1,))})(EXACT).parameters(config)
+
+
+def test_what_only_one_can_bring(config):
+    def optimizer(name):
+        return rewrite(name, optimizer=lambda inner: inner)
+
+    with pytest.raises(InputError, match="a and b both bring an optimizer; choose one"):
+        optimizer("b")(optimizer("a")(EXACT))
+
+    def depth(name, n):
+        return rewrite(name, config=lambda c: replace(c, depth=n))
+
+    assert depth("b", 7)(depth("a", 7)(EXACT)).config(config).depth == 7
+    with pytest.raises(InputError, match="a wants depth=8 and b depth=7; choose one"):
+        depth("b", 7)(depth("a", 8)(EXACT)).config(config)
+
+
+def test_a_replacement_may_do_other_primitives_by_itself():
+    fused = rewrite("fused", replace={"attention": lambda site, x: (x, {})}, inside=("attend",))
+    for other in (rewrite("o", wrap={"attend": print}), rewrite("o", replace={"attend": print})):
+        for first, second in permutations((fused, other)):
+            with pytest.raises(InputError, match="fused does the model's attend .* by itself, and o changes it"):
+                second(first(EXACT))
+
+
+def test_innermost_wrappers_see_what_the_others_made():
+    def adds(name, n, **options):
+        return rewrite(name, wrap={"penalty": lambda inner, site, x: inner(site, x + n)}, **options)
+
+    seen = []
+    last = rewrite("a", wrap={"penalty": lambda inner, site, x: seen.append(x) or inner(site, x)}, innermost=True)
+    for first, second in permutations((adds("b", 1), last)):
+        second(first(EXACT)).penalty(None, torch.zeros(1))
+    assert seen == [torch.ones(1)] * 2
+    with pytest.raises(InputError, match="a and c both wrap the model's penalty innermost"):
+        adds("c", 1, innermost=True)(last(EXACT))
+
+
+def test_what_a_block_hands_on_unchanged_is_a_new_tensor(config, batch):
+    """Under a compiled region an input that comes back is miscomputed."""
+    x, given = torch.zeros(1, 3, config.width), torch.ones(2)
+    run = vit.blockwise(config, rewrite("idle", replace={"block": lambda site, x: (x, site.carry)})(EXACT), x.dtype)
+    y, carry = run({}, None, x, {"given": given}, None)
+    assert torch.equal(y, x)
+    assert torch.equal(carry["given"], given)
+    assert y is not x
+    assert carry["given"] is not given
 
 
 def test_a_block_gets_its_own_parameters_and_its_number_on_demand(config, batch):

@@ -9,13 +9,13 @@ def qk_norm(scale: float = 10.0) -> Rewrite:
     """scale: its initial value."""
 
     def attend(inner, site, q, k, v):
-        g = site.params["attn.scale"].to(q.dtype)[:, None, None] * q.shape[-1] ** 0.5  # attention divides by it
+        g = site.params["attn.qk_norm"].to(q.dtype)[:, None, None] * q.shape[-1] ** 0.5  # attention divides by it
         return inner(site, F.normalize(q, dim=-1) * g, F.normalize(k, dim=-1), v)
 
     return rewrite(
         "qk_norm",
         wrap={"attend": attend},
         parameters=lambda config: {
-            f"blocks.{i}.attn.scale": Parameter((config.heads,), scale) for i in range(config.depth)
+            f"blocks.{i}.attn.qk_norm": Parameter((config.heads,), scale) for i in range(config.depth)
         },
     )

@@ -32,7 +32,10 @@ def token_merging(r: int = 2) -> Rewrite:
 
     if r == 0:
         return lambda ops: ops
-    return rewrite("token_merging", replace={"block": block}, wrap={"attend": attend, "observe": observe})
+    # Attention is to see the keys as others have made them, and the sizes beside them.
+    return rewrite(
+        "token_merging", replace={"block": block}, wrap={"attend": attend, "observe": observe}, innermost=True
+    )
 
 
 def merge(x, keys, sizes, r):
