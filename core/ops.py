@@ -110,7 +110,7 @@ class Ops:
         return any(part.positional for part in self.parts)
 
     def config(self, config: VitConfig) -> VitConfig:
-        """The model's config as the transforms want it. Raises InputError where two want different values of a field."""
+        """The model's config as the transforms want it; InputError where two want different values of a field."""
         changes: dict[str, tuple[str, Any]] = {}
         for part in self.parts:
             wanted = part.config(config) if part.config else config
@@ -209,7 +209,9 @@ def rewrite(
         choose("site", place, SITES)
     for place in inside:
         choose("site or primitive", place, (*SITES, *PRIMITIVES))
-    part = Part(name, replace or {}, wrap or {}, at, inside, innermost, positional, config, parameters, frozen, optimizer)
+    part = Part(
+        name, replace or {}, wrap or {}, at, inside, innermost, positional, config, parameters, frozen, optimizer
+    )
 
     def apply(ops: Ops) -> Ops:
         for other in ops.parts:

@@ -142,7 +142,7 @@ def test_commutation_or_a_named_refusal(case):
 
 @each
 def test_wrappers_nest_either_way(case):
-    """Around one primitive it does not matter which of two wrappers is outside, unless one says that it is innermost."""
+    """Which of two wrappers of one primitive is outside does not matter, unless one says that it is innermost."""
     mine = case.rewrite(EXACT)
     for other in CASES:
         theirs = other.rewrite(EXACT)

@@ -96,7 +96,10 @@ def test_what_transforms_bring(config):
     ops = rewrite(
         "more",
         config=lambda c: replace(c, width=2 * c.width),
-        parameters=lambda c: {"blocks.1.more": Parameter((c.width,), 0.5), "more.draws": Parameter((7,), vit.uniform(2.0))},
+        parameters=lambda c: {
+            "blocks.1.more": Parameter((c.width,), 0.5),
+            "more.draws": Parameter((7,), vit.uniform(2.0)),
+        },
         frozen=lambda name: name.startswith("head"),
         optimizer=lambda inner: replace(inner, learning_rate=inner.learning_rate / 10),
     )(EXACT)
