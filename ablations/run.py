@@ -183,7 +183,7 @@ def execute(command: Command, console: Console) -> int:
         if command.timing_only or (
             BASELINE in (c.arm.name for c in study.cells) and not timing.complete(out, study.cells)
         ):
-            timing.measure_arms(study.cells, out, progress)
+            timing.measure_arms(study.cells, out, progress, asked=command.timing_only)
         if command.profile:
             failed += running.profile(study, out, progress)
     if any(out.glob("cells/*/seed*/result.json")):

@@ -56,7 +56,7 @@ def build(
     if engine == "eager":
         return make_step(objective(config, ops, prepare, dtype), optimizer, ops)
     region = torch.compiler.nested_compile_region if regions and config.depth > 2 else _same
-    return make_step(objective(config, ops, prepare, dtype, region), optimizer, ops, _compile)
+    return make_step(objective(config, ops, prepare, dtype, region), optimizer, ops, _compile, _compile_on_cuda)
 
 
 def _same(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,6 +66,15 @@ def _same(fn: Callable[..., Any]) -> Callable[..., Any]:
 def _compile(fn: Callable[..., Any]) -> Callable[..., Any]:
     """One graph, static shapes; a graph break is an error."""
     return torch.compile(fresh(fn), fullgraph=True, dynamic=False)
+
+
+def _compile_on_cuda(update: Callable[..., Any]) -> Callable[..., Any]:
+    """On a CPU, compiling an update of AdamW takes as long as compiling the loss, and makes it no faster (4.2 M
+    parameters: 37 s of 67 s)."""
+    compiled = _compile(update)
+    return lambda trained, gradients, state, count: (compiled if count.is_cuda else update)(
+        trained, gradients, state, count
+    )
 
 
 def fresh(fn: Any) -> Callable[..., Any]:

@@ -28,8 +28,8 @@ def philox(key: Tensor, counter: Words) -> Words:
         # the same, the high word lacks c.
         p0, p1 = c0 * (0xD2511F53 - (1 << 32)), c2 * (0xCD9E8D57 - (1 << 32))
         high0, high1 = (p0 >> 32) + c0, (p1 >> 32) + c2
-        c0, c1, c2, c3 = (high1 ^ c1 ^ k0) & _WORD, p1 & _WORD, (high0 ^ c3 ^ k1) & _WORD, p0 & _WORD
-    return c0, c1, c2, c3
+        c0, c1, c2, c3 = (high1 ^ c1 ^ k0) & _WORD, p1, (high0 ^ c3 ^ k1) & _WORD, p0
+    return c0, c1 & _WORD, c2, c3 & _WORD
 
 
 def _block(key: Tensor, low: Tensor, high: Tensor, domain: int) -> Words:

@@ -50,6 +50,7 @@ class Aux(NamedTuple):
 Prepare = Callable[[Tensor, Tensor | None], Tensor]  # (stored images, key) -> normalised float images
 Objective = Callable[[Params, Batch, Tensor], tuple[Tensor, Tensor]]
 Step = Callable[[State, Batch], tuple[State, Metrics]]
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def start(params: Params, optimizer: Optimizer, key: Tensor, ops: Ops = EXACT) -> State:
@@ -111,10 +112,11 @@ def make_step(
     loss: Objective,
     optimizer: Optimizer,
     ops: Ops = EXACT,
-    wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda fn: fn,
+    wrap_loss: Wrap = lambda fn: fn,
+    wrap_update: Wrap = lambda fn: fn,
 ) -> Step:
-    """The pure step of a loss; `ops` say what is frozen and change the optimizer. `wrap` (a compiler) takes the loss,
-    which it splits into a forward and a backward graph, and the update."""
+    """The pure step of a loss; `ops` say what is frozen and change the optimizer. What wraps the loss (a compiler) splits
+    it into a forward and a backward graph."""
     optimizer = ops.optimizer(optimizer)
 
     def of_step(params: Params, batch: Batch, key: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +125,7 @@ def make_step(
     def update(trained: Params, gradients: Params, state: Any, count: Tensor) -> tuple[Params, Any, Tensor]:
         return *optimizer.update(trained, gradients, state, count), optimizer.rate(count)
 
-    gradient, apply = value_and_grad(wrap(of_step), ops.frozen), wrap(update)
+    gradient, apply = value_and_grad(wrap_loss(of_step), ops.frozen), wrap_update(update)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         value, aux, gradients = gradient(state.params, batch, state.key, state.step)

@@ -36,16 +36,13 @@ _LEARNED = ("best_val_accuracy", "final_val_accuracy", "final_val_loss", "final_
 
 
 def verdict_table(comparisons: Comparisons) -> pd.DataFrame:
-    """The first screen, as text: a row an optimization with its verdicts, and those against its control."""
+    """The first screen, as text: a row an optimization with its verdicts, and one with those against its control."""
     out = []
     for name, rows in of_optimization(comparisons.verdicts):
-        row = {"optimization": f"`{name}`"}
-        for response in COMPARED:
-            row[title(response)] = judged(rows[response]) if response in rows else "—"
-        against = [(r, rows[r + AGAINST_CONTROL]) for r in COMPARED if r + AGAINST_CONTROL in rows]
-        control = f"`{control_of(name)}`: " if against else "—"
-        row["against its control"] = control + "; ".join(f"{SHORT[r]} {judged(found)}" for r, found in against)
-        out.append(row)
+        for what, suffix in ((f"`{name}`", ""), (f"`{name}` against `{control_of(name)}`", AGAINST_CONTROL)):
+            found = {title(r): judged(rows[r + suffix]) for r in COMPARED if r + suffix in rows}
+            if found:
+                out.append({"optimization": what, **{title(r): "—" for r in COMPARED}, **found})
     return pd.DataFrame(out)
 
 

@@ -38,9 +38,9 @@ def verdict_table(comparisons: Comparisons) -> Table:
     frame = sections.verdict_table(comparisons)
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_lines=False)
     for title in frame.columns:
-        grid.add_column(title, overflow="fold")
+        grid.add_column(title, overflow="fold", min_width=10)
     for row in frame.itertuples(index=False):
-        grid.add_row(*(_coloured(str(text).replace("; ", "\n").replace("** ", "\n")) for text in row))
+        grid.add_row(*(_coloured(str(text).replace(", ", ",\N{NO-BREAK SPACE}")) for text in row))
     return grid
 
 
