@@ -5,24 +5,30 @@ python ablations/run.py --arms all
 
 import json
 import os
+import shutil
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the memory pass would print a banner
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the study listens: no traceback out of an import
 
 import torch
 import tyro
 from rich.console import Console
 
 from ablations.study import arms as arm_names
-from ablations.study import machine, plan, running, store, timing
+from ablations.study import claims, jobs, machine, plan, running, store, timing
 from ablations.study.arms import BASELINE
 from ablations.study.presets import ABOUT, ARMS, PRESETS, SEEDS
 from ablations.study.progress import Terminal
 from ablations.study.recipes import PRECISIONS, Recipe
+from ablations.study.signals import Stop, Stopped, minutes_left
 from core.data import sets
 from core.engine import ENGINES
 from core.errors import InputError, choose
@@ -51,8 +57,18 @@ class Command:
     """Train every arm at every seed."""
     until: tuple[str, ...] = ()
     """accuracy=0.5: go on seed by seed, up to --seeds, until every optimization has a verdict at this margin."""
-    max_minutes: float = 60.0
-    """With --until: start no seed that would end later than this."""
+    max_minutes: float | None = None
+    """Stop at a checkpoint after so many minutes, with exit status 75 if cells are left; the same command continues.
+    With --until, no seed is started that would end later than this, or than 60 minutes unless given."""
+    jobs: int = 1
+    """Processes on this machine that share the cells and its threads, one GPU each where there are several. Two of
+    this command on one folder share its cells, too, on any machines that see it."""
+    retry_failed: Flag = False
+    """Train failed cells again."""
+    deterministic: Flag = False
+    """Use deterministic algorithms alone; a cell that needs an operation without one fails, and names it."""
+    worker: tyro.conf.Suppress[Flag] = False
+    """One of the processes of --jobs."""
     margin: tuple[str, ...] = ()
     """What still counts as no worse, by response: accuracy=0.5 (points) time=2 memory=2 (%)."""
     timing_only: Flag = False
@@ -98,7 +114,9 @@ def read(arguments: list[str], console: Console) -> Command:
         raise InputError(f"first seed {command.first_seed} is too small: at least 0")
     if command.until and command.seeds < 2:
         raise InputError("--until with one seed decides nothing: pass --seeds with the most there may be, such as 8")
-    if command.max_minutes <= 0:
+    if command.jobs < 1:
+        raise InputError(f"jobs {command.jobs} is too small: at least 1")
+    if command.max_minutes is not None and not command.max_minutes > 0:
         raise InputError(f"max minutes {command.max_minutes:g} must be above 0")
     if command.margin or command.until:
         margins(command)
@@ -152,45 +170,109 @@ def _last(option: str, arguments: list[str]) -> str | None:
     return given[-1] if given else None
 
 
-def execute(command: Command, console: Console) -> int:
-    """Run or continue the study of a command; returns the number of failed cells."""
+def execute(command: Command, console: Console, stop: Stop) -> int:
+    """Run or continue the study of a command; returns the number of failed cells. Stopped, with its report written, if
+    told to."""
+    if command.deterministic:
+        machine.deterministic()
+    if command.jobs > 1 and not command.worker:
+        jobs.divide_threads(command.jobs, machine.named(command.recipe.device))
     study = running.prepare(command.arms, command.recipe, command.data_root)
     recipe, data = study.recipe, study.data
     out = command.out or Path("runs") / f"{command.preset}-{_file_name(data.name)}"
-    store.open_study(out, command.preset, asdict(recipe), machine.environment(recipe.device))
+    settings = asdict(recipe) | ({"deterministic": True} if command.deterministic else {})
+    store.open_study(out, command.preset, settings, machine.environment(recipe.device))
     seeds = range(command.first_seed, command.first_seed + command.seeds)
     planned = [] if command.timing_only else study.planned(seeds, command.every_arm)
     folders = [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
-    left = sum(not store.finished(folder) for folder in folders)
-    spared = len(seeds) * len(study.cells) - len(planned) if planned else 0
-    known = f" ({spared} more are known from their twins; --every-arm trains them too)" if spared else ""
+    if command.retry_failed:
+        for folder in filter(store.failed, folders):
+            (folder / "failed.json").unlink()
+    left = _left(command, study, planned, out)
+    if not command.worker:
+        _introduce(console, study, out, len(folders), len(left), len(seeds) * len(study.cells) - len(planned))
+        for name, why in study.refused.items():
+            console.print(f"left out: {name} ({why})", highlight=False, markup=False, soft_wrap=True)
+        if many := sum(map(store.failed, folders)):
+            console.print(f"{many} cells failed before; --retry-failed trains them again", highlight=False)
+    try:
+        failed = _run(command, study, planned, seeds, out, Terminal(console, len(left), command.jobs == 1), stop)
+    except Stopped:
+        _conclude(out, console, wait=False)
+        raise
+    if not command.worker:
+        _conclude(out, console)
+    return failed
+
+
+def _left(
+    command: Command, study: running.Study, planned: Sequence[tuple[running.Prepared, int]], out: Path
+) -> list[tuple[running.Prepared, int]]:
+    """The cells without result or failure; InputError if the disk has no room for them."""
+    left = [cell for cell in planned if not running.settled(store.cell_folder(out, cell[0].arm.name, cell[1]))]
+    need, free = running.need(left), shutil.disk_usage(out).free
+    if free < need:
+        need_, free_ = (f"{size / 2**20:,.0f} MiB" for size in (need, free))
+        raise InputError(f"the cells that are left need {need_} of disk, and '{out}' has {free_} free; free some")
+    return left
+
+
+def _introduce(console: Console, study: running.Study, out: Path, cells: int, left: int, spared: int) -> None:
+    """What will run, where and how."""
+    recipe, data = study.recipe, study.data
+    known = f" ({spared} more are known from their twins; --every-arm trains them too)" if cells and spared else ""
     console.print(
-        f"{out}: {len(folders) - left} of {len(folders)} cells finished before, {left} to run{known}; device "
+        f"{out}: {cells - left} of {cells} cells finished before, {left} to run{known}; device "
         f"{recipe.device}, engine {recipe.engine} ({study.why}), {recipe.precision}, {torch.get_num_threads()} "
         f"threads, data {data.name} ({len(data.train.labels):,} + {len(data.val.labels):,} images)",
         highlight=False,
         soft_wrap=True,
     )
-    for name, why in study.refused.items():
-        console.print(f"left out: {name} ({why})", highlight=False, markup=False, soft_wrap=True)
-    with store.locked(out), Terminal(console, left) as progress:
+
+
+def _run(
+    command: Command,
+    study: running.Study,
+    planned: Sequence[tuple[running.Prepared, int]],
+    seeds: Sequence[int],
+    out: Path,
+    terminal: Terminal,
+    stop: Stop,
+) -> int:
+    """The cells, then what needs the machine alone; returns how many failed."""
+    with terminal as progress:
         if command.margin or command.until:
             _decide_by(command, out)
-        if command.until and planned:
-            failed = _until(command, study, seeds, out, progress)
-        else:
-            failed = running.run(planned, command.preset, out, progress)
-        if command.timing_only or (
-            BASELINE in (c.arm.name for c in study.cells) and not timing.complete(out, study.cells)
+        spawning = command.jobs > 1 and not command.worker and bool(planned)
+        for cell in study.cells if spawning else ():
+            timing.ceiling(out, cell)  # measured before others compute beside
+        with (
+            jobs.workers(command.jobs - 1, progress.note, "--data", command.recipe.data) if spawning else nullcontext()
         ):
-            timing.measure_arms(study.cells, out, progress, asked=command.timing_only)
+            if command.until and planned:
+                failed = _until(command, study, seeds, out, progress, stop)
+            else:
+                failed = running.run(planned, command.preset, out, progress, stop)
+        if command.worker:
+            return failed
+        timed = BASELINE in (cell.arm.name for cell in study.cells)
+        if command.timing_only or (timed and not timing.complete(out, study.cells)):
+            with running.alone(out):
+                if command.timing_only or not timing.complete(out, study.cells):
+                    timing.measure_arms(study.cells, out, progress, asked=command.timing_only)
         if command.profile:
             failed += running.profile(study, out, progress)
+    return failed
+
+
+def _conclude(out: Path, console: Console, wait: bool = True) -> None:
+    """Write the report of what is there, one process at a time."""
     if any(out.glob("cells/*/seed*/result.json")):
         from ablations.reporting.terminal import conclude  # figures and statistics: not for --list or a refusal
 
-        conclude(out, console)
-    return failed
+        with claims.waited(out / "report") if wait else claims.claimed(out / "report") as mine:
+            if wait or mine:
+                conclude(out, console)
 
 
 def _decide_by(command: Command, out: Path) -> None:
@@ -202,7 +284,9 @@ def _decide_by(command: Command, out: Path) -> None:
     store.write_json(out / "margins.json", {"margins": before | margins(command)["margin"], "looks": looks})
 
 
-def _until(command: Command, study: running.Study, seeds: Sequence[int], out: Path, progress: Terminal) -> int:
+def _until(
+    command: Command, study: running.Study, seeds: Sequence[int], out: Path, progress: Terminal, stop: Stop
+) -> int:
     """Train until all is decided; returns how many cells failed."""
     from ablations.analysis import comparisons, verdicts
 
@@ -210,9 +294,13 @@ def _until(command: Command, study: running.Study, seeds: Sequence[int], out: Pa
     count, failed, why = running.until(
         lambda: verdicts.decided(comparisons.compare([out]), asked),
         seeds,
-        command.max_minutes,
+        60.0 if command.max_minutes is None else command.max_minutes,
         lambda seed: running.run(
-            [(c, s) for c, s in study.planned(seeds, command.every_arm) if s == seed], command.preset, out, progress
+            [(c, s) for c, s in study.planned(seeds, command.every_arm) if s == seed],
+            command.preset,
+            out,
+            progress,
+            stop,
         ),
     )
     progress.note(f"--until {' '.join(command.until)}: {count} of at most {len(seeds)} seeds; {why}")
@@ -253,8 +341,10 @@ def describe(console: Console) -> None:
 
 
 def main() -> None:
-    """Exit status: 0; 1 if a cell failed; 2 for bad input; 130 if interrupted."""
+    """Exit status: 0; 1 if a cell failed; 2 for bad input or a full disk; 75 if --max-minutes were over; 130 and 143
+    if told to end by SIGINT and SIGTERM. After the last three, the same command continues."""
     console = Console(stderr="--json" in sys.argv[1:])
+    stop = Stop()
     try:
         if "--list" in sys.argv[1:]:
             describe(console)
@@ -264,13 +354,21 @@ def main() -> None:
         if command.plan:
             foresee(command, console)
             return
-        failed = sum(execute(one, console) for one in commands)
+        with stop.listening(command.max_minutes):
+            if command.worker:
+                jobs.follow_parent()
+            failed = sum(execute(one, console, stop) for one in commands)
+    except running.Poisoned as error:
+        print(f"{error}: the next cell begins in a fresh process", file=sys.stderr, flush=True)
+        left = minutes_left()
+        os.execv(sys.executable, jobs.command(*(["--max-minutes", str(left)] if left else [])))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues with the cells that are left", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        told = error.status if isinstance(error, Stopped) else 130
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(told)
     sys.exit(1 if failed else 0)
 
 

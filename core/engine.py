@@ -20,6 +20,7 @@ from core.step import Metrics, Prepare, State, Step, make_step, objective
 from core.vit import VitConfig
 
 ENGINES = ("auto", "eager", "compiled", "graphed")
+Done = Callable[[], bool | None]  # after a step: whether to end here
 REPAYS = 2e14  # FLOPs of a cell from which compiling pays on a CPU: docs/results/cpu.md, "Engines"
 
 
@@ -95,14 +96,15 @@ class Stepwise:
         for batch in batches(self._split, order, self._size, self._device):
             self._step(state, batch)
 
-    def epoch(self, state: State, order: Tensor, done: Callable[[], None] = lambda: None) -> tuple[State, Metrics]:
-        """A step for every whole batch of this order [n]; `done` is called when each was issued. The metrics are
-        [steps]."""
+    def epoch(self, state: State, order: Tensor, done: Done = lambda: None) -> tuple[State, Metrics]:
+        """A step for every whole batch of this order [n]; `done` is called when each was issued, and the epoch ends
+        there if it returns True. The metrics are [steps]."""
         metrics = []
         for batch in batches(self._split, order, self._size, self._device):
             state, measured = self._step(state, batch)
             metrics.append(measured)
-            done()
+            if done():
+                break
         return state, Metrics(*(torch.stack(column) for column in zip(*metrics, strict=True)))
 
 
@@ -145,23 +147,24 @@ class Graphed:
             self._position.zero_()
             self._replay = self._capture(self._advance)
 
-    def epoch(self, state: State, order: Tensor, done: Callable[[], None] = lambda: None) -> tuple[State, Metrics]:
+    def epoch(self, state: State, order: Tensor, done: Done = lambda: None) -> tuple[State, Metrics]:
         """A step for every whole batch of this order [n], at most an epoch's; `done` is called when each replay was
-        issued. The metrics are [steps]."""
+        issued, and the epoch ends there if it returns True. The metrics are [steps]."""
         if self._replay is None:
             self.warm_up(state)
+        assert self._replay is not None
         self._start(state)
         steps = len(order) // self._size
         self._order[:steps].copy_(order[: steps * self._size].view(steps, self._size))
-        if self._streamed is None:
-            for _ in range(steps):
-                self._run(done)
-        else:
-            for batch in batches(self._split, order, self._size, self._device):
-                for static, streamed in zip(self._streamed, batch, strict=True):
-                    static.copy_(streamed)
-                self._run(done)
-        return tree_map(torch.clone, self._state), Metrics(*self._metrics[:steps].clone().unbind(1))
+        ran = 0
+        for batch in batches(self._split, order, self._size, self._device) if self._streamed else [()] * steps:
+            for static, streamed in zip(self._streamed or (), batch, strict=True):
+                static.copy_(streamed)
+            self._replay()
+            ran += 1
+            if done():
+                break
+        return tree_map(torch.clone, self._state), Metrics(*self._metrics[:ran].clone().unbind(1))
 
     def _start(self, state: State) -> None:
         if self._state is None:
@@ -169,11 +172,6 @@ class Graphed:
         else:
             _overwrite(self._state, state)
         self._position.zero_()
-
-    def _run(self, done: Callable[[], None]) -> None:
-        assert self._replay is not None
-        self._replay()
-        done()
 
     def _advance(self) -> None:
         """What is captured: one step."""

@@ -1,23 +1,18 @@
-"""A cell: an arm at a seed. What does not depend on the seed is prepared once; training takes that and the seed."""
+"""A cell: an arm at a seed. What does not depend on the seed is prepared once; training.py takes that and the seed."""
 
+import gc
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from statistics import median
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ablations.study.arms import Arm
 from ablations.study.evaluation import Evaluation, evaluate, fetch
 from ablations.study.initialization import initial
 from ablations.study.recipes import Recipe
-from ablations.study.recorder import Recorder
-from ablations.study.store import Result, Row
-from ablations.study.token_pictures import tokenized
 from core import engine, measure, rng, vit
 from core.account.step import Account, account
 from core.data.splits import Data
@@ -25,27 +20,7 @@ from core.errors import InputError
 from core.layers import EXACT
 from core.ops import Ops, Params
 from core.optimizers import AdamW
-from core.step import Batch, Metrics, Prepare, State, Step, objective, start
-from core.transforms.registry import REGISTRY
-
-
-class Progress(Protocol):
-    """Who watches a study."""
-
-    def cell(self, arm: str, seed: int, steps: int) -> None:
-        """A cell starts."""
-
-    def step(self) -> None:
-        """A training step was issued."""
-
-    def epoch(self, row: Row) -> None:
-        """An epoch was evaluated."""
-
-    def done(self, outcome: Result) -> None:
-        """The cell finished (its result) or failed (its error)."""
-
-    def note(self, text: str) -> None:
-        """What else there is to say."""
+from core.step import Batch, Prepare, State, Step, objective, start
 
 
 class WarmedUp(NamedTuple):
@@ -152,12 +127,22 @@ class Prepared:
         return evaluate(params, self.data.val, self.config, self.ops, self.prepare, self.dtype, self.device)
 
     def check(self) -> None:
-        """InputError, with the arm's name, for what cannot run: the loss of two images is tried."""
+        """InputError, with the arm's name, for what cannot run: the loss of two images is tried. Whatever else it
+        raises is left to its cells, which meet it again and record it, while the other arms run."""
         try:
             loss = objective(self.config, self.ops, self.prepare, self.dtype)
             loss(self.start(0, rng.key(0)).params, self.batch(2), rng.key(0, self.device))
         except InputError as error:
             raise InputError(f"arm '{self.arm.name}': {error}") from error
+        except Exception:
+            return
+
+    def release(self) -> None:
+        """Give back the memory of the loop: a graph, its static state and its buffers. It is made again if need be."""
+        vars(self).pop("loop", None)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 @cache
@@ -173,120 +158,3 @@ def prepared(arm: Arm, recipe: Recipe, data: Data) -> Prepared:
         return Prepared(arm, recipe, data, config, plain, recipe.prepare(data), recipe.dtype(arm), optimizer)
     except InputError as error:
         raise InputError(f"arm '{arm.name}': {error}") from error
-
-
-def train(cell: Prepared, seed: int, recorder: Recorder, progress: Progress) -> tuple[Result, Params]:
-    """The result of a cell, and the parameters with the best validation accuracy.
-
-    Initial weights, held-out images, data order and augmentation depend on the seed alone. Evaluation, logging,
-    compilation and the memory pass are outside the training time. Raises FloatingPointError if the loss stops being
-    finite.
-    """
-    cell = cell.holding_out(seed)
-    recipe, device = cell.recipe, cell.device
-    progress.cell(cell.arm.name, seed, cell.steps * recipe.epochs)
-    if (picture := _tokens(cell)) is not None:
-        recorder.picture("tokens", picture)
-    memory = cell.warmed_up
-    order_key, step_key = rng.split(rng.key(seed, device), 2)
-    state = cell.start(seed, step_key)
-    cell.loop.warm_up(state)
-    history: list[Row] = []
-    evaluations: list[Evaluation] = []
-    intervals: list[float] = []
-    best: tuple[float, Params] = (-1.0, state.params)
-    for epoch in range(1, recipe.epochs + 1):
-        order = rng.permutation(rng.fold_in(order_key, epoch), len(cell.data.train.labels))
-        state, metrics, seconds = _epoch(cell, state, order, progress)
-        intervals += seconds
-        evaluated = cell.evaluate(state.params)
-        row = _row(epoch, metrics, seconds, recipe.batch_size) | {
-            "val/accuracy": evaluated.accuracy,
-            "val/loss": evaluated.loss,
-            "memory/peak_mib": memory.peak / 2**20,
-            "seconds": sum(intervals),
-        }
-        history.append(row)
-        evaluations.append(evaluated)
-        recorder.epoch(row)
-        progress.epoch(row)
-        if not all(abs(loss) < float("inf") for loss in (row["train/loss"], row["val/loss"])):
-            raise FloatingPointError(f"loss is {row['train/loss']} (validation {evaluated.loss}) after epoch {epoch}")
-        if evaluated.accuracy > best[0]:
-            best = evaluated.accuracy, state.params
-    recorder.correct(torch.stack([e.correct for e in evaluations]))
-    result = _result(cell, memory, history, intervals, best[0]) | {"held_out": cell.data.held_out(seed)}
-    return result, best[1]
-
-
-def _epoch(cell: Prepared, state: State, order: Tensor, progress: Progress) -> tuple[State, Metrics, list[float]]:
-    """The state after an epoch, its metrics, and the seconds of every step."""
-    ticks = measure.Ticks(cell.device)
-    ticks.mark()
-
-    def done() -> None:
-        ticks.mark()
-        progress.step()
-
-    state, metrics = cell.loop.epoch(state, order, done)
-    return state, metrics, ticks.intervals()
-
-
-def _row(epoch: int, metrics: Metrics, seconds: list[float], batch_size: int) -> Row:
-    names = ("loss", "cross_entropy", "penalty", "correct")
-    means = {name: getattr(metrics, name).double().mean().item() for name in names}
-    return {
-        "epoch": epoch,
-        "train/loss": means["loss"],
-        "train/cross_entropy": means["cross_entropy"],
-        "train/penalty": means["penalty"],
-        "train/accuracy": means["correct"] / batch_size,
-        "train/learning_rate": metrics.learning_rate[-1].item(),
-        "speed/images_per_second": len(seconds) * batch_size / sum(seconds),
-        "speed/step_ms": median(seconds) * 1000,
-    }
-
-
-def _result(
-    cell: Prepared, memory: WarmedUp, history: list[Row], intervals: list[float], best_accuracy: float
-) -> Result:
-    recipe, account, last = cell.recipe, cell.costs, history[-1]
-    return {
-        "parameters": account.parameters,
-        "epochs": recipe.epochs,
-        "best_val_accuracy": best_accuracy,
-        "final_val_accuracy": last["val/accuracy"],
-        "final_val_loss": last["val/loss"],
-        "final_train_loss": last["train/loss"],
-        "train_seconds": sum(intervals),
-        "images_per_second": len(intervals) * recipe.batch_size / sum(intervals),
-        "step_ms_median": median(intervals) * 1000,
-        "peak_bytes": memory.peak,
-        "reserved_bytes": memory.reserved,
-        "predicted_peak_bytes": account.peak_bytes,
-        "kept_bytes": account.kept_bytes,
-        "flops_per_image": account.flops // recipe.batch_size,
-        "gpu": measure.gpu_state(cell.device),
-        "kept_by_op": account.kept_by_op,
-        "warmup_seconds": memory.seconds,
-        "batch_size": recipe.batch_size,
-        "engine": recipe.engine,
-        "device": recipe.device,
-        "precision": cell.arm.precision or recipe.precision,
-        "torch": torch.__version__,
-    }
-
-
-def _tokens(cell: Prepared) -> Tensor | None:
-    """A picture of how some validation images are cut into patches, by an arm that chooses them."""
-    for name, parameters in cell.arm.parameters.items():
-        if layout := REGISTRY[name].layout:
-            return _cut(layout(**parameters), cell)
-    return None
-
-
-def _cut(layout: Callable[[Tensor], tuple[Tensor, Tensor]], cell: Prepared) -> Tensor:
-    images, _ = fetch(cell.data.val, torch.linspace(0, len(cell.data.val.labels) - 1, 6).long(), cell.device)
-    resized, selection = layout(cell.prepare(images, None))
-    pixels = F.interpolate(images.float(), resized.shape[-2:], mode="bilinear", align_corners=False)
-    return tokenized(pixels.round().clamp(0, 255).to(torch.uint8), selection)

@@ -1,5 +1,6 @@
 """The machine: which device a study uses, how exactly it computes, and what it is called in the record."""
 
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -26,6 +27,12 @@ def ready(device: str) -> torch.device:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     return torch.device(device)
+
+
+def deterministic() -> None:
+    """Have torch use deterministic algorithms alone; an operation without one raises a RuntimeError that names it."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True)
 
 
 def environment(device: str) -> dict[str, str]:

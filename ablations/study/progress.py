@@ -1,21 +1,48 @@
-"""What a study shows on the terminal while it runs."""
+"""Who watches a study, and what it shows on the terminal while it runs."""
 
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from ablations.study.store import Result, Row
 
 
-class Terminal:
-    """A progress bar of the whole study above one line a finished cell. Use as a context manager."""
+class Progress(Protocol):
+    """Who watches a study."""
 
-    def __init__(self, console: Console, cells: int) -> None:
+    def left(self, cells: int) -> None:
+        """So many cells have no result yet, here or with another process."""
+
+    def cell(self, arm: str, seed: int, steps: int, done: int = 0) -> None:
+        """A cell starts, or goes on after so many of its steps."""
+
+    def step(self) -> None:
+        """A training step was issued."""
+
+    def epoch(self, row: Row) -> None:
+        """An epoch was evaluated."""
+
+    def done(self, outcome: Result) -> None:
+        """The cell finished (its result) or failed (its error)."""
+
+    def note(self, text: str) -> None:
+        """What else there is to say."""
+
+
+class Terminal:
+    """A progress bar of the whole study above one line a finished cell. Use as a context manager.
+
+    bar: False for one of several processes that share the terminal.
+    """
+
+    def __init__(self, console: Console, cells: int, bar: bool = True) -> None:
         self._console = console
         self._cells = cells
         self._left = cells
-        self._bar = Progress(
+        self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:3.0f} %"),
@@ -23,6 +50,7 @@ class Terminal:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=not bar,
         )
         self._task: TaskID | None = None
         self._name = ""
@@ -34,14 +62,17 @@ class Terminal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._bar.stop()
 
-    def cell(self, arm: str, seed: int, steps: int) -> None:
-        """A cell starts: the bar counts the steps of all cells that are left."""
+    def left(self, cells: int) -> None:
+        """The bar and the lines count what other processes finish, too."""
+        self._left = cells
+
+    def cell(self, arm: str, seed: int, steps: int, done: int = 0) -> None:
+        """A cell starts: the bar counts the steps of all cells that were left."""
         self._name = f"{arm} seed {seed}"
         if self._task is None:
             self._task = self._bar.add_task(self._name, total=steps * self._cells)
-        else:
-            done = steps * (self._cells - self._left)
-            self._bar.update(self._task, completed=done, description=self._name)
+        completed = steps * (self._cells - self._left) + done
+        self._bar.update(self._task, completed=completed, description=self._name)
 
     def step(self) -> None:
         """Advance by a step."""

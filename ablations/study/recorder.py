@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ablations.study.store import Result, Row, emptied, write_json
+from ablations.study.store import Result, Row, emptied, synced, write_json
 
 LAYOUT = {
     "Arms side by side": {
@@ -32,7 +32,8 @@ METRICS = (  # of a result, in HParams
 
 
 class Recorder:
-    """The files of one cell. Without a result.json, which is written last, the cell does not count."""
+    """The files of one cell. Without a result.json, which is written last, the cell does not count. A cell that goes on
+    from a snapshot writes its epochs anew, so that none is there twice or missing."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -42,13 +43,14 @@ class Recorder:
         self._writer.add_custom_scalars(LAYOUT)
         self._metrics = (folder / "metrics.jsonl").open("w")
 
-    def epoch(self, row: Row) -> None:
-        """Add one epoch's metrics to metrics.jsonl and TensorBoard (tags are the keys with a /)."""
+    def epoch(self, row: Row, when: float | None = None) -> None:
+        """Add one epoch's metrics to metrics.jsonl and TensorBoard (tags are the keys with a /). when: it was recorded
+        (POSIX seconds); now unless given."""
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
         for tag, value in row.items():
             if "/" in tag:
-                self._writer.add_scalar(tag, value, int(row["epoch"]))
+                self._writer.add_scalar(tag, value, int(row["epoch"]), walltime=when)
 
     def picture(self, tag: str, pixels: Tensor) -> None:
         """Add a picture (uint8 [3,H,W]) to the cell's folder, as TAG.png, and to TensorBoard."""
@@ -72,12 +74,8 @@ class Recorder:
         for tag, value in measured.items():
             self._writer.add_scalar(tag, value, result["epochs"])
         self.close()
+        synced(self.folder)
         write_json(self.folder / "result.json", result)
-
-    def fail(self, failure: Result) -> None:
-        """Close the cell as failed: failed.json tells why."""
-        self.close()
-        write_json(self.folder / "failed.json", failure)
 
     def close(self) -> None:
         """Close the files."""

@@ -1,26 +1,46 @@
 """Runs a study: prepares its arms, refuses what cannot run before anything is written, trains, and profiles."""
 
+import errno
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
-from ablations.study import initialization, profiling
+import torch
+
+from ablations.study import claims, initialization, profiling, snapshots
 from ablations.study.arms import read_settings, select, twin
-from ablations.study.cells import Prepared, Progress, prepared, train
+from ablations.study.cells import Prepared, prepared
+from ablations.study.claims import Claim, Lost
 from ablations.study.evaluation import describe
 from ablations.study.machine import ready
+from ablations.study.progress import Progress
 from ablations.study.recipes import Recipe
 from ablations.study.recorder import Recorder
-from ablations.study.store import Result, cell_folder, finished, profile_folder, write_json
+from ablations.study.signals import Stop
+from ablations.study.snapshots import Snapshots
+from ablations.study.store import Result, cell_folder, failed, finished, profile_folder, write_json
 from ablations.study.timing import ceiling
-from core import rng
+from ablations.study.training import train
+from core import measure, rng, vit
 from core.data import sets
 from core.data.splits import Data
 from core.transforms.registry import REGISTRY
 from core.weights import checkpoints
+
+DEATHS = 2  # of a cell's processes, without a snapshot in between, after which it counts as failed
+
+
+class Died(Exception):
+    """A cell's process ended without a word, again and again."""
+
+
+class Poisoned(Exception):
+    """A device refuses all work in this process after an error of a cell."""
 
 
 class Study(NamedTuple):
@@ -81,27 +101,97 @@ def prepare(arms: str, recipe: Recipe, root: Path) -> Study:
     return foreseen._replace(cells=cells, recipe=resolved, data=data)
 
 
-def run(cells: Sequence[tuple[Prepared, int]], preset: str, out: Path, progress: Progress) -> int:
-    """Train every (arm, seed) that has no result yet; returns how many failed."""
-    failed = 0
-    for cell, seed in cells:
-        folder = cell_folder(out, cell.arm.name, seed)
-        if finished(folder):
-            continue
-        recorder = Recorder(folder)
-        about: Result = {"arm": cell.arm.name, "seed": seed}
-        try:
-            result, best = train(cell, seed, recorder, progress)
+def run(cells: Sequence[tuple[Prepared, int]], preset: str, out: Path, progress: Progress, stop: Stop) -> int:
+    """Train every (arm, seed) that has neither result nor failure and that no other process has, then wait for those
+    that others have; returns how many failed, now or before.
+
+    Raises OSError if the disk is full, and Poisoned after a failure that this process cannot go on after.
+    """
+    folders = {(cell, seed): cell_folder(out, cell.arm.name, seed) for cell, seed in cells}
+    while left := [key for key, folder in folders.items() if not settled(folder)]:
+        idle = True
+        for cell, seed in left:
+            folder = folders[cell, seed]
+            with claims.claimed(folder, snapshots.reached(folder)) as claim:
+                if claim is None or claims.taken(_timing(out)) or settled(folder):
+                    continue
+                idle = False
+                progress.left(sum(not settled(other) for other in folders.values()))
+                _attempt(cell, seed, preset, out, progress, stop, claim)
+            if not any(other is cell and not settled(at) for (other, _), at in folders.items()):
+                cell.release()
+        if idle:
+            time.sleep(claims.PAUSE)
+    return sum(failed(folder) for folder in folders.values())
+
+
+def settled(folder: Path) -> bool:
+    """Whether a cell is not to be trained: it has a result or a failure."""
+    return finished(folder) or failed(folder)
+
+
+def _attempt(cell: Prepared, seed: int, preset: str, out: Path, progress: Progress, stop: Stop, claim: Claim) -> None:
+    """Train a cell that is this process's; its result or its failure is recorded and shown."""
+    folder = cell_folder(out, cell.arm.name, seed)
+    about: Result = {"arm": cell.arm.name, "seed": seed}
+    try:
+        if claim.died >= DEATHS:
+            raise Died(f"its process died {claim.died} times at step {snapshots.reached(folder)}, without a message")
+        kept = Snapshots(folder, progress.note)
+        with closing(Recorder(folder)) as recorder:
+            result, best = train(cell, seed, recorder, progress, kept, stop, claim.check)
             result["mfu"] = cell.plain_flops * 1000 / result["step_ms_median"] / ceiling(out, cell)
             result = {**about, "preset": preset, "data": cell.data.name, **result}
             checkpoints.save(folder / "best.safetensors", best, _describe(cell, seed, result))
             recorder.finish(result, _settings(cell, seed, preset))
-            progress.done(result)
-        except Exception as error:  # recorded and counted; the other cells go on
-            recorder.fail(about | _failure(error))
-            progress.done(about | _failure(error))
-            failed += 1
-    return failed
+        kept.remove()
+        progress.done(result)
+        return
+    except Lost as error:
+        progress.note(str(error))
+        return
+    except Exception as error:  # recorded; the other cells go on
+        if _full(error):
+            raise OSError(errno.ENOSPC, "no space left; free some, and the same command continues", str(out)) from error
+        failure = about | _failure(error)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "failed.json", failure)
+    progress.done(failure)
+    cell.release()
+    if not _usable(cell.device):
+        raise Poisoned(failure["error"])
+
+
+def _full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is that of a full disk."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _usable(device: torch.device) -> bool:
+    """Whether a device still works in this process: some CUDA errors stay."""
+    try:
+        measure.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _timing(out: Path) -> Path:
+    """What a process claims to have this machine to itself."""
+    return out / f"timing-{claims.host().partition(' ')[0]}"
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """This machine to oneself: waits until no process here has a cell of the study, and lets none begin one."""
+    with claims.waited(_timing(out)):
+        while claims.working_here(out):
+            time.sleep(claims.PAUSE)
+        yield
 
 
 def until(
@@ -141,6 +231,12 @@ def profile(study: Study, out: Path, progress: Progress) -> int:
             write_json(folder / "failed.json", {"arm": name, **_failure(error)})
             progress.note(f"profile of {name}: failed: {_failure(error)['error']}")
     return failed
+
+
+def need(cells: Sequence[tuple[Prepared, int]]) -> int:
+    """Bytes that these cells write, about: the best weights of each, and snapshots of the largest."""
+    sizes = [4 * sum(prod(shape) for shape in vit.shapes(cell.config, cell.ops).values()) for cell, _ in cells]
+    return sum(sizes) + 3 * 4 * max(sizes, default=0)
 
 
 def _failure(error: Exception) -> Result:

@@ -4,7 +4,6 @@ study.json, cells/ARM/seedK/ (what cannot be made again) and report/ (what can).
 removed.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -56,27 +55,34 @@ def emptied(folder: Path) -> Path:
     return folder
 
 
+def failed(folder: Path) -> bool:
+    """Whether the cell was tried and has a failure instead of a result."""
+    return (folder / "failed.json").is_file() and not finished(folder)
+
+
+def synced(folder: Path) -> None:
+    """Make a folder's files outlast a loss of power."""
+    for path in folder.iterdir():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content atomically."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold a study's folder; InputError if another process does."""
-    with (out / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"'{out}' is in use by another run; wait for its end, or pass another --out") from error
-        yield
 
 
 def open_study(out: Path, preset: str, recipe: dict[str, Any], versions: dict[str, str]) -> None:

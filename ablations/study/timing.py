@@ -18,7 +18,8 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from ablations.study.arms import AGAIN, BASELINE, parse
-from ablations.study.cells import Prepared, Progress, prepared
+from ablations.study.cells import Prepared, prepared
+from ablations.study.progress import Progress
 from ablations.study.reading import results
 from ablations.study.store import write_json
 from core import measure, rng

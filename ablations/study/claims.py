@@ -1,0 +1,167 @@
+"""Who works on what: claims let any number of processes, on any machines that share the folder, do one study.
+
+The claim of PATH is the file PATH.claim-N of the highest N, made exclusively; its time of change is its heartbeat. One
+that has stopped is taken over by making N + 1, which only one process can, so that no claim has two owners.
+"""
+
+import json
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+from uuid import uuid4
+
+BEAT, SILENCE = 5.0, 60.0  # seconds between heartbeats; after which a claim without one is free
+PAUSE = 0.5  # seconds between two looks at what others have
+
+
+class Lost(Exception):
+    """Another process took a claim over while this one did not show that it was alive."""
+
+
+class Claim:
+    """A claim of this process. died: how many owners died before it since the work last advanced."""
+
+    def __init__(self, what: Path, path: Path, died: int, token: str) -> None:
+        self._what, self._path, self.died, self._token = what, path, died, token
+
+    def check(self) -> None:
+        """Lost, if it is another process's by now."""
+        if _newest(self._what) != self._path or _read(self._path).get("token") != self._token:
+            raise Lost(f"{self._what} is another process's now: this one had stopped for {SILENCE:.0f} s")
+
+
+@contextmanager
+def claimed(what: Path, reached: int = 0) -> Iterator[Claim | None]:
+    """The claim of `what`, given back at the end; None if someone has it.
+
+    reached: how far the work is. An owner that died further back than that does not count.
+    """
+    claim = _take(what, reached)
+    if claim is None:
+        yield None
+        return
+    over = Event()
+    thread = Thread(target=_beat, args=(claim._path, over), daemon=True)
+    thread.start()
+    try:
+        yield claim
+    finally:
+        over.set()
+        thread.join()
+        with suppress(Lost):
+            claim.check()
+            claim._path.unlink(missing_ok=True)
+
+
+@contextmanager
+def waited(what: Path) -> Iterator[None]:
+    """The same, as soon as nobody else has it."""
+    while True:
+        with claimed(what) as claim:
+            if claim is not None:
+                yield
+                return
+        time.sleep(PAUSE)
+
+
+def taken(what: Path) -> bool:
+    """Whether someone has the claim and is alive."""
+    path = _newest(what)
+    return path is not None and not _dead(path)
+
+
+def working_here(out: Path) -> bool:
+    """Whether a process of this machine has a cell of the study."""
+    claims = [path for path in out.glob("cells/*/seed*.claim-*") if _read(path).get("host") == host()]
+    return any(not _dead(path) for path in claims)
+
+
+def host() -> str:
+    """This machine, and on Linux the space in which its process ids hold."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _take(what: Path, reached: int) -> Claim | None:
+    what.parent.mkdir(parents=True, exist_ok=True)
+    old, died, number = _newest(what), 0, 0
+    if old is not None:
+        if not _dead(old):
+            return None
+        before, number = _read(old), _number(old)
+        died = before.get("died", 0) + 1 if reached <= before.get("reached", 0) else 1
+    path, token = what.with_name(f"{what.name}.claim-{number + 1}"), uuid4().hex
+    content = {"host": host(), "pid": os.getpid(), "token": token, "reached": reached, "died": died}
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            json.dump(content, file)
+    except FileExistsError:
+        return None
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    if _newest(what) != path:  # others were taken and given back in between
+        path.unlink()
+        return None
+    if old is not None:
+        old.unlink(missing_ok=True)
+    return Claim(what, path, died, token)
+
+
+def _beat(path: Path, over: Event) -> None:
+    while not over.wait(BEAT):
+        with suppress(OSError):  # gone: `check` tells
+            os.utime(path)
+
+
+def _newest(what: Path) -> Path | None:
+    return max(what.parent.glob(f"{_escaped(what.name)}.claim-*"), key=_number, default=None)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _number(path: Path) -> int:
+    end = path.name.rpartition("-")[2]
+    return int(end) if end.isdecimal() else 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a claim says; {} where it is being written, given back or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _dead(path: Path) -> bool:
+    """Whether a claim's owner does not run on this machine any more, or its heartbeat has stopped."""
+    content = _read(path)
+    if content.get("host") == host() and not _running(content["pid"]):
+        return True
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent) as now:  # by the clock of the file system, not of machines
+            return os.fstat(now.fileno()).st_mtime - path.stat().st_mtime > SILENCE
+    except FileNotFoundError:  # given back just now
+        return False
+
+
+def _running(pid: int) -> bool:
+    """Whether a process is there and is not dead without its parent's notice."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's; or no /proc
+        return True

@@ -1,0 +1,115 @@
+"""Snapshots of a cell while it trains: its last two, from which the same command continues after whatever ended it.
+
+A snapshot is one safetensors file: tensors, and JSON among its metadata. Its name is the step and the SHA-256 of its
+content: what is torn or flipped does not have its name. It is written aside, synced and renamed.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+EVERY, SHARE = 30.0, 0.01  # seconds between snapshots at least, and their share of the time at most
+SPEED = 2e8  # bytes a second at which the first is expected to be written
+
+Content = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+class Snapshots:
+    """The snapshots of a cell, in the folder beside its own. note: takes what is to be told."""
+
+    def __init__(self, cell: Path, note: Callable[[str], None]) -> None:
+        self.folder = folder_of(cell)
+        self._note = note
+        self._last, self._cost = time.monotonic(), 0.0
+
+    def begin(self, size: int) -> None:
+        """Count the time to the next one, of about so many bytes, from now on."""
+        self._last, self._cost = time.monotonic(), size / SPEED
+
+    def due(self) -> bool:
+        """Whether it is time for one."""
+        return time.monotonic() - self._last >= max(EVERY, self._cost / SHARE)
+
+    def save(self, step: int, content: Callable[[], Content]) -> None:
+        """Write one, and remove all but the last two. OSError (ENOSPC) if the disk has no room for it."""
+        begin = time.monotonic()
+        tensors, about = content()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        data = save(tensors, metadata={"about": json.dumps(about)})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(self.folder).free < len(data):
+            size = f"{len(data) / 2**20:,.1f} MiB"
+            raise OSError(errno.ENOSPC, f"no room for a snapshot of {size}; the same command continues", self.folder)
+        temporary = self.folder / "partial"
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.folder / f"{step:09d}-{_digest(data)}.safetensors")
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync(self.folder)
+        for path in self._paths()[:-2]:
+            path.unlink(missing_ok=True)
+        self._last = time.monotonic()
+        self._cost = self._last - begin
+
+    def load(self) -> Content | None:
+        """The last one that is whole; of others it is told, and they are removed. None if there is none."""
+        for path in reversed(self._paths()):
+            try:
+                data = path.read_bytes()
+                if _digest(data) != path.stem.partition("-")[2]:
+                    raise ValueError("its content does not have its checksum")
+                length = int.from_bytes(data[:8], "little")
+                return load(data), json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["about"])
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                self._note(f"snapshot {path} is damaged ({error}): the one before it is used, or the cell starts again")
+                path.unlink(missing_ok=True)
+        return None
+
+    def remove(self) -> None:
+        """Remove them all: the cell has its result."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _paths(self) -> list[Path]:
+        return _paths(self.folder)
+
+
+def folder_of(cell: Path) -> Path:
+    """Where the snapshots of a cell's folder lie: beside it, for itself is emptied whenever it is begun."""
+    return cell.with_name(f"{cell.name}.snapshots")
+
+
+def reached(cell: Path) -> int:
+    """The step of the last snapshot; 0 without one."""
+    paths = _paths(folder_of(cell))
+    return int(paths[-1].name[:9]) if paths else 0
+
+
+def _paths(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{'[0-9]' * 9}-*.safetensors"))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _sync(folder: Path) -> None:
+    """Make a folder's list of files outlast a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,151 @@
+"""Training a cell: from its last snapshot or its first step to its result."""
+
+from collections.abc import Callable
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ablations.study.cells import Prepared, WarmedUp
+from ablations.study.course import Course
+from ablations.study.evaluation import fetch
+from ablations.study.progress import Progress
+from ablations.study.recorder import Recorder
+from ablations.study.signals import Stop, Stopped
+from ablations.study.snapshots import Snapshots
+from ablations.study.store import Result, Row
+from ablations.study.token_pictures import tokenized
+from core import measure, rng
+from core.ops import Params
+from core.transforms.registry import REGISTRY
+
+
+def train(
+    cell: Prepared,
+    seed: int,
+    recorder: Recorder,
+    progress: Progress,
+    snapshots: Snapshots,
+    stop: Stop,
+    mine: Callable[[], None] = lambda: None,
+) -> tuple[Result, Params]:
+    """The result of a cell, and the parameters with the best validation accuracy; from its last snapshot if it has one.
+
+    Initial weights, held-out images, data order and augmentation depend on the seed alone. Evaluation, logging,
+    compilation, snapshots and the memory pass are outside the training time. mine: raises if the cell is another
+    process's by now. Raises FloatingPointError if the loss stops being finite; Stopped, after a last snapshot, if
+    told to.
+    """
+    cell = cell.holding_out(seed)
+    recipe = cell.recipe
+    order_key, step_key = rng.split(rng.key(seed, cell.device), 2)
+    state = cell.start(seed, step_key)
+    course = _continued(Course(state, state.params), snapshots, progress)
+    progress.cell(cell.arm.name, seed, cell.steps * recipe.epochs, course.steps)
+    for row, when in zip(course.history, course.times, strict=True):
+        recorder.epoch(row, when)
+    if (picture := _tokens(cell)) is not None:
+        recorder.picture("tokens", picture)
+    memory = cell.warmed_up
+    cell.loop.warm_up(course.state)
+    snapshots.begin(measure.tensor_bytes(course.state) * 2)
+
+    def save() -> None:
+        mine()
+        snapshots.save(course.steps, course.pack)
+
+    try:
+        for epoch in range(len(course.history) + 1, recipe.epochs + 1):
+            order = rng.permutation(rng.fold_in(order_key, epoch), len(cell.data.train.labels))
+            while course.steps < epoch * cell.steps:
+                with stop.finishing():
+                    _steps(cell, course, order, lambda: bool(stop.number) or snapshots.due(), progress)
+                    if snapshots.due():
+                        save()
+            evaluated = cell.evaluate(course.state.params)
+            with stop.finishing():
+                row = course.evaluate(evaluated, recipe.batch_size, memory.peak)
+                recorder.epoch(row, course.times[-1])
+                progress.epoch(row)
+    except Stopped:
+        if course.steps:
+            save()
+        raise
+    mine()
+    recorder.correct(torch.stack(course.correct))
+    result = _result(cell, memory, course.history, course.intervals, course.best_accuracy)
+    return result | {"held_out": cell.data.held_out(seed)}, course.best
+
+
+def _continued(course: Course, snapshots: Snapshots, progress: Progress) -> Course:
+    """The course of the last snapshot, or this one."""
+    if (content := snapshots.load()) is None:
+        return course
+    try:
+        found = course.restored(*content)
+    except (KeyError, ValueError) as error:
+        progress.note(f"{snapshots.folder} is not of this cell as it is now ({error}): the cell starts again")
+        return course
+    progress.note(f"continued from step {found.steps} ({snapshots.folder})")
+    return found
+
+
+def _steps(cell: Prepared, course: Course, order: Tensor, end: Callable[[], bool], progress: Progress) -> None:
+    """The steps of an epoch that are left, or as many as are done when `end` says so."""
+    ticks = measure.Ticks(cell.device)
+    ticks.mark()
+
+    def done() -> bool:
+        ticks.mark()
+        progress.step()
+        return end()
+
+    ahead = order[course.steps % cell.steps * cell.recipe.batch_size :]
+    state, metrics = cell.loop.epoch(course.state, ahead, done)
+    course.advance(state, metrics, ticks.intervals())
+
+
+def _result(
+    cell: Prepared, memory: WarmedUp, history: list[Row], intervals: list[float], best_accuracy: float
+) -> Result:
+    recipe, account, last = cell.recipe, cell.costs, history[-1]
+    return {
+        "parameters": account.parameters,
+        "epochs": recipe.epochs,
+        "best_val_accuracy": best_accuracy,
+        "final_val_accuracy": last["val/accuracy"],
+        "final_val_loss": last["val/loss"],
+        "final_train_loss": last["train/loss"],
+        "train_seconds": sum(intervals),
+        "images_per_second": len(intervals) * recipe.batch_size / sum(intervals),
+        "step_ms_median": median(intervals) * 1000,
+        "peak_bytes": memory.peak,
+        "reserved_bytes": memory.reserved,
+        "predicted_peak_bytes": account.peak_bytes,
+        "kept_bytes": account.kept_bytes,
+        "flops_per_image": account.flops // recipe.batch_size,
+        "gpu": measure.gpu_state(cell.device),
+        "kept_by_op": account.kept_by_op,
+        "warmup_seconds": memory.seconds,
+        "batch_size": recipe.batch_size,
+        "engine": recipe.engine,
+        "device": recipe.device,
+        "precision": cell.arm.precision or recipe.precision,
+        "torch": torch.__version__,
+    }
+
+
+def _tokens(cell: Prepared) -> Tensor | None:
+    """A picture of how some validation images are cut into patches, by an arm that chooses them."""
+    for name, parameters in cell.arm.parameters.items():
+        if layout := REGISTRY[name].layout:
+            return _cut(layout(**parameters), cell)
+    return None
+
+
+def _cut(layout: Callable[[Tensor], tuple[Tensor, Tensor]], cell: Prepared) -> Tensor:
+    images, _ = fetch(cell.data.val, torch.linspace(0, len(cell.data.val.labels) - 1, 6).long(), cell.device)
+    resized, selection = layout(cell.prepare(images, None))
+    pixels = F.interpolate(images.float(), resized.shape[-2:], mode="bilinear", align_corners=False)
+    return tokenized(pixels.round().clamp(0, 255).to(torch.uint8), selection)
