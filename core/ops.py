@@ -35,8 +35,8 @@ class Site(NamedTuple):
     params: those of the block (by their names in it), or of all that is outside the blocks.
     keys: what keys are made from, see `key`; None where nothing may be random.
     dtype: what the model computes in.
-    carry: what the blocks before left. block: the block's number, if a transform is `positional`, else None: all blocks
-        are then the same function, and are compiled once.
+    carry: what the blocks before left. block: the block's number, where a transform is `positional`, else None: all such
+        blocks are the same function, and are compiled once.
     """
 
     name: str
@@ -104,10 +104,10 @@ class Ops:
         """Whether a transform replaces this primitive, somewhere at least."""
         return any(primitive in part.replace for part in self.parts)
 
-    @property
-    def positional(self) -> bool:
-        """Whether a transform asks for the blocks' numbers."""
-        return any(part.positional for part in self.parts)
+    def number(self, block: int, depth: int) -> int | None:
+        """The number of a block of `depth`, if a transform asks for it, else None."""
+        asked = [part.positional for part in self.parts]
+        return block if any(p is True or (p and {block, block - depth} & set(p)) for p in asked) else None
 
     def config(self, config: VitConfig) -> VitConfig:
         """The model's config as the transforms want it; InputError where two want different values of a field."""
@@ -156,7 +156,7 @@ class Part:
     at: Collection[str] | None
     inside: Collection[str]
     innermost: bool
-    positional: bool
+    positional: bool | Collection[int]
     config: Callable[[VitConfig], VitConfig] | None
     parameters: Callable[[VitConfig], dict[str, Parameter]] | None
     frozen: Callable[[str], bool] | None
@@ -182,7 +182,7 @@ def rewrite(
     at: Collection[str] | None = None,
     inside: Collection[str] = (),
     innermost: bool = False,
-    positional: bool = False,
+    positional: bool | Collection[int] = False,
     config: Callable[[VitConfig], VitConfig] | None = None,
     parameters: Callable[[VitConfig], dict[str, Parameter]] | None = None,
     frozen: Callable[[str], bool] | None = None,
@@ -197,7 +197,7 @@ def rewrite(
     at: names of the sites at which linear and norm are changed; None: all.
     inside: what a replacement does by itself, nobody else can change: sites (their linear or norm), or primitives.
     innermost: whether wrappers must see what the other wrappers have made of the inputs.
-    positional: whether the functions read `site.block`.
+    positional: whether the functions read `site.block`; or the blocks (negative: from the end) at which they do.
     config, parameters, frozen, optimizer: see the methods of Ops; `optimizer` takes the one it may build on.
 
     Raises InputError for primitives and sites that the model does not have and, applied, where it and another one

@@ -15,6 +15,10 @@ SCHEDULES = ("constant", "cosine")
 class Optimizer(Protocol):
     """What a step needs of an optimizer; `state` is any nest of tensors. step: updates done before, 0-d int64."""
 
+    @property
+    def learning_rate(self) -> float:
+        """The largest rate of its schedule."""
+
     def init(self, params: Params) -> Any:
         """The state before the first update."""
 

@@ -194,7 +194,7 @@ def forward(
     penalty = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
     for i, own in enumerate(blocks):
         keys = None if key is None else rng.named(key, f"blocks.{i}")
-        x, carry = run(own, keys, x, carry, i if ops.positional else None)
+        x, carry = run(own, keys, x, carry, ops.number(i, config.depth))
         penalty = penalty + carry.pop("penalty")
     return Output(ops.readout(model, x), penalty)
 

@@ -32,13 +32,13 @@ def decatt(weight: float = 1.0, norm: str = "per_head", layers: str | Sequence[i
     def penalty(inner: Callable[..., Tensor], site: Site, heads: Tensor) -> Tensor:
         depth = site.config.depth
         chosen = range(depth) if isinstance(layers, str) else [_existing(i, depth) for i in layers]
-        times = 1 if site.block is None else chosen.count(site.block)
+        times = 1 if isinstance(layers, str) else chosen.count(site.block)
         before = inner(site, heads)
         return before + weight * times / len(chosen) * decorrelation(heads, norm) if times else before
 
     if weight == 0:
         return lambda ops: ops
-    return rewrite("decatt", wrap={"penalty": penalty}, positional=layers != "all")
+    return rewrite("decatt", wrap={"penalty": penalty}, positional=() if isinstance(layers, str) else layers)
 
 
 def _existing(index: int, depth: int) -> int:

@@ -13,9 +13,18 @@ from torch import Tensor
 from core.ops import Rewrite
 from core.transforms.crs import crs
 from core.transforms.decatt import decatt
+from core.transforms.droppath import droppath
 from core.transforms.flash import flash
+from core.transforms.layerscale import layerscale
+from core.transforms.lora import lora
 from core.transforms.mrt import mrt, selector, uniform
+from core.transforms.muon import muon
+from core.transforms.patchdrop import patchdrop
+from core.transforms.qknorm import qknorm
+from core.transforms.readout import readout
 from core.transforms.recompute import recompute
+from core.transforms.registers import registers
+from core.transforms.tome import tome
 
 Contract = Literal["exact", "unbiased gradient", "changes the objective", "changes the update"]
 
@@ -30,6 +39,8 @@ class Transform:
     settings: further parameters that presets and groups use, for the laws.
     control: the name of the registered optimization that does the same by simpler means, which it must beat.
     layout: parameters -> (images -> (images as it sees them, patches [B,L,3])), if it chooses patches.
+    lattice: whether it is a factor of the full lattice (unless a control); else it is of the group `more`.
+    pretrained: whether it makes sense from pretrained weights alone.
     """
 
     build: Callable[..., Rewrite]
@@ -40,6 +51,8 @@ class Transform:
     settings: tuple[dict[str, Any], ...] = ()
     control: str | None = None
     layout: Callable[..., Callable[[Tensor], tuple[Tensor, Tensor]]] | None = None
+    lattice: bool = True
+    pretrained: bool = False
 
 
 REGISTRY: dict[str, Transform] = {
@@ -92,6 +105,23 @@ REGISTRY: dict[str, Transform] = {
         "control for mrt: uniform patches with its sinusoidal positions",
         settings=({"patch": 8, "image": 64},),
     ),
+    "readout": Transform(readout, "exact", "the last block for the class token alone", lattice=False),
+    "droppath": Transform(
+        droppath, "changes the objective", "branches left out, more often the deeper", {"rate": 0.0}, lattice=False
+    ),
+    "patchdrop": Transform(
+        patchdrop, "changes the objective", "training on a share of the patches", {"share": 0.0}, lattice=False
+    ),
+    "tome": Transform(tome, "changes the objective", "similar tokens merged in every block", {"r": 0}, lattice=False),
+    "registers": Transform(
+        registers, "changes the objective", "learned tokens beside the patches", {"count": 0}, lattice=False
+    ),
+    "qknorm": Transform(qknorm, "changes the objective", "normalised queries and keys", lattice=False),
+    "layerscale": Transform(layerscale, "changes the objective", "a learned scale of each branch", lattice=False),
+    "lora": Transform(
+        lora, "changes the objective", "low-rank updates, the rest frozen", lattice=False, pretrained=True
+    ),
+    "muon": Transform(muon, "changes the update", "orthogonalised momentum for the blocks' matrices", lattice=False),
 }
 
 

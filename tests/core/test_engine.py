@@ -128,7 +128,7 @@ def test_a_region_for_all_blocks_gives_the_numbers_of_eager(name, compiler):
     assert_same(two_steps(config, ops, "compiled"), eager)
     bodies = compiler.regions()
     assert len(compiler.graphs) == 1  # the loss
-    if ops.positional:  # a body called once may be inlined
+    if len({ops.number(i, 3) for i in range(3)}) > 1:  # a body called once may be inlined
         assert len(bodies) in (2, 3)
         assert len(set(map(id, bodies))) == len(bodies) - 1
     else:

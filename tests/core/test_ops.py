@@ -183,10 +183,10 @@ def test_a_block_gets_its_own_parameters_and_its_number_on_demand(config, batch)
         return inner(site, x)
 
     params = vit.init(config, 0)
-    for positional in (False, True):
+    for positional in (False, True, (-1,)):
         vit.forward(params, batch[0], config, rewrite("look", wrap={"block": block}, positional=positional)(EXACT))
-    assert [number for number, _ in seen] == [None, None, 0, 1]
-    assert [bias for _, bias in seen] == [params[f"blocks.{i}.norm1.bias"] for i in (0, 1, 0, 1)]
+    assert [number for number, _ in seen] == [None, None, 0, 1, None, 1]
+    assert [bias for _, bias in seen] == [params[f"blocks.{i}.norm1.bias"] for i in 3 * (0, 1)]
 
 
 def test_keys_belong_to_names():

@@ -21,7 +21,7 @@ def penalty(transform, layers):
     """The penalties of a model's blocks with these heads, summed."""
     ops, config = transform(EXACT), vit.VitConfig(16, 4, 16, len(layers), 2, 32, 5)
     site = Site("attn", {}, config, ops, None, torch.float64, {})
-    return sum(ops.penalty(site._replace(block=i if ops.positional else None), A) for i, A in enumerate(layers))
+    return sum(ops.penalty(site._replace(block=ops.number(i, len(layers))), A) for i, A in enumerate(layers))
 
 
 def by_loops(A, norm):
