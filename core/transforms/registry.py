@@ -13,11 +13,14 @@ from torch import Tensor
 from core.ops import Rewrite
 from core.transforms.crs import crs
 from core.transforms.decatt import decatt
+from core.transforms.dropit import dropit
 from core.transforms.flash import flash
+from core.transforms.int8 import int8
+from core.transforms.lowbp import lowbp
 from core.transforms.mrt import mrt, selector, uniform
 from core.transforms.recompute import recompute
 
-Contract = Literal["exact", "unbiased gradient", "changes the objective", "changes the update"]
+Contract = Literal["exact", "unbiased gradient", "biased gradient", "changes the objective", "changes the update"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Transform:
     settings: further parameters that presets and groups use, for the laws.
     control: the name of the registered optimization that does the same by simpler means, which it must beat.
     layout: parameters -> (images -> (images as it sees them, patches [B,L,3])), if it chooses patches.
+    bias: of a biased gradient the bound of its mean's relative error, on the laws' model.
     """
 
     build: Callable[..., Rewrite]
@@ -40,6 +44,7 @@ class Transform:
     settings: tuple[dict[str, Any], ...] = ()
     control: str | None = None
     layout: Callable[..., Callable[[Tensor], tuple[Tensor, Tensor]]] | None = None
+    bias: float = 0.0
 
 
 REGISTRY: dict[str, Transform] = {
@@ -85,6 +90,29 @@ REGISTRY: dict[str, Transform] = {
         "exact",
         "control for crs: LayerNorm and GELU outputs rebuilt in the backward pass",
         settings=({"fc1": True},),
+    ),
+    "int8": Transform(
+        int8,
+        "unbiased gradient",
+        "inputs of linear maps and slopes of GELU kept as 8 bits, rounded at random",
+        control="recompute",
+    ),
+    "lowbp": Transform(
+        lowbp,
+        "biased gradient",
+        "GELU's derivative from 2 bits, LayerNorm sharing what it keeps with the next map",
+        settings=({"norms": False},),
+        control="recompute",
+        bias=0.1,
+    ),
+    "dropit": Transform(
+        dropit,
+        "biased gradient",
+        "weight gradients from the largest elements of a map's input",
+        identity={"rate": 0.0},
+        settings=({"rate": 0.9},),
+        control="recompute",
+        bias=0.9,
     ),
     "uniform": Transform(
         uniform,
