@@ -195,10 +195,24 @@ def test_contract(case):
         draws = [run(case.ops, key=k)[1] for k in range(DRAWS)]
         check_mean(draws, exact, 1e-9)
         assert any(distance(g, exact) > 1e-9 for g in draws), "declared unbiased, but nothing is estimated"
+    elif contract == "biased gradient":
+        assert loss.item() == pytest.approx(exact_loss.item(), rel=1e-12)
+        bias, deviation = errors([run(case.ops, key=k)[1] for k in range(8)], exact)
+        print(f"{case}: bias {bias:.3g}, deviation {deviation:.3g} of the exact gradient")
+        assert 1e-6 < bias < case.transform.bias
     else:
         assert contract == "changes the objective"
         assert abs(loss.item() - exact_loss.item()) > 1e-6, "declared to change the objective, but does not"
         check_by_finite_differences(case.ops, gradient)
+
+
+def errors(draws, exact):
+    """Of the mean of the draws the distance from the exact gradient, and of a draw the deviation from their mean: norms
+    over all parameters, relative to the exact gradient's."""
+    flat = torch.stack([torch.cat([g[n].flatten() for n in exact]) for g in draws])
+    whole = torch.cat([g.flatten() for g in exact.values()])
+    deviation = flat.var(0).sum().sqrt()
+    return ((flat.mean(0) - whole).norm() / whole.norm()).item(), (deviation / whole.norm()).item()
 
 
 def check_mean(draws, exact, rounding):

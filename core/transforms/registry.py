@@ -13,10 +13,13 @@ from torch import Tensor
 from core.ops import Rewrite
 from core.transforms.crs import crs
 from core.transforms.decatt import decatt
+from core.transforms.dropit import dropit
 from core.transforms.droppath import droppath
 from core.transforms.flash import flash
+from core.transforms.int8 import int8
 from core.transforms.layerscale import layerscale
 from core.transforms.lora import lora
+from core.transforms.lowbp import lowbp
 from core.transforms.mrt import mrt, selector, uniform
 from core.transforms.muon import muon
 from core.transforms.patchdrop import patchdrop
@@ -26,7 +29,7 @@ from core.transforms.recompute import recompute
 from core.transforms.registers import registers
 from core.transforms.tome import tome
 
-Contract = Literal["exact", "unbiased gradient", "changes the objective", "changes the update"]
+Contract = Literal["exact", "unbiased gradient", "biased gradient", "changes the objective", "changes the update"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Transform:
     layout: parameters -> (images -> (images as it sees them, patches [B,L,3])), if it chooses patches.
     lattice: whether it is a factor of the full lattice (unless a control); else it is of the group `more`.
     pretrained: whether it makes sense from pretrained weights alone.
+    bias: of a biased gradient the bound of its mean's relative error, on the laws' model.
     """
 
     build: Callable[..., Rewrite]
@@ -53,6 +57,7 @@ class Transform:
     layout: Callable[..., Callable[[Tensor], tuple[Tensor, Tensor]]] | None = None
     lattice: bool = True
     pretrained: bool = False
+    bias: float = 0.0
 
 
 REGISTRY: dict[str, Transform] = {
@@ -98,6 +103,32 @@ REGISTRY: dict[str, Transform] = {
         "exact",
         "control for crs: LayerNorm and GELU outputs rebuilt in the backward pass",
         settings=({"fc1": True},),
+    ),
+    "int8": Transform(
+        int8,
+        "unbiased gradient",
+        "inputs of linear maps and slopes of GELU kept as 8 bits, rounded at random",
+        control="recompute",
+        lattice=False,
+    ),
+    "lowbp": Transform(
+        lowbp,
+        "biased gradient",
+        "GELU's derivative from 2 bits, LayerNorm sharing what it keeps with the next map",
+        settings=({"norms": False},),
+        control="recompute",
+        lattice=False,
+        bias=0.1,
+    ),
+    "dropit": Transform(
+        dropit,
+        "biased gradient",
+        "weight gradients from the largest elements of a map's input",
+        identity={"rate": 0.0},
+        settings=({"rate": 0.9},),
+        control="recompute",
+        lattice=False,
+        bias=0.9,
     ),
     "uniform": Transform(
         uniform,
