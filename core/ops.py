@@ -77,7 +77,7 @@ class Ops:
 
     tokenize:  (site, images [B,C,H,W]) -> tokens [B,N,D], class token and positions included
     norm:      (site, x [...,D], weight [D], bias [D]) -> [...,D]
-    linear:    (site, before, *inputs) -> before(*inputs) W^T + b, W and b those of the site
+    linear:    (site, before, *inputs) -> before(*inputs) W^T + b, W and b those of the site; wrappers hand on both
     attend:    (site, q, k, v [B,h,N,d]) -> heads [B,h,N,d]
     attention: (site, x [B,N,D]) -> ([B,N,D], carry): the first branch, norm included, residual not
     mlp:       (site, x [B,N,D]) -> [B,N,D]: the second branch, likewise

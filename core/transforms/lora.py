@@ -42,6 +42,6 @@ def lora(rank: int = 4) -> Rewrite:
 
 def linear(inner: Callable[..., Tensor], site: Site, before: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """The map of before(*inputs), and the update's of it."""
-    x = before(*inputs)
+    y, x = inner(site, before, *inputs), before(*inputs)  # twice, for what replaces the map may do both by itself
     A, B = (site.params[f"{site.name}.lora.{name}"].to(x.dtype) for name in "AB")
-    return inner(site, lambda x: x, x) + F.linear(F.linear(x, A), B)
+    return y + F.linear(F.linear(x, A), B)
