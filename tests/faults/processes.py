@@ -33,8 +33,7 @@ def many(request):
 @pytest.fixture(scope="session")
 def context():
     """Processes that have torch and the study loaded when they start: a fault costs its own time alone."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ |= environment()
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload(["faults.study"])
     return made
@@ -100,6 +99,11 @@ def reference(context, tmp_path_factory):
 def draw(request):
     """Random numbers by the test's name."""
     return random.Random(request.node.name)
+
+
+def environment():
+    """Of processes of their own."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
 
 
 def content(out):

@@ -1,20 +1,18 @@
 """run.py with a snapshot after every step and no time spent on timing and figures: what the fault suite kills.
 
-Also a script, for what starts processes itself. In the environment: FAULTS holds constants as MODULE.NAME=VALUE, joined
-by spaces; ENGINE=compiled compiles without generating code, ENGINE=graphed runs the body of the graphed loop.
+Also a script, for what starts processes itself. In the environment: DIES, an arm that kills its process;
+ENGINE=compiled traces the step, and with BACKEND=inductor compiles it; ENGINE=graphed runs the graphed loop's body.
 """
 
-import importlib
 import os
 import signal
 import sys
-from ast import literal_eval
 
 import torch
 
 from ablations import run
 from ablations.reporting import figures
-from ablations.study import snapshots, timing
+from ablations.study import cells, snapshots, timing
 from core import engine
 
 
@@ -26,14 +24,15 @@ def prepare():
     figures.draw = lambda comparisons, out: {}
     chosen = os.environ.get("ENGINE")
     if chosen:
-        backend = "inductor" if os.environ.get("INDUCTOR") else "aot_eager"
         engine.resolve = lambda name, device, work=0.0: (chosen, "tested")
         engine._cuda_graph = lambda body: body
-        engine._compile = lambda fn: torch.compile(engine.fresh(fn), fullgraph=True, dynamic=False, backend=backend)
-    for setting in os.environ.get("FAULTS", "").split():
-        name, _, value = setting.partition("=")
-        module, _, constant = name.rpartition(".")
-        setattr(importlib.import_module(module), constant, literal_eval(value))
+        backend = os.environ.get("BACKEND", "eager")
+        whole = {"fullgraph": True, "dynamic": False, "backend": backend}
+        engine._compile = lambda fn: torch.compile(engine.fresh(fn), **whole) if chosen == "compiled" else fn
+    if arm := os.environ.get("DIES"):
+        warm = cells.Prepared.warmed_up.func
+        crashing = lambda cell: os.kill(os.getpid(), signal.SIGKILL) if cell.arm.name == arm else warm(cell)  # noqa: E731
+        cells.Prepared.warmed_up.func = crashing
 
 
 def main(words, environment, log):

@@ -10,7 +10,7 @@ from faults.processes import content, until
 
 @pytest.mark.parametrize(("engine", "short", "long"), [("eager", 8, 50), ("graphed", 3, 50), ("compiled", 2, 50)])
 def test_killed_at_random_moments(start, reference, many, tried, draw, tmp_path, engine, short, long):
-    environment = {"ENGINE": engine} | many({}, {"INDUCTOR": "1"} if engine == "compiled" else {})
+    environment = {"ENGINE": engine, "BACKEND": many("eager", "inductor")}
     expected, seconds = reference(**environment)
     for i in range(many(short, long)):
         out = tmp_path / str(i)
