@@ -181,7 +181,9 @@ def execute(command: Command, console: Console, stop: Stop) -> int:
     recipe, data = study.recipe, study.data
     out = command.out or Path("runs") / f"{command.preset}-{_file_name(data.name)}"
     settings = asdict(recipe) | ({"deterministic": True} if command.deterministic else {})
-    store.open_study(out, command.preset, settings, machine.environment(recipe.device))
+    out.mkdir(parents=True, exist_ok=True)
+    with claims.waited(out / "study"):  # two first starts at once
+        store.open_study(out, command.preset, settings, machine.environment(recipe.device))
     seeds = range(command.first_seed, command.first_seed + command.seeds)
     planned = [] if command.timing_only else study.planned(seeds, command.every_arm)
     folders = [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
@@ -256,12 +258,12 @@ def _run(
         if command.worker:
             return failed
         timed = BASELINE in (cell.arm.name for cell in study.cells)
-        if command.timing_only or (timed and not timing.complete(out, study.cells)):
+        if command.timing_only or command.profile or (timed and not timing.complete(out, study.cells)):
             with running.alone(out):
-                if command.timing_only or not timing.complete(out, study.cells):
+                if command.timing_only or (timed and not timing.complete(out, study.cells)):
                     timing.measure_arms(study.cells, out, progress, asked=command.timing_only)
-        if command.profile:
-            failed += running.profile(study, out, progress)
+                if command.profile:
+                    failed += running.profile(study, out, progress)
     return failed
 
 
