@@ -200,7 +200,8 @@ def execute(command: Command, console: Console, stop: Stop) -> int:
     try:
         failed = _run(command, study, planned, seeds, out, Terminal(console, len(left), command.jobs == 1), stop)
     except Stopped:
-        _conclude(out, console, wait=False)
+        if not command.worker:
+            _conclude(out, console, wait=False)
         raise
     if not command.worker:
         _conclude(out, console)
@@ -359,11 +360,12 @@ def main() -> None:
         with stop.listening(command.max_minutes):
             if command.worker:
                 jobs.follow_parent()
-            failed = sum(execute(one, console, stop) for one in commands)
-    except running.Poisoned as error:
-        print(f"{error}: the next cell begins in a fresh process", file=sys.stderr, flush=True)
-        left = minutes_left()
-        os.execv(sys.executable, jobs.command(*(["--max-minutes", str(left)] if left else [])))
+            try:
+                failed = sum(execute(one, console, stop) for one in commands)
+            except running.Poisoned as error:
+                print(f"{error}: the next cell begins in a fresh process", file=sys.stderr, flush=True)
+                left = minutes_left()
+                os.execv(sys.executable, jobs.command(*(["--max-minutes", str(left)] if left else [])))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

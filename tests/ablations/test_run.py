@@ -552,7 +552,7 @@ def test_several_data_sets(image_folder, tmp_path, monkeypatch, capsys):
     shutil.copytree(image_folder, tmp_path / "others")
     assert call(f"folder:{image_folder},folder:others") == 0
     assert {p.name for p in (tmp_path / "runs").iterdir()} == {"quick-images", "quick-others"}
-    monkeypatch.setattr(run, "execute", lambda command, console: int(command.recipe.data == "digits"))
+    monkeypatch.setattr(run, "execute", lambda command, console, stop: int(command.recipe.data == "digits"))
     assert call("digits,folder:others") == 1
 
 
