@@ -181,7 +181,9 @@ def execute(command: Command, console: Console, stop: Stop) -> int:
     recipe, data = study.recipe, study.data
     out = command.out or Path("runs") / f"{command.preset}-{_file_name(data.name)}"
     settings = asdict(recipe) | ({"deterministic": True} if command.deterministic else {})
-    store.open_study(out, command.preset, settings, machine.environment(recipe.device))
+    out.mkdir(parents=True, exist_ok=True)
+    with claims.waited(out / "study"):  # two first starts at once
+        store.open_study(out, command.preset, settings, machine.environment(recipe.device))
     seeds = range(command.first_seed, command.first_seed + command.seeds)
     planned = [] if command.timing_only else study.planned(seeds, command.every_arm)
     folders = [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
@@ -198,7 +200,8 @@ def execute(command: Command, console: Console, stop: Stop) -> int:
     try:
         failed = _run(command, study, planned, seeds, out, Terminal(console, len(left), command.jobs == 1), stop)
     except Stopped:
-        _conclude(out, console, wait=False)
+        if not command.worker:
+            _conclude(out, console, wait=False)
         raise
     if not command.worker:
         _conclude(out, console)
@@ -256,12 +259,12 @@ def _run(
         if command.worker:
             return failed
         timed = BASELINE in (cell.arm.name for cell in study.cells)
-        if command.timing_only or (timed and not timing.complete(out, study.cells)):
+        if command.timing_only or command.profile or (timed and not timing.complete(out, study.cells)):
             with running.alone(out):
-                if command.timing_only or not timing.complete(out, study.cells):
+                if command.timing_only or (timed and not timing.complete(out, study.cells)):
                     timing.measure_arms(study.cells, out, progress, asked=command.timing_only)
-        if command.profile:
-            failed += running.profile(study, out, progress)
+                if command.profile:
+                    failed += running.profile(study, out, progress)
     return failed
 
 
@@ -357,11 +360,12 @@ def main() -> None:
         with stop.listening(command.max_minutes):
             if command.worker:
                 jobs.follow_parent()
-            failed = sum(execute(one, console, stop) for one in commands)
-    except running.Poisoned as error:
-        print(f"{error}: the next cell begins in a fresh process", file=sys.stderr, flush=True)
-        left = minutes_left()
-        os.execv(sys.executable, jobs.command(*(["--max-minutes", str(left)] if left else [])))
+            try:
+                failed = sum(execute(one, console, stop) for one in commands)
+            except running.Poisoned as error:
+                print(f"{error}: the next cell begins in a fresh process", file=sys.stderr, flush=True)
+                left = minutes_left()
+                os.execv(sys.executable, jobs.command(*(["--max-minutes", str(left)] if left else [])))
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+AHEAD = 8  # steps that the host issues before it waits for a GPU: enough to hide it, few enough to stop soon
+
 
 class Ticks:
-    """Marks between steps. On CUDA an event in the stream: the host never waits until `intervals`."""
+    """Marks between steps. On CUDA an event in the stream, which the host is at most AHEAD of."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -26,9 +28,11 @@ class Ticks:
     def mark(self) -> None:
         """Note this moment."""
         if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
+            event = torch.cuda.Event(enable_timing=True, blocking=True)
             event.record()
             self._marks.append(event)
+            if len(self._marks) > AHEAD:
+                self._marks[-AHEAD].synchronize()
         else:
             self._marks.append(time.perf_counter())
 

@@ -15,6 +15,10 @@ from core import rng, vit
 from core.step import Batch
 
 
+def pytest_addoption(parser):
+    parser.addoption("--faults", choices=("short", "long"), default="short", help="how many faults tests/faults tries")
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:

@@ -108,6 +108,7 @@ def run(cells: Sequence[tuple[Prepared, int]], preset: str, out: Path, progress:
     Raises OSError if the disk is full, and Poisoned after a failure that this process cannot go on after.
     """
     folders = {(cell, seed): cell_folder(out, cell.arm.name, seed) for cell, seed in cells}
+    waiting = 0
     while left := [key for key, folder in folders.items() if not settled(folder)]:
         idle = True
         for cell, seed in left:
@@ -120,6 +121,9 @@ def run(cells: Sequence[tuple[Prepared, int]], preset: str, out: Path, progress:
                 _attempt(cell, seed, preset, out, progress, stop, claim)
             if not any(other is cell and not settled(at) for (other, _), at in folders.items()):
                 cell.release()
+        if idle and len(left) != waiting:
+            waiting = len(left)
+            progress.note(f"waiting for {waiting} cells of other processes")
         if idle:
             time.sleep(claims.PAUSE)
     return sum(failed(folder) for folder in folders.values())

@@ -101,7 +101,7 @@ def open_study(out: Path, preset: str, recipe: dict[str, Any], versions: dict[st
             changes = ", ".join(f"{k} {before.get(k)!r} -> {configuration.get(k)!r}" for k in keys)
             raise InputError(f"'{out}' holds a study with other settings ({changes}); pass another --out, or the same")
         return
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(not entry.name.startswith((".study.json.", "study.claim-")) for entry in out.iterdir()):
         raise InputError(f"'{out}' is not empty and holds no study; pass another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, {"configuration": configuration, "environment": versions})

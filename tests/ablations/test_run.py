@@ -1,10 +1,13 @@
 """The command, end to end on a tiny model: what it writes, how it continues, what it refuses."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ import torch
 from ablations import report, run
 from ablations.reporting import compose
 from ablations.reporting import figures as drawing
-from ablations.study import arms, cells, evaluation, profiling, reading, running, store, timing
+from ablations.study import arms, cells, evaluation, profiling, reading, running, timing
 from core import engine, vit
 from core.data import sets as data_sets
 from core.errors import InputError
@@ -273,12 +276,6 @@ def test_a_refusal_imports_neither_figures_nor_statistics():
     assert not slow & set(out.split())
 
 
-def test_a_folder_in_use_is_refused(command, capsys):
-    assert command("--arms", "baseline") == 0
-    with store.locked(command.out):
-        assert "is in use by another run" in refused(command, capsys, "--arms", "flash")
-
-
 def test_a_file_in_the_way_is_one_message(command, capsys):
     command.out.write_text("")
     assert "Not a directory" in refused(command, capsys) or "exists" in refused(command, capsys)
@@ -320,14 +317,61 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(command, monkeypatch, ca
     assert "flash, seed 0: FloatingPointError" in (command.out / "report" / "report.md").read_text()
     assert "failed: FloatingPointError" in capsys.readouterr().out
     monkeypatch.setattr(running, "train", train)
-    assert command("--arms", "flash,baseline") == 0
+    assert command("--arms", "flash,baseline") == 1
+    assert "1 cells failed before; --retry-failed trains them again" in capsys.readouterr().out
+    assert command("--arms", "flash,baseline", "--retry-failed") == 0
     assert not (command.out / "cells" / "flash" / "seed0" / "failed.json").exists()
 
 
 def test_a_loss_that_is_not_finite_fails_the_cell(command):
     assert command("--arms", "baseline", "--learning-rate", "1e30") == 1
     failure = json.loads((command.out / "cells" / "baseline" / "seed0" / "failed.json").read_text())
-    assert "FloatingPointError: loss is" in failure["error"]
+    assert re.match(
+        r"FloatingPointError: loss is (nan|inf) at step [23] \(epoch 1\); the last finite one was \d", failure["error"]
+    )
+    assert not (command.out / "cells" / "baseline" / "seed0" / "result.json").exists()
+
+
+def test_an_arm_that_breaks_in_the_first_check_fails_alone(command, monkeypatch):
+    def broken(self, seed, key, start=cells.Prepared.start):
+        if self.arm.name == "decatt":
+            raise RuntimeError("no kernel image is available")
+        return start(self, seed, key)
+
+    monkeypatch.setattr(cells.Prepared, "start", broken)
+    assert command("--arms", "decatt,flash") == 1
+    failure = json.loads((command.out / "cells" / "decatt" / "seed0" / "failed.json").read_text())
+    assert failure["error"] == "RuntimeError: no kernel image is available"
+    assert [r["arm"] for r in reading.results(command.out)] == ["flash"]
+
+
+def test_after_an_error_that_stays_a_fresh_process_goes_on(command, monkeypatch):
+    """The failure is recorded, and the same command is executed again without what it asks for once."""
+    monkeypatch.setattr(running, "train", lambda *rest: 1 / 0)
+    monkeypatch.setattr(running, "_usable", lambda device: False)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "run.py", "--arms", "flash", "--retry-failed"])
+    executed = []
+    monkeypatch.setattr(os, "execv", lambda path, words: executed.append(words) or sys.exit(99))
+    assert command("--arms", "flash,baseline", "--max-minutes", "5") == 99
+    assert (command.out / "cells" / "flash" / "seed0" / "failed.json").exists()
+    assert not (command.out / "cells" / "baseline").exists()
+    ((_, *words),) = executed
+    assert words[:3] == ["run.py", "--arms", "flash"]
+    assert words[3] == "--max-minutes"
+    assert 4 < float(words[4]) < 5
+
+
+def test_a_disk_without_room_is_refused(command, monkeypatch, capsys):
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert "the cells that are left need 0 MiB of disk" in refused(command, capsys, "--arms", "baseline")
+
+
+def test_the_loop_of_an_arm_is_given_back(command, monkeypatch):
+    """Its graph and its buffers; what is compiled stays for the timing pass."""
+    seen = []
+    monkeypatch.setattr(cells.Prepared, "release", lambda cell: seen.append(cell.arm.name))
+    assert command("--arms", "flash,decatt", "--seeds", "2", "--every-arm") == 0
+    assert seen == ["flash", "decatt"]
 
 
 @pytest.mark.parametrize(
@@ -508,7 +552,7 @@ def test_several_data_sets(image_folder, tmp_path, monkeypatch, capsys):
     shutil.copytree(image_folder, tmp_path / "others")
     assert call(f"folder:{image_folder},folder:others") == 0
     assert {p.name for p in (tmp_path / "runs").iterdir()} == {"quick-images", "quick-others"}
-    monkeypatch.setattr(run, "execute", lambda command, console: int(command.recipe.data == "digits"))
+    monkeypatch.setattr(run, "execute", lambda command, console, stop: int(command.recipe.data == "digits"))
     assert call("digits,folder:others") == 1
 
 

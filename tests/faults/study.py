@@ -1,30 +1,53 @@
-"""run.py on a tiny model with a snapshot after every step: what the fault suite kills. Constants of the study that time
-depends on are given as MODULE.NAME=VALUE in FAULTS, joined by spaces."""
+"""run.py with a snapshot after every step and no time spent on timing and figures: what the fault suite kills.
 
-import importlib
+Also a script, for what starts processes itself. In the environment: DIES, an arm that kills its process;
+ENGINE=compiled traces the step, and with BACKEND=inductor compiles it; ENGINE=graphed runs the graphed loop's body.
+"""
+
 import os
+import signal
 import sys
-from ast import literal_eval
+
+import torch
 
 from ablations import run
-from ablations.study import snapshots, timing
+from ablations.reporting import figures
+from ablations.study import cells, snapshots, timing
+from core import engine
 
-snapshots.EVERY, snapshots.SHARE = 0.0, float("inf")
-timing.BLOCK, timing.ROUNDS, timing.SHARE = 0.001, 2, 0
-timing.measure.ceiling = lambda dtype, device: 1e11
-for setting in os.environ.get("FAULTS", "").split():
-    name, _, value = setting.partition("=")
-    module, _, constant = name.rpartition(".")
-    setattr(importlib.import_module(module), constant, literal_eval(value))
+
+def prepare():
+    """Set what time depends on, and the engine."""
+    snapshots.EVERY, snapshots.SHARE = 0.0, float("inf")
+    timing.BLOCK, timing.ROUNDS, timing.SHARE = 0.001, 2, 0
+    timing.measure.ceiling = lambda dtype, device: 1e11
+    figures.draw = lambda comparisons, out: {}
+    chosen = os.environ.get("ENGINE")
+    if chosen:
+        engine.resolve = lambda name, device, work=0.0: (chosen, "tested")
+        engine._cuda_graph = lambda body: body
+        backend = os.environ.get("BACKEND", "eager")
+        whole = {"fullgraph": True, "dynamic": False, "backend": backend}
+        engine._compile = lambda fn: torch.compile(engine.fresh(fn), **whole) if chosen == "compiled" else fn
+    if arm := os.environ.get("DIES"):
+        warm = cells.Prepared.warmed_up.func
+        crashing = lambda cell: os.kill(os.getpid(), signal.SIGKILL) if cell.arm.name == arm else warm(cell)  # noqa: E731
+        cells.Prepared.warmed_up.func = crashing
+
+
+def main(words, environment, log):
+    """The command in a process of its own, its output in a file."""
+    with open(log, "w") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the script does
+    os.environ |= environment
+    os.setpgid(0, 0)
+    sys.argv = ["run.py", *words]
+    prepare()
+    run.main()
+
 
 if __name__ == "__main__":
-    if os.environ.get("GRAPHED"):  # its loop's body, run again instead of replayed
-        from core import engine
-
-        engine._cuda_graph = lambda body: body
-        engine.resolve = lambda name, device, work=0.0: ("graphed", "tested")
-    if not os.environ.get("FIGURES"):  # they take seconds
-        from ablations.reporting import figures
-
-        figures.draw = lambda comparisons, out: {}
-    sys.exit(run.main())
+    prepare()
+    run.main()

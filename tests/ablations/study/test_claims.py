@@ -1,0 +1,101 @@
+"""Claims: one owner at a time, whoever dies."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ablations.study import claims
+
+
+def other(what, number=1, **content):
+    """A claim that someone else made."""
+    path = what.with_name(f"{what.name}.claim-{number}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "theirs", "reached": 0, "died": 0} | content))
+    return path
+
+
+def test_one_owner_and_nothing_left(tmp_path):
+    what = tmp_path / "arm" / "seed0"
+    with claims.claimed(what) as mine:
+        assert mine is not None
+        mine.check()
+        assert claims.taken(what)
+        with claims.claimed(what) as again:
+            assert again is None
+    assert not claims.taken(what)
+    assert list(what.parent.iterdir()) == []
+
+
+def test_of_many_at_once_one_gets_it(tmp_path):
+    with ThreadPoolExecutor(16) as pool:
+        made = [c for c in pool.map(lambda _: claims._take(tmp_path / "seed0", 0), range(64)) if c]
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("name", ["seed0", "a*[b]?"])
+def test_a_claim_elsewhere_is_free_when_its_heartbeat_has_stopped(tmp_path, name):
+    what = tmp_path / name
+    path = other(what)
+    with claims.claimed(what) as mine:
+        assert mine is None
+    os.utime(path, (0, 0))
+    with claims.claimed(what) as mine:
+        assert mine.died == 1
+        assert not path.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_of_this_machine_is_free_when_its_process_is_gone(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    other(tmp_path / "seed0", host=claims.host(), pid=gone.pid)
+    assert not claims.taken(tmp_path / "seed0")
+    other(tmp_path / "seed1", host=claims.host(), pid=os.getpid())
+    assert claims.taken(tmp_path / "seed1")
+    assert claims.host().startswith(socket.gethostname())
+
+
+def test_an_unread_parent_does_not_keep_a_dead_process_alive(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert dead.stdout.read() == b""
+    os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    other(tmp_path / "seed0", host=claims.host(), pid=dead.pid)
+    assert not claims.taken(tmp_path / "seed0")
+    dead.wait()
+
+
+def test_an_owner_that_slept_learns_that_it_lost(tmp_path, monkeypatch):
+    what = tmp_path / "seed0"
+    with claims.claimed(what) as slow:
+        other(what, 2)
+        with pytest.raises(claims.Lost, match="another process's now"):
+            slow.check()
+    assert claims.taken(what), "what is another's is not given back"
+
+
+def test_deaths_count_while_the_work_does_not_advance(tmp_path):
+    what = tmp_path / "seed0"
+    for died, reached in ((1, 0), (2, 0), (1, 5), (2, 5), (1, 6)):
+        for path in tmp_path.glob("seed0.claim-*"):
+            content = json.loads(path.read_text())
+            path.write_text(json.dumps(content | {"host": "elsewhere"}))
+            os.utime(path, (0, 0))
+        if not list(tmp_path.iterdir()):
+            os.utime(other(what), (0, 0))
+        assert claims._take(what, reached).died == died  # and dies itself
+
+
+def test_a_damaged_claim_is_free_when_it_is_old(tmp_path):
+    path = other(tmp_path / "seed0")
+    for damage in (b"", b"[]", b"\xff", b'{"host'):
+        path.write_bytes(damage)
+        os.utime(path)
+        assert claims.taken(tmp_path / "seed0")
+        os.utime(path, (0, 0))
+        assert not claims.taken(tmp_path / "seed0")

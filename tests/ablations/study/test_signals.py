@@ -1,0 +1,54 @@
+"""Being told to end: at once, or at the end of what must not be torn."""
+
+import os
+import signal
+import time
+from contextlib import nullcontext
+
+import pytest
+
+from ablations.study.signals import Stop, Stopped, minutes_left
+
+
+def told(stop, number, finishing, reached):
+    with stop.listening():
+        with stop.finishing() if finishing else nullcontext():
+            os.kill(os.getpid(), number)
+            reached.append(signal.getsignal(signal.SIGINT))
+        reached.append("never")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGALRM, 75)])
+@pytest.mark.parametrize("finishing", [False, True])
+def test_a_signal_raises_at_once_or_after_what_is_finishing(number, status, finishing, capfd):
+    """The second interrupt is the system's, which ends the process whatever it does."""
+    before, reached = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(Stopped) as stopped:
+        told(Stop(), number, finishing, reached)
+    assert stopped.value.status == status
+    assert reached == ([signal.SIG_DFL] if finishing else [])
+    assert "leaving at a checkpoint" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_told_once_nothing_begins_any_more():
+    stop, reached = Stop(), []
+    with pytest.raises(Stopped):
+        told(stop, signal.SIGTERM, False, reached)
+    with pytest.raises(Stopped), stop.finishing():
+        reached.append("never")
+    assert reached == []
+
+
+def test_the_time_is_over():
+    stop, left = Stop(), []
+
+    def work():
+        with stop.listening(minutes=0.05 / 60):
+            left.append(minutes_left())
+            time.sleep(5)
+
+    with pytest.raises(Stopped, match="the time is over"):
+        work()
+    assert 0 < left[0] <= 0.05 / 60
+    assert minutes_left() is None

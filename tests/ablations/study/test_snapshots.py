@@ -1,0 +1,112 @@
+"""Snapshots: what comes back is what went in, or is told to be damaged; they cost no more than their share."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ablations.study import snapshots
+from ablations.study.course import Course
+from ablations.study.evaluation import Evaluation
+from ablations.study.snapshots import Snapshots
+from core import rng, vit
+from core.optimizers import AdamW
+from core.step import Metrics, start
+
+
+@pytest.fixture
+def kept(tmp_path):
+    told = []
+    made = Snapshots(tmp_path / "seed0", told.append)
+    made.told = told
+    return made
+
+
+def save(kept, *steps):
+    for step in steps:
+        kept.save(step, lambda step=step: ({"step": torch.tensor(step)}, {"step": step}))
+    return sorted(kept.folder.iterdir())
+
+
+def test_the_last_two_are_kept_and_the_last_is_read(kept, tmp_path):
+    assert kept.load() is None
+    assert [path.name[:9] for path in save(kept, 1, 20, 300)] == ["000000020", "000000300"]
+    tensors, about = kept.load()
+    assert (tensors["step"].item(), about["step"]) == (300, 300)
+    assert snapshots.reached(tmp_path / "seed0") == 300
+    kept.remove()
+    assert not kept.folder.exists()
+
+
+@pytest.mark.parametrize("damage", [lambda d: b"", lambda d: d[:-1], lambda d: d[:9], lambda d: d[:40] + b"x" + d[41:]])
+def test_a_torn_one_is_told_and_the_one_before_it_is_read(kept, damage):
+    last = save(kept, 1, 2)[-1]
+    last.write_bytes(damage(last.read_bytes()))
+    assert kept.load()[1] == {"step": 1}
+    assert len(kept.told) == 1
+    assert last.name in kept.told[0]
+    assert not last.exists()
+
+
+def test_every_flipped_bit_is_seen(kept):
+    (path,) = save(kept, 1)
+    data = path.read_bytes()
+    for i in range(len(data)):
+        path.write_bytes(data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :])
+        assert kept.load() is None
+    path.write_bytes(data)
+    assert kept.load() is not None
+
+
+def test_they_wait_until_they_cost_their_share(kept, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(snapshots.time, "monotonic", lambda: clock[0])
+    kept.begin(size=0)
+    clock[0] = snapshots.EVERY - 1
+    assert not kept.due()
+    clock[0] = snapshots.EVERY
+    assert kept.due()
+
+    def slow():
+        clock[0] += 3  # seconds
+        return {}, {}
+
+    kept.save(1, slow)
+    clock[0] += 299
+    assert not kept.due()
+    clock[0] += 1
+    assert kept.due()
+
+
+def test_a_course_comes_back_bit_for_bit(config, kept):
+    """After an epoch and a half, into the course before the first step."""
+    state = start(vit.init(config, 0), AdamW(), rng.key(7))
+    course = Course(state, state.params)
+    losses = [torch.tensor([2.5, 1 / 3]), torch.tensor([0.1, 0.7])]
+    metrics = [Metrics(x, x.double(), x * 0, torch.tensor([3, 4]), x) for x in losses]
+    later = state._replace(step=state.step + 2, params={n: p + 1 for n, p in state.params.items()})
+    course.advance(later, metrics[0], [0.5, 0.25])
+    course.evaluate(Evaluation(torch.tensor([True, False, True]), 1.5), 8, 2**20)
+    course.advance(later._replace(step=later.step + 2), metrics[1], [0.125, 0.1])
+    kept.save(course.steps, course.pack)
+    found = Course(state, state.params).restored(*kept.load())
+    assert found.pack()[1] == course.pack()[1]
+    mine, theirs = course.pack()[0], found.pack()[0]
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        assert tensor.dtype == theirs[name].dtype
+        assert torch.equal(tensor, theirs[name])
+    assert found.state.step == 4
+    other = start(vit.init(replace(config, patch=8), 0), AdamW(), rng.key(0))
+    with pytest.raises(ValueError, match="patch_embed"):
+        Course(other, other.params).restored(*kept.load())
+
+
+def test_the_first_loss_that_is_not_finite_is_named(config):
+    state = start(vit.init(config, 0), AdamW(), rng.key(0))
+    course = Course(state, state.params)
+    good = torch.tensor([3.0, 2.0])
+    course.advance(state, Metrics(good, good, good, good, good), [0.1, 0.1])
+    bad = torch.tensor([float("nan"), 1.0])
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 3 \(epoch 1\); the last finite one was 2$"):
+        course.advance(state, Metrics(bad, bad, bad, bad, bad), [0.1, 0.1])

@@ -1,0 +1,111 @@
+"""What a cut-short study leaves, damaged: told, never believed, and the end is the same."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from faults.processes import OPTIONS, ROOT, content, environment, until
+
+CUTS = {
+    "truncated": lambda data, draw: data[: draw.randrange(len(data))],
+    "emptied": lambda data, draw: b"",
+    "flipped": lambda data, draw: _flipped(data, draw.randrange(len(data))),
+}
+
+
+def _flipped(data, at):
+    return data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
+
+
+@pytest.fixture
+def cut_short(start, tmp_path):
+    """cut_short(name) -> a study's folder whose second cell was killed after some snapshots."""
+
+    def make(name):
+        out = tmp_path / name
+        run = start(out)
+        until(lambda: len(list(out.glob("cells/decatt/*.snapshots/0*"))) == 2)
+        run.kill()
+        return out
+
+    return make
+
+
+@pytest.mark.parametrize("kind", CUTS)
+@pytest.mark.parametrize("which", ["the last", "both"])
+def test_damaged_snapshots(cut_short, start, reference, tried, draw, kind, which):
+    out = cut_short("study")
+    paths = sorted(out.glob("cells/decatt/*.snapshots/0*"))
+    for path in paths[-1:] if which == "the last" else paths:
+        path.write_bytes(CUTS[kind](path.read_bytes(), draw))
+    run = start(out)
+    assert run.wait() == 0
+    assert run.text.count("is damaged") == (1 if which == "the last" else 2)
+    assert ("continued from step" in run.text) == (which == "the last")
+    assert content(out) == reference()[0]
+    tried["damaged snapshots"] += 1
+
+
+def test_anything_else_that_is_left_is_made_anew(cut_short, start, reference, many, tried, draw):
+    """Every file of the cell and its claim, whatever happened to it."""
+    for i in range(many(2, 30)):
+        out = cut_short(str(i))
+        for path in [*out.glob("cells/decatt/seed0/*"), *out.glob("cells/decatt/*.claim-*")]:
+            data = path.read_bytes()
+            path.write_bytes(CUTS[draw.choice(list(CUTS))](data, draw) if data else b"x")
+            tried["damaged leftovers"] += 1
+        (out / "cells" / "decatt" / "seed0.snapshots" / "partial").write_bytes(b"torn")
+        for claim in out.glob("cells/decatt/*.claim-*"):  # unreadable, it is free when its heartbeat is old
+            os.utime(claim, (0, 0))
+        assert start(out).wait() == 0
+        assert content(out) == reference()[0]
+
+
+def test_a_full_disk(tmp_path, reference, tried):
+    """On a file system of so many KiB; then it has room, and the same command goes on."""
+    expected, _ = reference()
+    script = ROOT / "tests" / "faults" / "study.py"
+    command = f"{sys.executable} {script} {' '.join(OPTIONS)} --out $DISK/study"
+    sizes = (180, 400)
+    for size in sizes:
+        disk = tmp_path / str(size)
+        disk.mkdir()
+        shell = f"""
+            mount -t tmpfs -o size={size}k tmpfs $DISK || exit 77
+            {command} > $DISK.first 2>&1; echo $? > $DISK.status
+            mount -o remount,size=64m $DISK
+            {command} > $DISK.second 2>&1 || exit 1
+            cp -r $DISK/study $DISK.kept
+        """
+        where = environment() | {"DISK": str(disk)}
+        done = subprocess.run(["unshare", "-Urm", "sh", "-c", shell], env=where, capture_output=True, text=True)
+        if done.returncode == 77 or "unshare" in done.stderr:
+            pytest.skip(f"no file system can be mounted here: {done.stderr}")
+        first = disk.with_name(f"{size}.first").read_text()
+        assert disk.with_name(f"{size}.status").read_text() == "2\n", first
+        assert "Traceback" not in first
+        assert "free some" in first
+        assert done.returncode == 0, disk.with_name(f"{size}.second").read_text()
+        assert content(disk.with_name(f"{size}.kept")) == expected
+        tried["full disks"] += 1
+
+
+def test_a_cell_that_kills_its_process_fails_at_the_second_time(start, tmp_path, tried):
+    """So that restarts cannot loop; the others run, and it is trained again when asked."""
+    out, dies = tmp_path / "study", {"DIES": "decatt"}
+    for _ in range(2):
+        assert start(out, **dies).wait() == -9
+        tried["crashing arms"] += 1
+    run = start(out, **dies)
+    assert run.wait() == 1
+    assert (
+        "its process died 2 times at step 0"
+        in json.loads((out / "cells/decatt/seed0/failed.json").read_text())["error"]
+    )
+    assert (out / "cells/crs@0.5/seed0/result.json").exists()
+    again = start(out)
+    assert again.wait() == 1
+    assert "1 cells failed before; --retry-failed" in again.text
+    assert start(out, "--retry-failed").wait() == 0
