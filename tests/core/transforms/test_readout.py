@@ -80,7 +80,7 @@ def fewer_flops(config, B, whole_attention):
 
 @pytest.mark.parametrize("penalised", [False, True])
 def test_work_and_bytes_are_what_the_algebra_says(config, penalised):
-    """Flash keeps 16 u a block with an MLP of ratio 4; 12 of them become the class token's alone, or 10 under a penalty,
+    """Flash keeps 16 u a block with an MLP of ratio 4; 12 become the class token's alone, or 10 under a penalty,
     which has queries and heads of all."""
     config, B = replace(config, width=192, heads=3, mlp=768), 8
     ops = combined((flash(), decatt(3.0)) if penalised else (flash(),))
