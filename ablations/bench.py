@@ -33,9 +33,9 @@ class Bench:
     """train; data: what data, augmentation and logging cost, in memory and streamed; tokens: mixed-resolution
     tokenization."""
     shapes: str = ""
-    """Models, joined by commas: quick (0.2 M), 4.2M, 4.2M-256-tokens, 12M, B16, B16-batch-256. All on CUDA; 4.2M
-    else."""
-    arms: str = "baseline,flash"
+    """Models, joined by commas: quick (0.2 M), 4.2M, 4.2M-256-tokens, 12M, B16, B16-batch-256. All on CUDA; 4.2M and
+    quick else."""
+    arms: str = "baseline,flash,readout,flash+readout"
     """Arms of ours, joined by commas."""
     engines: str = ""
     """Engines for each of them: eager, compiled, graphed. All on CUDA; eager else."""
@@ -53,7 +53,8 @@ class Bench:
     precision: str = ""
     """fp32, bf16, or both joined by a comma. Both on CUDA; fp32 else."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """Also write the figures to this file: by shape and contender ("ARM, ENGINE", or a peer's name), among others the
+    ratio to the first peer's speed."""
 
 
 def settled(bench: Bench) -> Bench:
@@ -69,7 +70,7 @@ def settled(bench: Bench) -> Bench:
         )
     bench = replace(
         bench,
-        shapes=bench.shapes or (",".join(training.SHAPES) if cuda else "4.2M"),
+        shapes=bench.shapes or (",".join(training.SHAPES) if cuda else "4.2M,quick"),
         engines=bench.engines or ("eager,compiled,graphed" if cuda else "eager"),
         precision=bench.precision or ("fp32" if not cuda else "fp32,bf16" if bench.what == "train" else "bf16"),
         steps=bench.steps or (20 if cuda else 3),

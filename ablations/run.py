@@ -46,8 +46,12 @@ class Command:
     """
 
     arms: str = "all"
-    """all (with the controls), published, finetune, controls, or names joined by commas; an arm is baseline or
-    optimizations joined by + (see --list)."""
+    """all (with the controls), more (the other optimizations, each alone and with flash), published, finetune,
+    controls, or names joined by commas; an arm is baseline or optimizations joined by + (see --list). Last may come
+    lattice:A,B,C: every combination of these."""
+    design: str = "full"
+    """full, or half: of a lattice: of four factors or more the arms with an even number of them, which tell all main
+    effects. The report names the interactions that they do not tell."""
     preset: str = ""
     """One of those --list prints; without one: matched on a GPU, else quick. Its values are the defaults below."""
     seeds: int = 1
@@ -110,6 +114,11 @@ def read(arguments: list[str], console: Console) -> Command:
         command = replace(command, recipe=replace(command.recipe, set=base.set + command.recipe.set))
     if command.seeds < 1:
         raise InputError(f"seeds {command.seeds} is too small: at least 1")
+    choose("design", command.design, ("full", "half"))
+    if command.design == "half":
+        if "lattice:" not in command.arms:
+            raise InputError("--design half is half of a lattice, and --arms has none: write --arms lattice:A,B,C,D")
+        command = replace(command, arms=command.arms.replace("lattice:", "half:"))
     if command.first_seed < 0:
         raise InputError(f"first seed {command.first_seed} is too small: at least 0")
     if command.until and command.seeds < 2:

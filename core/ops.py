@@ -35,8 +35,8 @@ class Site(NamedTuple):
     params: those of the block (by their names in it), or of all that is outside the blocks.
     keys: what keys are made from, see `key`; None where nothing may be random.
     dtype: what the model computes in.
-    carry: what the blocks before left. block: the block's number, where a transform is `positional`, else None: all such
-        blocks are the same function, and are compiled once.
+    carry: what the blocks before left. block: the block's number, where a transform is `positional`, else None: all
+        such blocks are the same function, and are compiled once.
     """
 
     name: str

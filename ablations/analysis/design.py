@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import combinations, product
+from itertools import combinations
 
 import numpy as np
 
@@ -65,14 +65,21 @@ class Design:
             if f not in dict(term)
         }
         contrast = np.zeros(X.shape[1])
-        for setting in product(*others.values()):
-            rest = dict(zip(others, setting, strict=True))
-            for chosen in product((False, True), repeat=len(term)):
-                on = dict(pair for pair, c in zip(term, chosen, strict=True) if c)
-                contrast += (-1) ** (len(term) - len(on)) * _row(rest | on, terms)
-        contrast /= np.prod([len(names) for names in others.values()])
+        for i, other in enumerate(terms, start=1):
+            if set(term) <= set(other):  # the others cancel; of the rest of this one the mean over those settings
+                contrast[i] = np.prod([(lv in others[f]) / len(others[f]) for f, lv in set(other) - set(term)])
         w = np.linalg.pinv(X).T @ contrast
         return w if np.allclose(X.T @ w, contrast, atol=1e-8) else None
+
+    @cached_property
+    def aliases(self) -> list[list[Term]]:
+        """Interactions that these arms cannot tell from each other, for they are on and off together: as the products
+        of their factors' signs, alike or opposite in every arm."""
+        groups: dict[bytes, list[Term]] = {}
+        for pair in self.pairs:
+            signs = np.array([np.prod([2 * _has(levels(arm), (one,)) - 1 for one in pair]) for arm in self.arms])
+            groups.setdefault((signs * signs[0]).tobytes(), []).append(pair)
+        return [pairs for pairs in groups.values() if len(pairs) > 1]
 
     def _met(self, one: tuple[str, str], other: tuple[str, str]) -> bool:
         return (one, other) in self.pairs or (other, one) in self.pairs

@@ -163,5 +163,9 @@ def _holes(comparisons: Comparisons) -> Iterable[str]:
         pairs = [label(pair) for pair in found.design.apart]
         text = ", ".join(pairs[:5]) + (f" and {len(pairs) - 5} more" if len(pairs) > 5 else "")
         yield f"These arms do not tell apart the interactions {text}; effects are fitted as if there were none."
-    if found.lost and comparisons.compared:
-        yield f"These arms do not determine the effects {', '.join(label(term) for term in found.lost)}."
+    if comparisons.compared:
+        aliased = [pairs for pairs in found.design.aliases if set(pairs) <= set(found.lost)]
+        for pairs in aliased:
+            yield f"Aliases, which these arms do not tell from each other: {', '.join(map(label, pairs))}."
+        if lost := set(found.lost).difference(*aliased):
+            yield f"These arms do not determine the effects {', '.join(label(t) for t in found.lost if t in lost)}."

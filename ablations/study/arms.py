@@ -153,12 +153,44 @@ def read_settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def lattice() -> list[str]:
-    """The names of every arm: each optimization absent or at one of its levels; baseline first, no controls."""
-    registered = [(name, t) for name, t in sorted(REGISTRY.items()) if name not in controls()]
-    choices = [["", *([_at(name, level) for level in t.levels] or [name])] for name, t in registered]
-    subsets = [[part for part in combination if part] for combination in itertools.product(*choices)]
+def lattice(parts: Sequence[str] = ()) -> list[str]:
+    """The names of every combination of these parts, baseline first: each optimization absent or at one of the levels
+    that are given for it, else at one of its own. Without parts, of all optimizations but the controls and `more`."""
+    chosen = set(parts) or {name for name, t in REGISTRY.items() if t.lattice and name not in controls()}
+    factors: dict[str, list[str]] = {}
+    for part in sorted(chosen):
+        base = choose("optimization", part.partition("@")[0], [*REGISTRY, *PRECISIONS])
+        factors.setdefault(base, [""]).extend([part] if part != base else _leveled(base))
+    subsets = [[part for part in combination if part] for combination in itertools.product(*factors.values())]
     return ["+".join(parts) or BASELINE for parts in sorted(subsets, key=len)]
+
+
+def half(parts: Sequence[str]) -> list[str]:
+    """The half of a lattice with the baseline, of resolution as many as there are factors: the arms of an even number
+    of optimizations (Box, Hunter and Hunter, Statistics for Experimenters, chapter 6).
+
+    Raises InputError for less than four factors, with which main effects and interactions could not be told apart, and
+    for factors of more than two levels.
+    """
+    whole = lattice(parts)
+    factors = {part.partition("@")[0] for part in parts}
+    if len(whole) != 2 ** len(factors):
+        raise InputError(
+            f"half of the lattice {','.join(parts)} takes factors of two levels: write one value for each, such as "
+            "crs@0.3"
+        )
+    if len(factors) < 4:
+        raise InputError(
+            f"half of a lattice of {len(factors)} factors does not tell main effects from interactions; name at least "
+            "4, or leave out --design half"
+        )
+    return [name for name in whole if name == BASELINE or name.count("+") % 2]
+
+
+def _leveled(base: str) -> list[str]:
+    """An optimization at each of its levels, or as it is."""
+    levels = REGISTRY[base].levels if base in REGISTRY else ()
+    return [_at(base, level) for level in levels] or [base]
 
 
 def twin(name: str) -> str:
@@ -174,26 +206,49 @@ def _exact() -> list[str]:
 
 
 def _group(name: str) -> Sequence[str]:
-    """What `all` (the lattice, the baseline a second time, and the controls), `published`, `finetune` and `controls`
-    (each alone and with each other exact optimization) stand for; any other name for itself."""
-    exact = ["", *(f"+{name}" for name in _exact() if name not in controls())]
-    alone = [name + other for name in REGISTRY if name in controls() for other in exact]
+    """What `all` (the lattice, the baseline a second time, and the controls), `published`, `finetune`, `controls` and
+    `more` (the optimizations outside the lattice; each alone and with flash) stand for; any other name for itself."""
+    tested, further = ([n for n in REGISTRY if n in controls()], [n for n, t in REGISTRY.items() if not t.lattice])
+    alone = [name + other for name in tested for other in ("", "+flash")]
+    more = [part + other for name in further for part in _leveled(name) for other in ("", "+flash")]
     groups = {"all": [*lattice(), AGAIN, *alone], "published": PUBLISHED, "finetune": FINETUNE, "controls": alone}
-    return groups.get(name, [name])
+    return (groups | {"more": more}).get(name, [name])
 
 
-def select(text: str, settings: Settings | None = None) -> tuple[list[Arm], dict[str, str]]:
-    """The arms of a comma-separated list (`all` and the like stand for several, see `_group`), each once, in order;
-    and those of `all` and `controls` that are left out, since two of their optimizations cannot be combined: why."""
+def _words(text: str) -> list[tuple[str, Sequence[str]]]:
+    """The words of a list of arms, and what each stands for; after `lattice:` or `half:` all others are its factors."""
+    words = text.replace(" ", "").split(",")
+    for i, word in enumerate(words):
+        kind, colon, first = word.partition(":")
+        if colon:
+            of = {"lattice": lattice, "half": half}[choose("group", kind, ("lattice", "half"))]
+            return [*((w, _group(w)) for w in words[:i]), (word, of([first, *words[i + 1 :]]))]
+    return [(word, _group(word)) for word in words]
+
+
+def select(text: str, settings: Settings | None = None, pretrained: bool = False) -> tuple[list[Arm], dict[str, str]]:
+    """The arms of a comma-separated list, each once, in order: names, groups (see `_group`), and last `lattice:A,B,…`,
+    every combination of these, or `half:A,B,…`, half of them. And those of `all`, `controls`, `more` and the
+    combinations that are left out, since two of their optimizations cannot be combined, or one needs what is not
+    there: why.
+
+    pretrained: whether there are pretrained weights.
+    """
     arms: dict[str, Arm] = {}
     refused: dict[str, str] = {}
-    for word in text.replace(" ", "").split(","):
-        for name in _group(word):
+    for word, names in _words(text):
+        for name in names:
             try:
                 arm = parse(name, settings)
+                _need_weights(arm, pretrained)
                 arms[arm.name] = arm
             except Conflict as error:
-                if word not in ("all", "controls"):
+                if len(names) == 1 or word in ("published", "finetune"):
                     raise
                 refused[name] = str(error)
     return list(arms.values()), refused
+
+
+def _need_weights(arm: Arm, pretrained: bool) -> None:
+    if not pretrained and (needing := [name for name in arm.parameters if REGISTRY[name].pretrained]):
+        raise Conflict(f"arm '{arm.name}': {needing[0]} is for pretrained weights; pass --weights, or leave it out")

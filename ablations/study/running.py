@@ -80,10 +80,10 @@ def foresee(arms: str, recipe: Recipe, root: Path, present: bool = True) -> Stud
     present: whether the device must be here.
     """
     recipe = recipe.resolve_machine(present)
-    select(arms, read_settings(recipe.set))  # refused before a folder is read
+    select(arms, read_settings(recipe.set), recipe.weights is not None)  # refused before a folder is read
     data = sets.outline(recipe.data, root, recipe.image)
     recipe = recipe.resolve_data(data)
-    chosen, refused = select(arms, read_settings(recipe.set))
+    chosen, refused = select(arms, read_settings(recipe.set), recipe.weights is not None)
     cells = [prepared(arm, recipe, data) for arm in chosen]
     recipe, why = recipe.resolve_engine(data)
     return Study([replace(cell, recipe=recipe) for cell in cells], recipe, why, data, refused)

@@ -38,13 +38,22 @@ def test_bad_options_are_refused(option, message):
 def test_the_command_prints_a_table_and_writes_json(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(training.SHAPES, "4.2M", (CONFIG, 4))
     out = tmp_path / "bench.json"
-    options = "--arms baseline --peers timm --rounds 2 --steps 1 --json"
+    options = "--shapes 4.2M --arms baseline,flash+readout --peers timm --rounds 2 --steps 1 --json"
     monkeypatch.setattr(sys, "argv", ["bench.py", *options.split(), str(out)])
     bench.main()
     assert "baseline, eager (A/A)" in capsys.readouterr().out
     written = json.loads(out.read_text())
-    assert written["figures"]["4.2M"]["timm"]["ratio"] == 1
+    figures = written["figures"]["4.2M"]
+    assert list(figures) == ["timm", "baseline, eager", "flash+readout, eager", "baseline, eager (A/A)"]
+    assert figures["timm"]["ratio"] == 1
+    assert figures["flash+readout, eager"]["ratio"] > 0
     assert written["environment"]["torch"] == torch.__version__
+
+
+def test_without_options_a_cpu_compares_two_shapes_and_readout():
+    settled = bench.settled(bench.Bench())
+    assert settled.shapes == "4.2M,quick"
+    assert {"readout", "flash+readout"} <= set(settled.arms.split(","))
 
 
 def test_figures_of_two_precisions_have_both_names(monkeypatch):

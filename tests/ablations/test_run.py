@@ -406,6 +406,10 @@ def test_the_loop_of_an_arm_is_given_back(command, monkeypatch):
         (["--weights", "vit_b_61"], "unknown weights 'vit_b_61'; legal: vit_b_16,"),
         (["--weights", "none.safetensors"], "checkpoint 'none.safetensors' does not exist"),
         (["--data", "digits,cifar10"], "--out is for one data set, and --data has 2; leave it out, or pass one"),
+        (["--design", "half"], "--design half is half of a lattice, and --arms has none: write --arms lattice:A,B,C,D"),
+        (["--design", "quarter"], "unknown design 'quarter'; legal: full, half"),
+        (["--arms", "lora"], "arm 'lora': lora is for pretrained weights; pass --weights, or leave it out"),
+        (["--arms", "tome@9"], "tome cannot merge 9 of 5 tokens in every block; legal: 0 to 2"),
         (["--learning-rate", "-1"], "learning rate -1.0 must be finite and above 0"),
     ],
 )

@@ -23,7 +23,8 @@ CPU = torch.device("cpu")
 CONFIG = vit.VitConfig(16, 2, 16, 1, 2, 32, 5, dropout=0.1)
 MRT = {"mrt": {"tokens": 16, "min_patch": 2, "max_patch": 4}}
 HOW = ("eager", "compiled")
-ARMS = ("baseline", "decatt+flash", "mrt", "crs@0.3+flash", "recompute@True")
+MORE = "droppath+flash@tiled+layerscale+lora+muon+patchdrop+qknorm+readout+registers+tome"
+ARMS = ("baseline", "decatt+flash", "mrt", "crs@0.3+flash", "recompute@True", MORE)
 
 
 def keep(images, key):
@@ -41,9 +42,9 @@ def step_of(arm, how="eager", steps=20):
     return engine.build(CONFIG, parse(arm, MRT).ops, prepare, torch.float32, optimizer, how)
 
 
-def run(loop, epochs=4):
+def run(loop, epochs=4, ops=EXACT):
     """Losses of every step, and the last state."""
-    state, losses = start(vit.init(CONFIG, 0), AdamW(), rng.key(0)), []
+    state, losses = start(vit.init(CONFIG, 0, ops), AdamW(), rng.key(0), ops), []
     loop.warm_up(state)
     for epoch in range(epochs):
         order = rng.permutation(rng.key(epoch), 40)
@@ -154,10 +155,11 @@ def test_two_blocks_are_compiled_without_a_region(compiler):
 @pytest.mark.parametrize("arm", ARMS)
 def test_static_buffers_give_the_same_numbers(arm):
     """What a CUDA graph would replay, run here as it is captured: the buffers carry state, order and position."""
-    plain, last = run(engine.Stepwise(step_of(arm), split(), 8, CPU))
+    ops = parse(arm, MRT).ops
+    plain, last = run(engine.Stepwise(step_of(arm), split(), 8, CPU), ops=ops)
     graphed = engine.Graphed(step_of(arm), split(), 8, CPU, capture=lambda body: body)
     for _ in range(2):  # a second seed uses the same buffers
-        static, state = run(graphed)
+        static, state = run(graphed, ops=ops)
         assert static == pytest.approx(plain, rel=1e-6)
         for mine, other in zip(tree_leaves(state), tree_leaves(last), strict=True):
             torch.testing.assert_close(mine, other)
@@ -196,26 +198,27 @@ def hopper(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
-def on(device):
+def on(device, ops):
     """A state and a batch without data."""
-    params = {name: torch.empty(shape, device=device) for name, shape in vit.shapes(CONFIG).items()}
-    state = start(params, AdamW(), torch.empty(2, dtype=torch.int64, device=device))
+    params = {name: torch.empty(shape, device=device) for name, shape in vit.shapes(CONFIG, ops).items()}
+    state = start(params, AdamW(), torch.empty(2, dtype=torch.int64, device=device), ops)
     images = torch.empty(8, 3, 16, 16, dtype=torch.uint8, device=device)
     return state, (images, torch.empty(8, dtype=torch.int64, device=device))
 
 
-@pytest.mark.parametrize("arm", ["baseline", "decatt+flash@tiled", "mrt", "mrt random", "crs@0.3", "recompute@True"])
+@pytest.mark.parametrize(
+    "arm", ["baseline", "decatt+flash@tiled", "mrt", "mrt random", "crs@0.3", "recompute@True", MORE]
+)
 def test_forward_pass_on_cuda_needs_no_host(arm, hopper):
     """Fake CUDA tensors: no GPU is needed to see a constant copied from the host."""
     prepare = preparation((0.4,) * 3, (0.3,) * 3, True, 1, 5.0)
+    name, *scorer = arm.split()
+    ops = parse(name, {"mrt": MRT["mrt"] | ({"scorer": scorer[0]} if scorer else {})}).ops
     with FakeTensorMode():
-        state, (images, _) = on("cuda")
+        state, (images, _) = on("cuda", ops)
         with HostWork():
             pixels = prepare(images, rng.fold_in(state.key, state.step))
             key = rng.split(state.key, 2)[1]
-            name, *scorer = arm.split()
-            settings = {"mrt": MRT["mrt"] | ({"scorer": scorer[0]} if scorer else {})}
-            ops = parse(name, settings).ops
             output = vit.forward(state.params, pixels, CONFIG, ops, key, torch.bfloat16)
     assert output.logits.device.type == "cuda"
 
@@ -224,9 +227,10 @@ def test_forward_pass_on_cuda_needs_no_host(arm, hopper):
 def test_whole_step_reads_nothing_back(arm):
     """Meta tensors have no values: whatever the host would read is an error."""
     prepare = preparation((0.4,) * 3, (0.3,) * 3, True, 1, 5.0)
-    step = make_step(objective(CONFIG, parse(arm).ops, prepare, torch.bfloat16), AdamW(clip=1.0))
+    ops = parse(arm).ops
+    step = make_step(objective(CONFIG, ops, prepare, torch.bfloat16), AdamW(clip=1.0), ops)
     with HostWork():
-        state, metrics = step(*on("meta"))
+        state, metrics = step(*on("meta", ops))
     assert {t.device.type for t in tree_leaves((state, metrics))} == {"meta"}
 
 

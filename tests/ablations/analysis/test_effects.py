@@ -254,3 +254,31 @@ def test_too_few_images_are_not_mended_by_seeds():
 )  # fmt: skip
 def test_each_optimization_stands_beside_its_own_control(names, pairs):
     assert factors.controlled(names) == pairs
+
+
+def test_half_a_lattice_tells_main_effects_and_names_its_aliases():
+    """Of four factors every interaction is the complementary one's; of five none is."""
+    four = Design(tuple(arms.half(("decatt", "droppath", "flash", "tome"))))
+    names = [{factors.label(pair) for pair in pairs} for pairs in four.determined().aliases]
+    assert names == [
+        {"decatt × droppath", "flash × tome"}, {"decatt × flash", "droppath × tome"},
+        {"decatt × tome", "droppath × flash"},
+    ]  # fmt: skip
+    main = {arm: 0.03 * ("decatt" in arm) + 0.02 * ("tome" in arm) for arm in four.arms}
+    crossed = {arm: 0.04 * (("flash" in arm) - 0.5) * (("tome" in arm) - 0.5) for arm in four.arms}
+    table = {(arm, seed): np.array([seed + main[arm] + crossed[arm]]) for arm in four.arms for seed in range(3)}
+    found = effects.fit(table)
+    assert {factors.label(e.term): round(e.estimate.value, 9) for e in found.effects} == {
+        "decatt": 0.03, "droppath": 0, "flash": 0, "tome": 0.02
+    }  # fmt: skip
+    assert found.lost == four.pairs
+    assert not Design(tuple(arms.half(("decatt", "droppath", "flash", "mrt", "tome")))).aliases
+    assert not Design(tuple(LATTICE)).aliases
+
+
+def test_a_study_of_many_optimizations_is_fitted_in_no_time():
+    """A main effect's contrast is a mean over all settings of the others, which are too many to be gone through."""
+    alone = list("abcdefghijklmnopqrstuvw")
+    names = ["baseline", *alone, "flash", *(f"{name}+flash" for name in alone)]
+    table = {(arm, 0): np.array([float(len(arm))]) for arm in names}
+    assert len(effects.fit(table).of_order(1)) == len(alone) + 1

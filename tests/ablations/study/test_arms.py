@@ -97,12 +97,65 @@ def test_select():
     assert chosen("flash, baseline,flash+decatt,decatt+flash") == ["flash", "baseline", "decatt+flash"]
     controls = ["recompute", "flash+recompute", "uniform", "flash+uniform"]
     assert chosen("controls") == controls
+    assert not {"readout", "droppath", "recompute"} & {part for arm in arms.lattice() for part in arm.split("+")}
     assert chosen("all") == chosen("all,controls") == [*arms.lattice(), arms.AGAIN, *controls]
     assert len(chosen("published")) == 8
     finetune, _ = arms.select("finetune", arms.read_settings(PRESETS["finetune"].set))
     assert [a.name for a in finetune] == ["baseline", "crs@0.5", "crs@0.3", "recompute", "bf16"]
     assert finetune[1].parameters["crs"]["scope"] == "published"
     assert set(arms.PUBLISHED) <= set(arms.lattice())
+
+
+def test_more_are_alone_and_with_flash(monkeypatch):
+    """Whatever is registered outside the lattice; what needs weights is left out without, and named."""
+    monkeypatch.setitem(arms.REGISTRY, "tiny", replace(REGISTRY["uniform"], control=None, lattice=False))
+    selected, refused = arms.select("baseline,more")
+    names = [arm.name for arm in selected]
+    assert names[:5] == ["baseline", "readout", "flash+readout", "droppath", "droppath+flash"]
+    assert names[-2:] == ["tiny", "flash+tiny"]
+    assert refused.keys() == {"lora", "lora+flash"}
+    assert refused["lora"] == "arm 'lora': lora is for pretrained weights; pass --weights, or leave it out"
+    with pytest.raises(InputError, match="lora is for pretrained weights; pass --weights"):
+        arms.select("baseline,lora")
+    everything, refused = arms.select("more", pretrained=True)
+    assert not refused
+    assert {"lora", "flash+lora"} <= {arm.name for arm in everything}
+    assert {arm.name for arm in arms.select("all,more")[0]} == {*chosen("all"), *names}
+
+
+def test_a_lattice_of_named_ones():
+    assert chosen("lattice:flash,readout") == ["baseline", "flash", "readout", "flash+readout"]
+    assert chosen("mrt,lattice:flash,crs@0.3") == ["mrt", "baseline", "crs@0.3", "flash", "crs@0.3+flash"]
+    assert chosen("lattice:crs") == chosen("lattice:crs@0.3,crs@0.5") == ["baseline", "crs@0.3", "crs@0.5"]
+    assert chosen("lattice:flash,bf16") == ["baseline", "bf16", "flash", "bf16+flash"]
+    assert len(chosen("lattice:flash,readout,droppath")) == 8
+    selected, refused = arms.select("lattice:flash,crs@0.3,recompute")
+    assert len(selected) == 6
+    assert refused.keys() == {"crs@0.3+recompute", "crs@0.3+flash+recompute"}
+
+
+def test_half_a_lattice_balances_every_three_factors():
+    """Resolution IV of four factors: in the plan's half, as in the whole, every setting of any three is there alike."""
+    names = chosen("half:flash,readout,droppath,decatt")
+    assert len(names) == 8
+    assert names[0] == "baseline"
+    for three in itertools.combinations(("flash", "readout", "droppath", "decatt"), 3):
+        assert len({frozenset(three) & set(name.split("+")) for name in names}) == 8
+    assert len(chosen("half:flash,readout,droppath,decatt,tome,muon")) == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lattice:flash,flush", "unknown optimization 'flush'"),
+        ("latice:flash", "unknown group 'latice'; legal: lattice, half; did you mean 'lattice'"),
+        ("half:flash,readout,tome", "half of a lattice of 3 factors does not tell main effects from interactions"),
+        ("half:flash,readout,tome,crs", "takes factors of two levels: write one value for each, such as crs@0.3"),
+    ],
+)
+def test_bad_lattices_are_refused(name, message):
+    with pytest.raises(InputError, match=message):
+        arms.select(name)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ SPEC = {  # MiB a block (16 u + s and what each method leaves of it), and the pe
     "crs@0.5": (9 * U + S + 0.5 * 7 * U, None),
     "crs@0.3": (9 * U + S + 0.3 * 7 * U, None),
     "flash+recompute": (369, 6.09),
+    "flash+readout": ((16 * 12 - 12) / 12 * U, None),
     "flash+recompute@True": (222, 4.10),
 }
 SMALL = vit.VitConfig(image=32, patch=4, width=32, depth=3, heads=2, mlp=64, classes=10, dropout=0.1)
