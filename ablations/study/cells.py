@@ -19,7 +19,7 @@ from ablations.study.recorder import Recorder
 from ablations.study.store import Result, Row
 from ablations.study.token_pictures import tokenized
 from core import engine, measure, rng, vit
-from core.account.step import Account, account
+from core.account.step import Account, account, planned
 from core.data.splits import Data
 from core.errors import InputError
 from core.layers import EXACT
@@ -71,10 +71,11 @@ class Prepared:
     dtype: torch.dtype
     optimizer: AdamW
 
-    @property
+    @cached_property
     def ops(self) -> Ops:
-        """The arm's primitives."""
-        return self.arm.ops
+        """The arm's primitives, planned for the recipe's batch."""
+        recipe = self.recipe
+        return planned(self.config, self.arm.ops, recipe.batch_size, self.dtype, self.optimizer, recipe.image)
 
     @property
     def device(self) -> torch.device:
@@ -142,7 +143,7 @@ class Prepared:
         data = self.data.holding_out(seed)
         if data is self.data:
             return self
-        shared = {"step": self.step, "warmed_up": self.warmed_up, "costs": self.costs}
+        shared = {"ops": self.ops, "step": self.step, "warmed_up": self.warmed_up, "costs": self.costs}
         other = replace(self, data=data)
         vars(other).update(shared)
         return other

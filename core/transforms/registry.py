@@ -103,7 +103,7 @@ REGISTRY: dict[str, Transform] = {
         "GELU's derivative from 2 bits, LayerNorm sharing what it keeps with the next map",
         settings=({"norms": False},),
         control="recompute",
-        bias=0.1,
+        bias=0.4,
     ),
     "dropit": Transform(
         dropit,
@@ -112,7 +112,7 @@ REGISTRY: dict[str, Transform] = {
         identity={"rate": 0.0},
         settings=({"rate": 0.9},),
         control="recompute",
-        bias=0.9,
+        bias=0.3,
     ),
     "uniform": Transform(
         uniform,
