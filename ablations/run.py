@@ -32,6 +32,7 @@ from ablations.study.signals import Stop, Stopped, minutes_left
 from core.data import sets
 from core.engine import ENGINES
 from core.errors import InputError, choose
+from core.sizes import read_bytes
 from core.transforms.registry import REGISTRY
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -321,7 +322,7 @@ def _until(
 
 def foresee(command: Command, console: Console) -> None:
     """Print the account of every arm."""
-    budget = None if command.budget is None else plan.read_bytes(command.budget)
+    budget = None if command.budget is None else read_bytes(command.budget)
     study = running.foresee(command.arms, command.recipe, command.data_root, present=False)
     planned = []
     for entry in plan.entries(study.cells, command.recipe.engine == "compiled", budget):

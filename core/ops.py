@@ -20,6 +20,7 @@ from core.errors import InputError, choose
 if TYPE_CHECKING:
     import torch
 
+    from core.account.step import Account
     from core.optimizers import Optimizer
     from core.vit import VitConfig
 
@@ -142,8 +143,19 @@ class Ops:
         """The optimizer as the transforms want it."""
         return reduce(lambda o, part: part.optimizer(o) if part.optimizer else o, self.parts, optimizer)
 
+    def planned(self, config: VitConfig, cost: Cost) -> Ops:
+        """These with the plans of the transforms that make one, in place of what they are without."""
+        ops = self
+        for part in self.parts:
+            if part.plan:
+                rest = composed(self.exact or self, tuple(p for p in ops.parts if p is not part))
+                ops = part.plan(rest, config, cost)
+        return ops
+
 
 Rewrite = Callable[[Ops], Ops]
+Cost = Callable[[Ops, "VitConfig"], "Account"]
+Plan = Callable[[Ops, "VitConfig", Cost], Ops]
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +173,7 @@ class Part:
     parameters: Callable[[VitConfig], dict[str, Parameter]] | None
     frozen: Callable[[str], bool] | None
     optimizer: Callable[[Optimizer], Optimizer] | None
+    plan: Plan | None
 
     def places(self, primitive: str) -> Collection[str] | None:
         """Names of the sites where this transform changes a primitive; None: wherever it is called."""
@@ -187,6 +200,7 @@ def rewrite(
     parameters: Callable[[VitConfig], dict[str, Parameter]] | None = None,
     frozen: Callable[[str], bool] | None = None,
     optimizer: Callable[[Optimizer], Optimizer] | None = None,
+    plan: Plan | None = None,
 ) -> Rewrite:
     """A transform: the function Ops -> Ops of these changes. In whatever order transforms are applied, replacements are
     inside, wrappers around them: those declared innermost first, the others in any order (by name).
@@ -199,6 +213,8 @@ def rewrite(
     innermost: whether wrappers must see what the other wrappers have made of the inputs.
     positional: whether the functions read `site.block`; or the blocks (negative: from the end) at which they do.
     config, parameters, frozen, optimizer: see the methods of Ops; `optimizer` takes the one it may build on.
+    plan: (ops without this transform, config, what tells the account of a step) -> ops with what it is to be for such a
+        step. Who knows the batch asks for it (`Ops.planned`); the transform works without, too.
 
     Raises InputError for primitives and sites that the model does not have and, applied, where it and another one
     replace the same primitive at the same place, wrap it innermost, or both bring an optimizer.
@@ -210,7 +226,8 @@ def rewrite(
     for place in inside:
         choose("site or primitive", place, (*SITES, *PRIMITIVES))
     part = Part(
-        name, replace or {}, wrap or {}, at, inside, innermost, positional, config, parameters, frozen, optimizer
+        *(name, replace or {}, wrap or {}, at, inside, innermost, positional),
+        *(config, parameters, frozen, optimizer, plan),
     )
 
     def apply(ops: Ops) -> Ops:

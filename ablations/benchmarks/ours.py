@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ablations.benchmarks.contest import Contender
 from core import engine, rng, vit
+from core.account.step import planned
 from core.data.splits import Split
 from core.measure import peak_bytes
 from core.ops import Ops
@@ -27,6 +28,7 @@ def contender(
 
     Raises InputError for what cannot run.
     """
+    ops = planned(config, ops, size, dtype, AdamW(), split.images.shape[-1])
     params = vit.init(config, 0, ops, device)
     with torch.no_grad():  # what cannot run says so here: inside a compiled graph it would be the compiler's error
         few = (split.images[:2].to(device), split.labels[:2].to(device))

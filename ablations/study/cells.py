@@ -14,7 +14,7 @@ from ablations.study.evaluation import Evaluation, evaluate, fetch
 from ablations.study.initialization import initial
 from ablations.study.recipes import Recipe
 from core import engine, measure, rng, vit
-from core.account.step import Account, account
+from core.account.step import Account, account, planned
 from core.data.splits import Data
 from core.errors import InputError
 from core.layers import EXACT
@@ -46,10 +46,11 @@ class Prepared:
     dtype: torch.dtype
     optimizer: AdamW
 
-    @property
+    @cached_property
     def ops(self) -> Ops:
-        """The arm's primitives."""
-        return self.arm.ops
+        """The arm's primitives, planned for the recipe's batch."""
+        recipe = self.recipe
+        return planned(self.config, self.arm.ops, recipe.batch_size, self.dtype, self.optimizer, recipe.image)
 
     @property
     def device(self) -> torch.device:
@@ -117,7 +118,7 @@ class Prepared:
         data = self.data.holding_out(seed)
         if data is self.data:
             return self
-        shared = {"step": self.step, "warmed_up": self.warmed_up, "costs": self.costs}
+        shared = {"ops": self.ops, "step": self.step, "warmed_up": self.warmed_up, "costs": self.costs}
         other = replace(self, data=data)
         vars(other).update(shared)
         return other

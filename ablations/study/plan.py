@@ -1,6 +1,5 @@
 """What every arm will cost, accounted for on fake tensors before anything runs: run.py --plan."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -25,16 +24,6 @@ WORKSPACE = 64 << 20  # cuBLAS's own memory: 32 MiB a stream on Hopper, two stre
 CONTEXT = 512 << 20  # what the driver, kernels and libraries take of a GPU before the first tensor
 FRAGMENTED = 0.05  # of all else: memory that the allocator holds and cannot give
 _LARGEST = 2**20
-_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-def read_bytes(text: str) -> int:
-    """ "24GiB" -> 25769803776; InputError for what is no size above 0, or has no unit."""
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([kmgt]i?)b?", text.strip().lower())
-    size = float(match[1]) * _UNITS[match[2]] if match else 0
-    if not 1 <= size < 2**63:
-        raise InputError(f"budget '{text}' is no size; write a number and a unit, such as 24GiB or 512MB")
-    return int(size)
 
 
 def entries(cells: Sequence[Prepared], compiled: bool = False, budget: int | None = None) -> Iterator[Entry]:

@@ -186,6 +186,18 @@ def account(
     )
 
 
+def planned(
+    config: vit.VitConfig,
+    ops: Ops,
+    batch: int,
+    dtype: torch.dtype = torch.float32,
+    optimizer: Optimizer = ADAMW,
+    image: int | None = None,
+) -> Ops:
+    """The ops as planned for such a step, see `Ops.planned`. Raises InputError for what no plan can do."""
+    return ops.planned(config, lambda ops, config: account(config, ops, batch, dtype, "train", optimizer, image))
+
+
 def inputs(
     config: vit.VitConfig, ops: Ops, batch: int, optimizer: Optimizer = ADAMW, image: int | None = None
 ) -> tuple[State, Batch]:

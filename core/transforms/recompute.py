@@ -34,7 +34,7 @@ def linear(site: Site, before: Callable[..., Tensor], *inputs: Tensor) -> Tensor
     weight, bias = site.affine(x.dtype)
 
     def gradient(G: Tensor, *inputs: Tensor) -> tuple[Tensor]:
-        return (G.flatten(0, -2).mT @ before(*_after(G, *inputs)).flatten(0, -2),)
+        return (G.flatten(0, -2).mT @ before(*after(G, *inputs)).flatten(0, -2),)
 
     return attach(F.linear(x, weight.detach(), bias), [weight], inputs, gradient)
 
@@ -53,7 +53,7 @@ def mlp(site: Site, x: Tensor) -> Tensor:
         return activate(F.linear(normalize(x, scale, shift, config.eps), w, b), config.dropout, *mask)
 
     def part(G: Tensor, weight: Tensor, x: Tensor, affines: Sequence[Tensor], *mask: Tensor) -> tuple[Tensor, ...]:
-        h, pull, *_ = torch.func.vjp(lambda *five: hidden(*five, *mask), *_after(G, x, *affines))
+        h, pull, *_ = torch.func.vjp(lambda *five: hidden(*five, *mask), *after(G, x, *affines))
         rows = G.flatten(0, -2)
         of_weight = rows.mT @ h.flatten(0, -2)
         del h
@@ -74,7 +74,7 @@ def mlp(site: Site, x: Tensor) -> Tensor:
     return attach(y, [*operands, weight, bias], [weight, *operands, *mask], gradient)
 
 
-def _after(G: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+def after(G: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     """The inputs, for a compiler made to depend on G: it would else merge what is rebuilt from them with what the
     forward pass computed, and keep that."""
     if not torch.compiler.is_compiling():

@@ -118,7 +118,7 @@ REGISTRY: dict[str, Transform] = {
         settings=({"norms": False},),
         control="recompute",
         lattice=False,
-        bias=0.1,
+        bias=0.4,
     ),
     "dropit": Transform(
         dropit,
@@ -128,7 +128,7 @@ REGISTRY: dict[str, Transform] = {
         settings=({"rate": 0.9},),
         control="recompute",
         lattice=False,
-        bias=0.9,
+        bias=0.3,
     ),
     "uniform": Transform(
         uniform,
