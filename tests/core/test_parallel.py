@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ablations.study.arms import lattice, parse
+from ablations.study.arms import parse
 from core import rng, vit
 from core.account.step import account, inputs, normalised
 from core.data.augment import preparation
@@ -30,6 +31,7 @@ from core.ops import rewrite
 from core.optimizers import AdamW
 from core.parallel import ALONE, Share, at_use, check, divided, shard, spread, whole
 from core.step import make_step, objective, start, value_and_grad
+from core.transforms.registry import REGISTRY
 
 CPU = torch.device("cpu")
 CONFIG = vit.VitConfig(
@@ -41,9 +43,14 @@ ADAMW = AdamW(3e-3, 0.05, decay_all=False, clip=0.5)
 ROOM = {"rtol": 1e-8, "atol": 1e-9}  # Adam divides rounding errors of gradients that are zero by its epsilon
 KINDS = {"ddp": False, "fsdp": True}
 SIZE, STEPS = 8, 10
-ARMS = {name: parse(name, MRT).ops for name in lattice()} | {
-    "frozen": rewrite("frozen", frozen=lambda name: "qkv" in name or name.startswith("patch"))(EXACT)
-}
+LATTICE = [
+    "+".join(filter(None, parts)) or "baseline"
+    for parts in product(("", "crs@0.3", "crs@0.5"), ("", "decatt"), ("", "flash"), ("", "mrt"))
+]
+OTHERS = ["crs@0.5" if name == "crs" else name for name in REGISTRY if name not in ("flash", "decatt", "mrt")]
+ARMS = {name: parse(name, MRT).ops for name in (*LATTICE, *OTHERS)}
+CASES = [(name, kind) for name in LATTICE for kind in KINDS]
+CASES += [(name, "ddp" if any(p.optimizer for p in ARMS[name].parts) else "fsdp") for name in OTHERS]
 
 
 def split():
@@ -104,7 +111,7 @@ class Worker:
         self.shares = {kind: Share(index, 2, sharded, dist.group.WORLD.group_name) for kind, sharded in KINDS.items()}
 
     def arms(self):
-        return {(name, kind): train(ops, share) for name, ops in ARMS.items() for kind, share in self.shares.items()}
+        return {(name, kind): train(ARMS[name], self.shares[kind]) for name, kind in CASES}
 
     def bytes(self):
         """By kind: of a state, kept between forward and backward pass, and the peak of a step."""
@@ -159,13 +166,13 @@ def seen(tmp_path_factory):
     return [*(torch.load(folder / f"{i}.pt") for i in (0, 1)), torch.load(folder / "alone.pt")]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_ten_steps_equal_one_process(seen, name, kind):
-    """An arm that draws rows draws them in each process by its own key: it equals the mean over such shares. Every
-    other equals the whole batch in one piece."""
+    """An arm that draws in the model, or looks at all rows at once, does so with the rows of a process and its key: it
+    equals the mean over such shares. Every other equals the whole batch in one piece."""
     found, other = (one["arms"][name, kind] for one in seen[:2])
-    compare(found, simulated(ARMS[name], 2) if "crs" in name else train(ARMS[name], ALONE))
+    whole_batch = name in LATTICE and "crs" not in name
+    compare(found, train(ARMS[name], ALONE) if whole_batch else simulated(ARMS[name], 2))
     compare(found, other)
 
 
