@@ -43,12 +43,20 @@ ADAMW = AdamW(3e-3, 0.05, decay_all=False, clip=0.5)
 ROOM = {"rtol": 1e-8, "atol": 1e-9}  # Adam divides rounding errors of gradients that are zero by its epsilon
 KINDS = {"ddp": False, "fsdp": True}
 SIZE, STEPS = 8, 10
+
+
+def built(transform):
+    """A registered transform, at its first level if it has some."""
+    first = next(iter(transform.build.__annotations__))
+    return transform.build(**{first: transform.levels[0]} if transform.levels else {})
+
+
 LATTICE = [
     "+".join(filter(None, parts)) or "baseline"
     for parts in product(("", "crs@0.3", "crs@0.5"), ("", "decatt"), ("", "flash"), ("", "mrt"))
 ]
-OTHERS = ["crs@0.5" if name == "crs" else name for name in REGISTRY if name not in ("flash", "decatt", "mrt")]
-ARMS = {name: parse(name, MRT).ops for name in (*LATTICE, *OTHERS)}
+OTHERS = [name for name in REGISTRY if name not in ("crs", "decatt", "flash", "mrt")]
+ARMS = {name: parse(name, MRT).ops for name in LATTICE} | {name: built(REGISTRY[name])(EXACT) for name in OTHERS}
 CASES = [(name, kind) for name in LATTICE for kind in KINDS]
 CASES += [(name, "ddp" if any(p.optimizer for p in ARMS[name].parts) else "fsdp") for name in OTHERS]
 
