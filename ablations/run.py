@@ -338,7 +338,9 @@ def foresee(command: Command, console: Console) -> None:
         print(json.dumps(planned, indent=2))
     else:
         recipe = study.recipe
-        what = f"{recipe.batch_size} images on {recipe.device}, {recipe.precision}, engine {recipe.engine}"
+        share = f"{study.cells[0].images} of " if recipe.parallel else ""
+        of = f" in one of {recipe.processes} processes ({recipe.parallel})" if recipe.parallel else ""
+        what = f"{share}{recipe.batch_size} images{of} on {recipe.device}, {recipe.precision}, engine {recipe.engine}"
         plan.show(console, planned, what, budget)
 
 

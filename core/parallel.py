@@ -166,13 +166,13 @@ def at_use(shapes: Shapes, share: Share) -> Callable[[Block], Block]:
                     f"{name} has the shape {shape}, other blocks have {own_shapes[rest]}; pass no --parallel"
                 )
 
-    def spread(block: Block) -> Block:
+    def using(block: Block) -> Block:
         def run(own: Params, *inputs: Any) -> tuple[Tensor, Carry]:
             return _using(own, own_shapes, share, lambda params: block(params, *inputs))
 
         return run
 
-    return _same if share.world == 1 else spread
+    return _same if share.world == 1 else using
 
 
 def spread(loss: Callable[..., tuple[Tensor, Tensor]], shapes: Shapes, share: Share) -> Callable[..., Any]:
