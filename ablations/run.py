@@ -23,7 +23,7 @@ import tyro
 from rich.console import Console
 
 from ablations.study import arms as arm_names
-from ablations.study import claims, jobs, machine, plan, running, store, timing
+from ablations.study import claims, hours, jobs, machine, plan, processes, running, store, timing
 from ablations.study.arms import BASELINE
 from ablations.study.presets import ABOUT, ARMS, PRESETS, SEEDS
 from ablations.study.progress import Terminal
@@ -89,6 +89,9 @@ class Command:
     plan: Flag = False
     """Print what every arm would compute and keep in memory, and stop: nothing is trained; no data is fetched, but a
     folder is read. With --engine compiled also what the compiler keeps (slower)."""
+    hours: Flag = False
+    """With --plan: instead, how long the study takes on how many devices, and how many seeds a verdict needs (--margin
+    accuracy=0.5). Step times are those of the study's timing pass, else a few steps of each arm are measured."""
     json: Flag = False
     """With --plan: as JSON."""
     budget: str | None = None
@@ -132,6 +135,11 @@ def read(arguments: list[str], console: Console) -> Command:
         margins(command)
     if (command.json or command.budget is not None) and not command.plan:
         raise InputError(f"{'--json' if command.json else '--budget'} belongs to --plan; add --plan")
+    if command.hours and (not command.plan or command.budget is not None):
+        raise InputError("--hours belongs to --plan, without --budget; write --plan --hours")
+    if command.recipe.parallel and (command.profile or command.jobs > 1):
+        option = "--profile" if command.profile else "--jobs"
+        raise InputError(f"{option} is for cells of one process each; leave out --parallel, or {option}")
     if command.plan and (command.profile or command.timing_only):
         option = "--profile" if command.profile else "--timing-only"
         raise InputError(f"{option} belongs to a run, and --plan runs nothing; leave out one")
@@ -187,9 +195,19 @@ def execute(command: Command, console: Console, stop: Stop) -> int:
         machine.deterministic()
     if command.jobs > 1 and not command.worker:
         jobs.divide_threads(command.jobs, machine.named(command.recipe.device))
-    study = running.prepare(command.arms, command.recipe, command.data_root)
-    recipe, data = study.recipe, study.data
-    out = command.out or Path("runs") / f"{command.preset}-{_file_name(data.name)}"
+    versions = machine.environment(machine.named(command.recipe.device))
+    same = {name: versions[name] for name in ("torch", "revision")}
+    processes.agree({"arms": command.arms, **asdict(command.recipe), **same})
+    study = processes.in_turn(lambda: running.prepare(command.arms, command.recipe, command.data_root))
+    if not processes.leads():
+        running.follow(study)
+        return 0
+    with processes.leading():
+        return _lead(command, study, console, stop)
+
+
+def _lead(command: Command, study: running.Study, console: Console, stop: Stop) -> int:
+    recipe, out = study.recipe, _folder(command, study.data.name)
     settings = asdict(recipe) | ({"deterministic": True} if command.deterministic else {})
     out.mkdir(parents=True, exist_ok=True)
     with claims.waited(out / "study"):  # two first starts at once
@@ -333,8 +351,34 @@ def foresee(command: Command, console: Console) -> None:
         print(json.dumps(planned, indent=2))
     else:
         recipe = study.recipe
-        what = f"{recipe.batch_size} images on {recipe.device}, {recipe.precision}, engine {recipe.engine}"
+        share = f"{study.cells[0].images} of " if recipe.parallel else ""
+        of = f" in one of {recipe.processes} processes ({recipe.parallel})" if recipe.parallel else ""
+        what = f"{share}{recipe.batch_size} images{of} on {recipe.device}, {recipe.precision}, engine {recipe.engine}"
         plan.show(console, planned, what, budget)
+
+
+def foresee_hours(command: Command, console: Console) -> None:
+    """Print how long the cells take that are left."""
+    from ablations.analysis import factors, planning  # statistics, which no refusal should wait for
+
+    study = running.foresee(command.arms, command.recipe, command.data_root, present=command.recipe.parallel is None)
+    out, each = _folder(command, study.data.name), study.recipe.processes or 1
+    seconds, source = hours.step_seconds(study, out)
+    planned = study.planned(range(command.first_seed, command.first_seed + command.seeds), command.every_arm)
+    left = [(cell, seed) for cell, seed in planned if not store.finished(store.cell_folder(out, cell.arm.name, seed))]
+    cells = hours.cells(left, seconds)
+    if command.json:
+        print(json.dumps({"step_seconds": seconds, "source": source, **hours.summary(cells, each)}, indent=2))
+        return
+    hours.show(console, cells, seconds, source, each)
+    margin = margins(command)["margin"].get("accuracy", 0.5)
+    names = {name for arm in seconds for name in factors.levels(arm)}
+    console.print(planning.sentence(out, margin, len(names)), highlight=False, soft_wrap=True)
+
+
+def _folder(command: Command, data: str) -> Path:
+    """The study's folder."""
+    return command.out or Path("runs") / f"{command.preset}-{_file_name(data)}"
 
 
 def _file_name(data: str) -> str:
@@ -356,7 +400,7 @@ def describe(console: Console) -> None:
 def main() -> None:
     """Exit status: 0; 1 if a cell failed; 2 for bad input or a full disk; 75 if --max-minutes were over; 130 and 143
     if told to end by SIGINT and SIGTERM. After the last three, the same command continues."""
-    console = Console(stderr="--json" in sys.argv[1:])
+    console = Console(stderr="--json" in sys.argv[1:], quiet=not processes.leads())
     stop = Stop()
     try:
         if "--list" in sys.argv[1:]:
@@ -365,19 +409,20 @@ def main() -> None:
         command = read(sys.argv[1:], console)
         commands = each(command)
         if command.plan:
-            foresee(command, console)
+            (foresee_hours if command.hours else foresee)(command, console)
             return
         with stop.listening(command.max_minutes):
             if command.worker:
                 jobs.follow_parent()
             try:
-                failed = sum(execute(one, console, stop) for one in commands)
+                with processes.joined(machine.named(command.recipe.device)):
+                    failed = sum(execute(one, console, stop) for one in commands)
             except running.Poisoned as error:
                 print(f"{error}: the next cell begins in a fresh process", file=sys.stderr, flush=True)
                 left = minutes_left()
                 os.execv(sys.executable, jobs.command(*(["--max-minutes", str(left)] if left else [])))
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{processes.named()}error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
         told = error.status if isinstance(error, Stopped) else 130

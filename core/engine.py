@@ -16,8 +16,9 @@ from core.data.splits import Split
 from core.errors import InputError, choose
 from core.ops import Ops
 from core.optimizers import Optimizer
-from core.step import Metrics, Prepare, State, Step, make_step, objective
-from core.vit import VitConfig
+from core.parallel import ALONE, Share, at_use, check, spread
+from core.step import Batch, Metrics, Prepare, State, Step, make_step, objective
+from core.vit import VitConfig, shapes
 
 ENGINES = ("auto", "eager", "compiled", "graphed")
 Done = Callable[[], bool | None]  # after a step: whether to end here
@@ -49,15 +50,20 @@ def build(
     optimizer: Optimizer,
     engine: str,
     regions: bool = True,
+    share: Share = ALONE,
 ) -> Step:
     """The training step of a model under an engine.
 
-    regions: compile the blocks as one function, so that compiling does not grow with the depth.
+    regions: compile the blocks as one function, so that compiling does not grow with the depth. share: of a step by
+    several processes, this one's.
     """
-    if engine == "eager":
-        return make_step(objective(config, ops, prepare, dtype), optimizer, ops)
-    region = torch.compiler.nested_compile_region if regions and config.depth > 2 else _same
-    return make_step(objective(config, ops, prepare, dtype, region), optimizer, ops, _compile, _compile_on_cuda)
+    check(ops, share)
+    compiled = engine != "eager"
+    mark = torch.compiler.nested_compile_region if compiled and regions and config.depth > 2 else _same
+    layout = shapes(config, ops)
+    use = at_use(layout, share)
+    loss = objective(config, ops, prepare, dtype, lambda block: mark(use(block)), share.key)
+    return make_step(spread(loss, layout, share), optimizer, ops, *((_compile, _compile_on_cuda) if compiled else ()))
 
 
 def _same(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,25 +93,30 @@ def fresh(fn: Any) -> Callable[..., Any]:
 class Stepwise:
     """The loop of the engines eager and compiled: the host issues every step."""
 
-    def __init__(self, step: Step, split: Split, size: int, device: torch.device) -> None:
+    def __init__(self, step: Step, split: Split, size: int, device: torch.device, share: Share = ALONE) -> None:
         self._step, self._split, self._size, self._device = step, split, size, device
+        self._share = share
 
     def warm_up(self, state: State) -> None:
         """Compile, if need be: one step, whose result is thrown away."""
         order = torch.arange(self._size, device=self._split.images.device)
-        for batch in batches(self._split, order, self._size, self._device):
+        for batch in self._batches(order):
             self._step(state, batch)
 
     def epoch(self, state: State, order: Tensor, done: Done = lambda: None) -> tuple[State, Metrics]:
         """A step for every whole batch of this order [n]; `done` is called when each was issued, and the epoch ends
         there if it returns True. The metrics are [steps]."""
         metrics = []
-        for batch in batches(self._split, order, self._size, self._device):
+        for batch in self._batches(order):
             state, measured = self._step(state, batch)
             metrics.append(measured)
             if done():
                 break
         return state, Metrics(*(torch.stack(column) for column in zip(*metrics, strict=True)))
+
+    def _batches(self, order: Tensor) -> Iterator[Batch]:
+        rows, size = self._share.rows(order, self._size), self._size // self._share.world
+        return batches(self._split, rows, size, self._device)
 
 
 class Graphed:
@@ -188,9 +199,12 @@ class Graphed:
 Loop = Stepwise | Graphed
 
 
-def loop(engine: str, step: Step, split: Split, size: int, device: torch.device) -> Loop:
-    """The loop of an engine over a training split, batches of `size` images."""
-    return (Graphed if engine == "graphed" else Stepwise)(step, split, size, device)
+def loop(engine: str, step: Step, split: Split, size: int, device: torch.device, share: Share = ALONE) -> Loop:
+    """The loop of an engine over a training split, batches of `size` images; of several processes, over this one's
+    share of them (not graphed)."""
+    if engine == "graphed":
+        return Graphed(step, split, size, device)
+    return Stepwise(step, split, size, device, share)
 
 
 def _overwrite(old: State, new: State) -> None:

@@ -1,5 +1,6 @@
 """Optimizers as pure functions over parameters by name: `init` makes a state, `update` the next of both."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -42,7 +43,8 @@ class AdamW:
 
     schedule: "constant", or "cosine" to zero at `steps`; both after a linear warm-up over `warmup` steps.
     decay_all: decay every parameter, as torch does by default; else matrices only (no biases, norms,
-        class token and positions). clip: largest global norm of the gradients; None: any.
+        class token and positions). clip: largest global norm of the gradients; None: any. norm: that of all from
+        the norms [n] of a process's gradients.
     """
 
     learning_rate: float = 1e-3
@@ -55,6 +57,7 @@ class AdamW:
     warmup: int = 0
     steps: int = 1
     clip: float | None = None
+    norm: Callable[[Tensor], Tensor] = Tensor.norm
 
     def __post_init__(self) -> None:
         choose("schedule", self.schedule, SCHEDULES)
@@ -87,7 +90,7 @@ class AdamW:
     def update(self, params: Params, gradients: Params, state: Moments, step: Tensor) -> tuple[Params, Moments]:
         """One update, a group of parameters at a time."""
         if self.clip is not None:
-            gradients = clipped(gradients, self.clip)
+            gradients = clipped(gradients, self.clip, self.norm)
         rate, done = self.rate(step), step.double() + 1
         root, scale = (1 - self.beta2**done).sqrt(), rate / (1 - self.beta1**done)
         kept = 1 - rate * self.weight_decay
@@ -108,10 +111,10 @@ class AdamW:
         return out[0], Moments(*out[1:])
 
 
-def clipped(gradients: Params, largest: float) -> Params:
+def clipped(gradients: Params, largest: float, norm: Callable[[Tensor], Tensor] = Tensor.norm) -> Params:
     """The gradients, scaled down to the global norm `largest` if theirs is above it (Pascanu et al., ICML 2013)."""
-    norm = torch.stack(torch._foreach_norm(list(gradients.values()))).norm()
-    scale = (largest / (norm + 1e-6)).clamp(max=1)
+    total = norm(torch.stack(torch._foreach_norm(list(gradients.values()))))
+    scale = (largest / (total + 1e-6)).clamp(max=1)
     return {name: g * scale for name, g in gradients.items()}
 
 

@@ -68,19 +68,20 @@ def objective(
     prepare: Prepare,
     dtype: torch.dtype = torch.float32,
     region: Callable[..., Any] = lambda block: block,
+    own: Callable[[Tensor], Tensor] = lambda key: key,
 ) -> Objective:
     """(params, batch, key) -> (cross entropy + penalty, the values of Aux [3]); the forward pass in `dtype`, the loss
     in float32.
 
     Augmentation and model draw from separate keys, so that all arms of a seed see the same images. region: a compiler's
-    mark on the function of a block, to compile it once for all.
+    mark on the function of a block, to compile it once for all. own: of several processes, each one's key of the model.
     """
     run = region(blockwise(config, ops, dtype))
 
     def loss(params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = batch
         data_key, model_key = rng.split(key, 2)
-        output = forward(params, prepare(images, data_key), config, ops, model_key, dtype, run)
+        output = forward(params, prepare(images, data_key), config, ops, own(model_key), dtype, run)
         logits = output.logits.to(torch.promote_types(dtype, torch.float32))
         cross_entropy = F.cross_entropy(logits, labels)
         correct = (logits.detach().argmax(-1) == labels).sum()

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ablations.study import processes
 from ablations.study.arms import Arm
 from ablations.study.evaluation import Evaluation, evaluate, fetch
 from ablations.study.initialization import initial
 from ablations.study.recipes import Recipe
-from core import engine, measure, rng, vit
+from core import engine, measure, parallel, rng, vit
 from core.account.step import Account, account, planned
 from core.data.splits import Data
 from core.errors import InputError
@@ -50,12 +51,27 @@ class Prepared:
     def ops(self) -> Ops:
         """The arm's primitives, planned for the recipe's batch."""
         recipe = self.recipe
-        return planned(self.config, self.arm.ops, recipe.batch_size, self.dtype, self.optimizer, recipe.image)
+        return planned(self.config, self.arm.ops, self.images, self.dtype, self.optimizer, recipe.image)
 
     @property
     def device(self) -> torch.device:
         """Where it runs."""
         return torch.device(self.recipe.device)
+
+    @cached_property
+    def share(self) -> parallel.Share:
+        """This process's part in a step."""
+        return processes.share(self.recipe.parallel, self.recipe.processes)
+
+    @property
+    def images(self) -> int:
+        """Images of a step in this process."""
+        return self.recipe.batch_size // self.share.world
+
+    @property
+    def shapes(self) -> parallel.Shapes:
+        """Of the whole parameters."""
+        return vit.shapes(self.config, self.ops)
 
     @property
     def steps(self) -> int:
@@ -65,18 +81,19 @@ class Prepared:
     @cached_property
     def step(self) -> Step:
         """The training step, under the recipe's engine."""
-        how = self.recipe.engine, self.recipe.regions
+        how = self.recipe.engine, self.recipe.regions, self.share
         return engine.build(self.config, self.ops, self.prepare, self.dtype, self.optimizer, *how)
 
     @cached_property
     def loop(self) -> engine.Loop:
         """What takes a state through an epoch."""
-        return engine.loop(self.recipe.engine, self.step, self.data.train, self.recipe.batch_size, self.device)
+        recipe = self.recipe
+        return engine.loop(recipe.engine, self.step, self.data.train, recipe.batch_size, self.device, self.share)
 
     @cached_property
     def warmed_up(self) -> WarmedUp:
         """The loop, ready. A step alone comes first: captured, the step's memory could not be had a second time."""
-        state, batch = self.start(0, rng.key(0, self.device)), self.batch(self.recipe.batch_size)
+        state, batch = self.start(0, rng.key(0, self.device)), self.batch(self.images)
         begin = time.perf_counter()
         self.step(state, batch)  # what libraries allocate once belongs to no arm
         measure.synchronize(self.device)
@@ -89,6 +106,10 @@ class Prepared:
         return WarmedUp(alone - begin + time.perf_counter() - again, peak, reserved)
 
     def start(self, seed: int, key: Tensor) -> State:
+        """This process's share of the state before the first step."""
+        return parallel.shard_state(self.start_whole(seed, key), self.share)
+
+    def start_whole(self, seed: int, key: Tensor) -> State:
         """The state before the first step: parameters by the seed; the steps draw from the key."""
         params = initial(self.recipe, self.arm, self.data, seed)
         params = {name: tensor.to(self.device) for name, tensor in params.items()}
@@ -99,9 +120,10 @@ class Prepared:
         return fetch(self.data.train, torch.arange(min(size, len(self.data.train.labels))), self.device)
 
     def account(self, batch: int | None = None, mode: str = "train") -> Account:
-        """What a step of so many images costs, the recipe's unless given; with mode "eval" a forward pass."""
-        size = batch or self.recipe.batch_size
-        return account(self.config, self.ops, size, self.dtype, mode, self.optimizer, self.recipe.image)
+        """What a step of so many images costs a process, its share of the recipe's batch unless given; with mode "eval"
+        a forward pass."""
+        size, side = batch or self.images, self.recipe.image
+        return account(self.config, self.ops, size, self.dtype, mode, self.optimizer, side, self.share)
 
     @cached_property
     def costs(self) -> Account:
@@ -111,7 +133,7 @@ class Prepared:
     @property
     def plain_flops(self) -> int:
         """FLOPs of a step without the arm's optimizations: what MFU counts, whatever an arm saves or computes again."""
-        return _plain_flops(self.plain, self.recipe.batch_size, self.dtype)
+        return _plain_flops(self.plain, self.images, self.dtype)
 
     def holding_out(self, seed: int) -> "Prepared":
         """The same over the images that the seed trains on; what is compiled and measured is shared."""
@@ -124,15 +146,16 @@ class Prepared:
         return other
 
     def evaluate(self, params: Params) -> Evaluation:
-        """The validation images under these parameters."""
-        return evaluate(params, self.data.val, self.config, self.ops, self.prepare, self.dtype, self.device)
+        """The validation images under whole parameters; of several processes each takes a share of them."""
+        data = self.data.val
+        return evaluate(params, data, self.config, self.ops, self.prepare, self.dtype, self.device, self.share)
 
     def check(self) -> None:
         """InputError, with the arm's name, for what cannot run: the loss of two images is tried. Whatever else it
         raises is left to its cells, which meet it again and record it, while the other arms run."""
         try:
             loss = objective(self.config, self.ops, self.prepare, self.dtype)
-            loss(self.start(0, rng.key(0)).params, self.batch(2), rng.key(0, self.device))
+            loss(self.start_whole(0, rng.key(0)).params, self.batch(2), rng.key(0, self.device))
         except InputError as error:
             raise InputError(f"arm '{self.arm.name}': {error}") from error
         except Exception:
@@ -155,7 +178,9 @@ def prepared(arm: Arm, recipe: Recipe, data: Data) -> Prepared:
     """What these make together; InputError, with the arm's name, if they do not fit."""
     try:
         plain, config = recipe.plain_model(arm, data), recipe.model(arm, data)
-        optimizer = recipe.optimizer(len(data.train.labels) // recipe.batch_size)
-        return Prepared(arm, recipe, data, config, plain, recipe.prepare(data), recipe.dtype(arm), optimizer)
+        share = processes.share(recipe.parallel, recipe.processes)
+        parallel.check(arm.ops, share)
+        optimizer = replace(recipe.optimizer(len(data.train.labels) // recipe.batch_size), norm=share.norm)
+        return Prepared(arm, recipe, data, config, plain, recipe.prepare(data, share), recipe.dtype(arm), optimizer)
     except InputError as error:
         raise InputError(f"arm '{arm.name}': {error}") from error

@@ -16,6 +16,7 @@ from core.data.batches import gather
 from core.data.splits import Data, Split
 from core.errors import InputError
 from core.ops import Ops, Params
+from core.parallel import ALONE, Share, summed
 from core.step import Prepare
 from core.weights import checkpoints
 
@@ -43,17 +44,19 @@ def evaluate(
     prepare: Prepare,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
+    share: Share = ALONE,
 ) -> Evaluation:
-    """The model on every image of a split, computed in `dtype`, without any randomness."""
+    """The model on every image of a split, computed in `dtype`, without any randomness. Of several processes each takes
+    its turn at a batch, and all know of all."""
     device = device or split.images.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    correct = []
-    for index in torch.arange(len(split.labels)).split(BATCH):
+    correct = torch.zeros(len(split.labels), dtype=torch.int64, device=device)
+    for index in torch.arange(len(split.labels)).split(BATCH)[share.rank :: share.world]:
         images, labels = fetch(split, index, device)
         logits = vit.forward(params, prepare(images, None), config, ops, dtype=dtype).logits.float()
-        correct.append(logits.argmax(-1) == labels)
+        correct[int(index[0]) : int(index[-1]) + 1] = logits.argmax(-1) == labels
         loss = loss + F.cross_entropy(logits, labels, reduction="sum")
-    return Evaluation(torch.cat(correct).cpu(), loss.item() / len(split.labels))
+    return Evaluation(summed(correct, share).bool().cpu(), summed(loss, share).item() / len(split.labels))
 
 
 def fetch(split: Split, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ def entries(cells: Sequence[Prepared], compiled: bool = False, budget: int | Non
     """
     first: graphs.Graphs | None = None
     for cell in cells:
-        size = cell.recipe.batch_size
+        size = cell.images
         try:
             _try_on_device(cell)
             account = cell.account()

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ablations.study import processes
 from ablations.study.arms import AGAIN, BASELINE, PRECISIONS, Arm, parse
 from ablations.study.machine import named
 from core import engine
@@ -13,6 +14,7 @@ from core.data.splits import Data
 from core.errors import InputError, choose
 from core.layers import EXACT
 from core.optimizers import AdamW
+from core.parallel import ALONE, Share, divided
 from core.step import Prepare
 from core.vit import VitConfig
 
@@ -87,6 +89,11 @@ class Recipe:
     """Compile the blocks as one function, so that compiling does not grow with the depth; False where torch cannot."""
     precision: str = "auto"
     """fp32, bf16, or auto: bf16 on cuda, else fp32."""
+    parallel: str | None = None
+    """How the processes that torchrun started train a cell together: ddp (each has all parameters and its share of the
+    batch) or fsdp (its share of the parameters too); None: one process."""
+    processes: int | None = None
+    """With --parallel: how many these are; None: as many as torchrun started. --plan accounts for any number."""
     set: tuple[str, ...] = ()
     """Parameters of optimizations, added to the preset's: NAME.PARAMETER=VALUE, such as decatt.weight=10."""
 
@@ -99,8 +106,11 @@ class Recipe:
         choose("precision", self.precision, ("auto", *PRECISIONS))
         device = named(self.device, present)
         engine.resolve(self.engine, device)
+        count = processes.count(self.parallel, self.processes, present)
+        if self.parallel and self.engine == "graphed":
+            raise InputError("engine 'graphed' is for one process; with --parallel pass --engine compiled or eager")
         precision = ("bf16" if device == "cuda" else "fp32") if self.precision == "auto" else self.precision
-        return replace(self, device=device, precision=precision)
+        return replace(self, device=device, precision=precision, processes=count)
 
     def resolve_data(self, data: Data) -> "Recipe":
         """With image side, mirroring and tokens decided; InputError for values that do not fit the data."""
@@ -109,6 +119,7 @@ class Recipe:
             raise InputError(f"epochs {self.epochs} is too small: at least 1")
         if not 1 <= self.batch_size <= count:
             raise InputError(f"batch size {self.batch_size} does not fit the {count} training images: 1 to {count}")
+        divided(self.batch_size, self.processes or 1)
         if not 0 <= self.warmup < 1:
             raise InputError(f"warm-up {self.warmup} is outside 0 to below 1: it is a share of the steps")
         flip = data.mirrors if self.flip is None else self.flip
@@ -119,6 +130,8 @@ class Recipe:
         flops = account(self.model(parse(BASELINE), data), EXACT, self.batch_size).flops
         steps = self.epochs * (len(data.train.labels) // self.batch_size)
         name, why = engine.resolve(self.engine, self.device, float(flops) * steps)
+        if self.parallel and name == "graphed":
+            name, why = "compiled", "a captured step is for one process"
         return replace(self, engine=name), why
 
     def _equal_tokens(self, image: int) -> tuple[str, ...]:
@@ -175,6 +188,6 @@ class Recipe:
             clip=self.clip,
         )
 
-    def prepare(self, data: Data) -> Prepare:
-        """Augmentation and normalisation."""
-        return preparation(data.mean, data.std, bool(self.flip), self.shift, self.rotate)
+    def prepare(self, data: Data, share: Share = ALONE) -> Prepare:
+        """Augmentation and normalisation of a process's share of each batch."""
+        return preparation(data.mean, data.std, bool(self.flip), self.shift, self.rotate, share)

@@ -1,10 +1,11 @@
 """Runs a study: prepares its arms, refuses what cannot run before anything is written, trains, and profiles."""
 
 import errno
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from ablations.study import claims, initialization, profiling, snapshots
+from ablations.study import claims, initialization, processes, profiling, snapshots, timing
 from ablations.study.arms import read_settings, select, twin
 from ablations.study.cells import Prepared, prepared
 from ablations.study.claims import Claim, Lost
@@ -21,7 +22,7 @@ from ablations.study.machine import ready
 from ablations.study.progress import Progress
 from ablations.study.recipes import Recipe
 from ablations.study.recorder import Recorder
-from ablations.study.signals import Stop
+from ablations.study.signals import NUMBERS, Stop, Stopped
 from ablations.study.snapshots import Snapshots
 from ablations.study.store import Result, cell_folder, failed, finished, profile_folder, write_json
 from ablations.study.timing import ceiling
@@ -129,6 +130,22 @@ def run(cells: Sequence[tuple[Prepared, int]], preset: str, out: Path, progress:
     return sum(failed(folder) for folder in folders.values())
 
 
+def follow(study: Study) -> None:
+    """Train and time with the leader what it says, until it says that there is nothing left. Whoever tells processes to
+    end tells the leader too."""
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
+    cells, unheard = {cell.arm.name: cell for cell in study.cells}, processes.UNHEARD
+    while order := processes.told():
+        what, *about = order
+        if what == "train":
+            name, seed = about
+            with suppress(FloatingPointError, Stopped):  # the leader records the one, and ends by the other
+                train(cells[name], seed, unheard, unheard, unheard, Stop())
+        else:
+            timing.rounds(study.cells, about[0], unheard)
+
+
 def settled(folder: Path) -> bool:
     """Whether a cell is not to be trained: it has a result or a failure."""
     return finished(folder) or failed(folder)
@@ -153,15 +170,20 @@ def _attempt(cell: Prepared, seed: int, preset: str, out: Path, progress: Progre
         return
     except Lost as error:
         progress.note(str(error))
+        processes.leave_after(error)
         return
     except Exception as error:  # recorded; the other cells go on
+        if processes.lost(error):
+            processes.leave_after(error)
         if _full(error):
             raise OSError(errno.ENOSPC, "no space left; free some, and the same command continues", str(out)) from error
-        failure = about | _failure(error)
+        failure, cause = about | _failure(error), error
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "failed.json", failure)
     progress.done(failure)
     cell.release()
+    if not isinstance(cause, FloatingPointError):  # that is the same in all
+        processes.leave_after(cause)
     if not _usable(cell.device):
         raise Poisoned(failure["error"])
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten
 
+from ablations.study import processes
 from ablations.study.arms import AGAIN, BASELINE, parse
 from ablations.study.cells import Prepared, prepared
 from ablations.study.progress import Progress
@@ -47,16 +48,11 @@ def measure_arms(cells: Sequence[Prepared], out: Path, progress: Progress, asked
     baseline = next((cell for cell in cells if cell.arm.name == BASELINE), None)
     if baseline is None:
         raise InputError(f"a timing pass compares with the baseline; add it: --arms {BASELINE},…")
-    again = prepared(parse(AGAIN), baseline.recipe, baseline.data)
     others = [cell for cell in cells if cell.arm.name not in (BASELINE, AGAIN)]
     load, begin, most = os.getloadavg()[0], time.perf_counter(), MOST if asked else _most(out)
-    rounds: list[Round] = []
-    groups = 0
-    for group in _groups([baseline, again], others, progress):
-        groups += 1
-        rounds += _rounds(group, most * len(group) / (len(others) + 2), baseline.device)
+    found, groups = rounds(cells, most, progress)
     names = [BASELINE, AGAIN, *(cell.arm.name for cell in others)]
-    seconds = {name: [took.get(name) for took in rounds] for name in names if any(name in took for took in rounds)}
+    seconds = {name: [took.get(name) for took in found] for name in names if any(name in took for took in found)}
     ratios = measure.ratios(seconds, BASELINE)
     ratio, low, high = ratios[AGAIN]
     quiet = bool(low > 1 - QUIET and high < 1 + QUIET)
@@ -65,11 +61,11 @@ def measure_arms(cells: Sequence[Prepared], out: Path, progress: Progress, asked
         {
             "baseline": BASELINE,
             "ratios": {name: dict(zip(("ratio", "low", "high"), of, strict=True)) for name, of in ratios.items()},
-            "rounds": len(rounds),
+            "rounds": len(found),
             "groups": groups,
             "quiet": quiet,
             "seconds": seconds,
-            "order": [list(took) for took in rounds],
+            "order": [list(took) for took in found],
             "wall_seconds": time.perf_counter() - begin,
             "load": {"before": load, "after": os.getloadavg()[0], "processors": os.cpu_count()},
             "gpu": measure.gpu_state(baseline.device),
@@ -79,7 +75,21 @@ def measure_arms(cells: Sequence[Prepared], out: Path, progress: Progress, asked
     noise = f"the baseline against itself {100 * (ratio - 1):+.1f} % [{100 * (low - 1):+.1f}, {100 * (high - 1):+.1f}]"
     odd = "" if quiet else "; the machine was not quiet: step times are less certain than they could be"
     took = time.perf_counter() - begin
-    progress.note(f"timing pass: {len(seconds)} arms, {len(rounds)} rounds, {took:.0f} s; {noise}{odd}")
+    progress.note(f"timing pass: {len(seconds)} arms, {len(found)} rounds, {took:.0f} s; {noise}{odd}")
+
+
+def rounds(cells: Sequence[Prepared], most: float, progress: Progress) -> tuple[list[Round], int]:
+    """The rounds of all groups, and how many groups these are, in about `most` seconds."""
+    processes.lead("time", most)
+    baseline = next(cell for cell in cells if cell.arm.name == BASELINE)
+    again = prepared(parse(AGAIN), baseline.recipe, baseline.data)
+    others = [cell for cell in cells if cell.arm.name not in (BASELINE, AGAIN)]
+    found: list[Round] = []
+    groups = 0
+    for group in _groups([baseline, again], others, progress):
+        groups += 1
+        found += _rounds(group, most * len(group) / (len(others) + 2), baseline.device)
+    return found, groups
 
 
 def ceiling(out: Path, cell: Prepared) -> float:
@@ -135,7 +145,7 @@ def _block(cell: Prepared, states: dict[Any, State]) -> tuple[Callable[[], objec
     leaves, structure = tree_flatten(state)
     state = states.setdefault((str(structure), *(leaf.shape for leaf in leaves)), state)
     cell.loop.warm_up(state)
-    seconds = min(_timed(cell, state, STEPS) for _ in range(2)) / STEPS
+    seconds = processes.told(min(_timed(cell, state, STEPS) for _ in range(2))) / STEPS
     steps = max(STEPS, math.ceil(BLOCK / seconds))
     epochs = math.ceil(steps / cell.steps)
     each = math.ceil(steps / epochs)
@@ -164,7 +174,7 @@ def _rounds(group: dict[str, tuple[Callable[[], object], int]], most: float, dev
     found: list[Round] = []
     for took in measure.in_rounds({name: run for name, (run, _) in group.items()}, device):
         found.append({name: seconds / group[name][1] for name, seconds in took.items()})
-        if len(found) >= ROUNDS and (time.perf_counter() >= end or _settled(found)):
+        if processes.told(len(found) >= ROUNDS and (time.perf_counter() >= end or _settled(found))):
             return found
     raise AssertionError("rounds have no end")
 

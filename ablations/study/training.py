@@ -1,12 +1,14 @@
 """Training a cell: from its last snapshot or its first step to its result."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ablations.study import processes
 from ablations.study.cells import Prepared, WarmedUp
 from ablations.study.course import Course
 from ablations.study.evaluation import fetch
@@ -16,7 +18,7 @@ from ablations.study.signals import Stop, Stopped
 from ablations.study.snapshots import Snapshots
 from ablations.study.store import Result, Row
 from ablations.study.token_pictures import tokenized
-from core import measure, rng
+from core import measure, parallel, rng
 from core.ops import Params
 from core.transforms.registry import REGISTRY
 
@@ -35,13 +37,16 @@ def train(
     Initial weights, held-out images, data order and augmentation depend on the seed alone. Evaluation, logging,
     compilation, snapshots and the memory pass are outside the training time. mine: raises if the cell is another
     process's by now. Raises FloatingPointError if the loss stops being finite; Stopped, after a last snapshot, if
-    told to.
+    told to. Several processes that train a cell together do all this alike; what one of them only can decide, the
+    leader does.
     """
+    processes.lead("train", cell.arm.name, seed)
     cell = cell.holding_out(seed)
-    recipe = cell.recipe
+    recipe, share, together = cell.recipe, cell.share, cell.share.world > 1
     order_key, step_key = rng.split(rng.key(seed, cell.device), 2)
-    state = cell.start(seed, step_key)
+    state = cell.start_whole(seed, step_key)
     course = _continued(Course(state, state.params), snapshots, progress)
+    course.state, course.best = parallel.shard_state(course.state, share), parallel.shard(course.best, share)
     progress.cell(cell.arm.name, seed, cell.steps * recipe.epochs, course.steps)
     for row, when in zip(course.history, course.times, strict=True):
         recorder.epoch(row, when)
@@ -53,7 +58,7 @@ def train(
 
     def save() -> None:
         mine()
-        snapshots.save(course.steps, course.pack)
+        snapshots.save(course.steps, _whole(cell, course).pack)
 
     try:
         for epoch in range(len(course.history) + 1, recipe.epochs + 1):
@@ -61,26 +66,33 @@ def train(
             while course.steps < epoch * cell.steps:
                 with stop.finishing():
                     _steps(cell, course, order, lambda: bool(stop.number) or snapshots.due(), progress)
-                    if snapshots.due():
+                    if processes.told(snapshots.due() or (together and bool(stop.number))):
                         save()
-            evaluated = cell.evaluate(course.state.params)
+                    stop.number = processes.told(stop.number)
+            evaluated = cell.evaluate(parallel.whole(course.state.params, cell.shapes, share))
             with stop.finishing():
                 row = course.evaluate(evaluated, recipe.batch_size, memory.peak)
                 recorder.epoch(row, course.times[-1])
                 progress.epoch(row)
     except Stopped:
-        if course.steps:
+        if course.steps and not together:  # together they have saved what they can
             save()
         raise
     mine()
     recorder.correct(torch.stack(course.correct))
     result = _result(cell, memory, course.history, course.intervals, course.best_accuracy)
-    return result | {"held_out": cell.data.held_out(seed)}, course.best
+    return result | {"held_out": cell.data.held_out(seed)}, parallel.whole(course.best, cell.shapes, share)
+
+
+def _whole(cell: Prepared, course: Course) -> Course:
+    """The course with its tensors whole."""
+    state = parallel.whole_state(course.state, cell.shapes, cell.share)
+    return replace(course, state=state, best=parallel.whole(course.best, cell.shapes, cell.share))
 
 
 def _continued(course: Course, snapshots: Snapshots, progress: Progress) -> Course:
     """The course of the last snapshot, or this one."""
-    if (content := snapshots.load()) is None:
+    if (content := processes.told(snapshots.load())) is None:
         return course
     try:
         found = course.restored(*content)
@@ -99,7 +111,7 @@ def _steps(cell: Prepared, course: Course, order: Tensor, end: Callable[[], bool
     def done() -> bool:
         ticks.mark()
         progress.step()
-        return end()
+        return bool(processes.told(end()))
 
     ahead = order[course.steps % cell.steps * cell.recipe.batch_size :]
     state, metrics = cell.loop.epoch(course.state, ahead, done)
@@ -124,7 +136,7 @@ def _result(
         "reserved_bytes": memory.reserved,
         "predicted_peak_bytes": account.peak_bytes,
         "kept_bytes": account.kept_bytes,
-        "flops_per_image": account.flops // recipe.batch_size,
+        "flops_per_image": account.flops // cell.images,
         "gpu": measure.gpu_state(cell.device),
         "kept_by_op": account.kept_by_op,
         "warmup_seconds": memory.seconds,

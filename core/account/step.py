@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -23,6 +24,7 @@ from core.account.flops import flops
 from core.errors import InputError, choose
 from core.ops import Ops, Params
 from core.optimizers import AdamW, Optimizer
+from core.parallel import ALONE, Share, at_use, shard, spread, whole
 from core.step import Batch, State, make_step, objective, start
 
 MODES = ("train", "eval")
@@ -37,6 +39,7 @@ class Account:
     kept_bytes: alive between forward and backward pass besides state and batch, each storage once.
     kept_by_op: the same by layer and operation that made it, such as "mlp.fc1 gelu".
     kept_by_block: the same by the block that reads it first: "0", "1", …, and "embed" and "head".
+    Of several processes it is one's, and so are the FLOPs.
     state_bytes: parameters, and the optimizer's state if trained. peak_bytes: the most alive at a time, state included.
     """
 
@@ -95,10 +98,35 @@ class _Live(TorchDispatchMode):
         self.live -= self.storages.pop(identity).bytes
         self.names.pop(identity, None)
 
+    def naming_block(self, block: Callable[..., Any]) -> Callable[..., Any]:
+        """The function of a block, which makes the whole parameters that it is given known by their names."""
+
+        def run(own: Params, *inputs: Any) -> Any:
+            self._name({f"blocks.{self.block}.{rest}": tensor for rest, tensor in own.items()})
+            return block(own, *inputs)
+
+        return run
+
+    def naming(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        """The same of the loss, which starts where the input is."""
+
+        def run(params: Params, *inputs: Any) -> Any:
+            self._name(params)
+            self.block, self.layer = "embed", "input"
+            return loss(params, *inputs)
+
+        return run
+
+    def _name(self, params: Params) -> None:
+        for name, tensor in params.items():
+            self.names.setdefault(tensor.untyped_storage()._cdata, name)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.namespace == "prim":  # a question, such as prim.device
             return func(*args, **kwargs)
+        if func is torch.ops._c10d_functional.wait_tensor.default:  # a fake one would be another tensor
+            return args[0]
         # what nothing has made here was there before, such as a scorer's network
         read = [self.add(t, "") for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         named = [self.names[identity] for identity in read if identity in self.names]
@@ -140,10 +168,12 @@ def account(
     mode: str = "train",
     optimizer: Optimizer = ADAMW,
     image: int | None = None,
+    share: Share = ALONE,
 ) -> Account:
     """The account of a step of `batch` uint8 images: forward pass in `dtype`, float32 state.
 
-    image: the images' side as stored, where the ops resize them; None: the config's.
+    image: the images' side as stored, where the ops resize them; None: the config's. share: of several processes, whose
+    step it is; `batch` are then the images of that process.
 
     Raises InputError for a batch below 1 or an unknown mode, and what the ops raise for such a model.
     """
@@ -151,14 +181,17 @@ def account(
     if batch < 1:
         raise InputError(f"batch size {batch} is too small: at least 1")
     with FakeTensorMode(allow_non_fake_inputs=True):
-        state, data = inputs(config, ops, batch, optimizer, image)
+        state, data = inputs(config, ops, batch, optimizer, image, share)
         if mode == "eval":
             state = state._replace(optimizer={})
         live = _Live({p.untyped_storage()._cdata: name for name, p in state.params.items()})
         for tensor in tree_leaves((state, data)):
             live.add(tensor, "")
         kept: list[_Storage] = []
-        loss = objective(config, ops, normalised, dtype)
+        layout = vit.shapes(config, ops)
+        use = at_use(layout, share)
+        local = objective(config, ops, normalised, dtype, lambda block: use(live.naming_block(block)))
+        loss = spread(live.naming(local), layout, share)
 
         def watched(params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, Tensor]:
             result = loss(params, batch, key)
@@ -170,7 +203,8 @@ def account(
                 make_step(watched, optimizer, ops)(state, data)
             else:
                 with torch.no_grad():
-                    vit.forward(state.params, normalised(data[0], None), config, ops, dtype=dtype)
+                    params = whole(state.params, layout, share)
+                    vit.forward(params, normalised(data[0], None), config, ops, dtype=dtype)
     by_op, by_block = Counter[str](), Counter[str]()
     for storage in kept:
         by_op[storage.made] += storage.bytes
@@ -199,10 +233,15 @@ def planned(
 
 
 def inputs(
-    config: vit.VitConfig, ops: Ops, batch: int, optimizer: Optimizer = ADAMW, image: int | None = None
+    config: vit.VitConfig,
+    ops: Ops,
+    batch: int,
+    optimizer: Optimizer = ADAMW,
+    image: int | None = None,
+    share: Share = ALONE,
 ) -> tuple[State, Batch]:
     """State and batch of a step, without values."""
-    params = {name: torch.empty(shape) for name, shape in vit.shapes(config, ops).items()}
+    params = shard({name: torch.empty(shape) for name, shape in vit.shapes(config, ops).items()}, share)
     side = image or config.image
     images = torch.empty(batch, config.channels, side, side, dtype=torch.uint8)
     key = torch.empty(2, dtype=torch.int64)

@@ -6,16 +6,23 @@ from torch import Tensor
 
 from core import rng
 from core.errors import InputError
+from core.parallel import ALONE, Share
 from core.step import Prepare
 
 
 def preparation(
-    mean: tuple[float, ...], std: tuple[float, ...], flip: bool = False, shift: int = 0, rotate: float = 0.0
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    flip: bool = False,
+    shift: int = 0,
+    rotate: float = 0.0,
+    share: Share = ALONE,
 ) -> Prepare:
     """(images uint8 [B,C,H,W], key) -> float32 [B,C,H,W] with (x / 255 - mean) / std; no key: not augmented.
 
     flip: mirror half of the images. rotate: by up to this many degrees, bilinear. shift: by up to this many
     whole pixels each way, which is a random crop of the image padded by as many. Uncovered pixels are black.
+    share: whose images these are; an image of a global batch is augmented alike whichever process has it.
     Raises InputError for a shift below 0 or a rotation outside [0, 180].
     """
     if shift < 0:
@@ -26,7 +33,7 @@ def preparation(
     def prepare(images: Tensor, key: Tensor | None) -> Tensor:
         pixels = images.to(torch.float32) / 255
         if key is not None and (flip or shift or rotate):
-            draws = rng.uniform(key, (4, len(images)))
+            draws = share.columns(rng.uniform(key, (4, share.world * len(images))))
             mirror = 1 - 2 * (draws[0] < 0.5) if flip else torch.ones_like(draws[0])
             angle = torch.deg2rad((2 * draws[1] - 1) * rotate)
             x, y = (torch.floor(u * (2 * shift + 1)) - shift for u in draws[2:])

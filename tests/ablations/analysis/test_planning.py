@@ -1,0 +1,19 @@
+from math import sqrt
+
+from scipy import stats
+
+from ablations.analysis.planning import by_deviation, sentence
+
+
+def test_seeds_by_deviation_are_the_fewest_whose_interval_is_narrow_enough():
+    margin, of = 0.5, 4
+    for deviation, seeds in by_deviation(margin, of).items():
+        half = {
+            n: stats.t.ppf((1 + 0.95 ** (1 / of)) / 2, n - 1) * deviation / sqrt(n) for n in (seeds - 1, seeds) if n > 1
+        }
+        assert half[seeds] <= margin
+        assert seeds == 2 or half[seeds - 1] > margin
+
+
+def test_without_results_it_says_for_which_deviations(tmp_path):
+    assert "none is trained yet" in sentence(tmp_path, 0.5, 4)

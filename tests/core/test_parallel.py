@@ -1,0 +1,271 @@
+"""One pair of processes (this file, run twice) trains every arm under ddp and fsdp; the tests look at what they saw."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from datetime import timedelta
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ablations.study.arms import parse
+from core import rng, vit
+from core.account.step import account, inputs, normalised
+from core.data.augment import preparation
+from core.data.splits import Split
+from core.engine import build, loop
+from core.errors import InputError
+from core.layers import EXACT
+from core.measure import peak_bytes, tensor_bytes
+from core.ops import rewrite
+from core.optimizers import AdamW
+from core.parallel import ALONE, Share, at_use, check, divided, shard, spread, whole
+from core.step import make_step, objective, start, value_and_grad
+from core.transforms.registry import REGISTRY
+
+CPU = torch.device("cpu")
+CONFIG = vit.VitConfig(
+    image=16, patch=4, width=16, depth=3, heads=2, mlp=32, classes=5
+)  # odd sizes: 5 classes, 17 x 16
+LARGER = vit.VitConfig(image=16, patch=4, width=64, depth=3, heads=2, mlp=128, classes=5)
+MRT = {"mrt": {"tokens": 16, "min_patch": 2, "max_patch": 8}}
+ADAMW = AdamW(3e-3, 0.05, decay_all=False, clip=0.5)
+ROOM = {"rtol": 1e-8, "atol": 1e-9}  # Adam divides rounding errors of gradients that are zero by its epsilon
+KINDS = {"ddp": False, "fsdp": True}
+SIZE, STEPS = 8, 10
+
+
+def built(transform):
+    """A registered transform, at its first level if it has some."""
+    first = next(iter(transform.build.__annotations__))
+    return transform.build(**{first: transform.levels[0]} if transform.levels else {})
+
+
+LATTICE = [
+    "+".join(filter(None, parts)) or "baseline"
+    for parts in product(("", "crs@0.3", "crs@0.5"), ("", "decatt"), ("", "flash"), ("", "mrt"))
+]
+OTHERS = [name for name in REGISTRY if name not in ("crs", "decatt", "flash", "mrt")]
+ARMS = {name: parse(name, MRT).ops for name in LATTICE} | {name: built(REGISTRY[name])(EXACT) for name in OTHERS}
+CASES = [(name, kind) for name in LATTICE for kind in KINDS]
+CASES += [(name, "ddp" if any(p.optimizer for p in ARMS[name].parts) else "fsdp") for name in OTHERS]
+
+
+def split():
+    images = (rng.uniform(rng.key(1), (SIZE * STEPS, 3, 16, 16)) * 256).to(torch.uint8)
+    return Split(images, torch.arange(SIZE * STEPS) % 5)
+
+
+def prepared(share):
+    prepare = preparation((0.5,) * 3, (0.3,) * 3, flip=True, shift=1, rotate=5.0, share=share)
+    return lambda images, key: prepare(images, key).double()
+
+
+def begun(ops, share=ALONE, config=CONFIG):
+    params = {n: p.double() for n, p in vit.init(config, 0, ops).items()}
+    return start(shard(params, share), ADAMW, rng.key(3), ops)
+
+
+def train(ops, share):
+    """Ten steps of an arm: its losses, correct predictions and whole parameters."""
+    config = ops.config(CONFIG)
+    optimizer = replace(ADAMW, norm=share.norm)
+    step = build(config, ops, prepared(share), torch.float64, optimizer, "eager", share=share)
+    order = rng.permutation(rng.key(4), SIZE * STEPS)
+    state, metrics = loop("eager", step, split(), SIZE, CPU, share).epoch(begun(ops, share, config), order)
+    return metrics.loss, metrics.correct, whole(state.params, vit.shapes(config, ops), share)
+
+
+def simulated(ops, count):
+    """The same by one process that goes through the shares one after the other: the mean of their losses."""
+    config = ops.config(CONFIG)
+    shares = [Share(i, count) for i in range(count)]
+    losses = [objective(config, ops, prepared(s), torch.float64, own=s.key) for s in shares]
+
+    def loss(params, batch, key):
+        parts = zip(losses, *(t.chunk(count) for t in batch), strict=True)
+        values = [one(params, (images, labels), key) for one, images, labels in parts]
+        means, aux = (torch.stack(column) for column in zip(*values, strict=True))
+        return means.mean(), torch.cat((aux[:, :2].mean(0), aux[:, 2:].sum(0)))
+
+    step = make_step(loss, ADAMW, ops)
+    order = rng.permutation(rng.key(4), SIZE * STEPS)
+    state, metrics = loop("eager", step, split(), SIZE, CPU).epoch(begun(ops, config=config), order)
+    return metrics.loss, metrics.correct, state.params
+
+
+def compare(found, expected):
+    for mine, other in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(mine, other, **ROOM)
+    assert found[2].keys() == expected[2].keys()
+    for name, p in expected[2].items():
+        torch.testing.assert_close(found[2][name], p, **ROOM)
+
+
+class Worker:
+    """What one of the processes does; each method's results go by its name."""
+
+    def __init__(self, index):
+        self.shares = {kind: Share(index, 2, sharded, dist.group.WORLD.group_name) for kind, sharded in KINDS.items()}
+
+    def arms(self):
+        return {(name, kind): train(ARMS[name], self.shares[kind]) for name, kind in CASES}
+
+    def bytes(self):
+        """By kind: of a state, kept between forward and backward pass, and the peak of a step."""
+        out = {}
+        for kind, share in self.shares.items():
+            layout = vit.shapes(LARGER)
+            loss = spread(objective(LARGER, EXACT, normalised, region=at_use(layout, share)), layout, share)
+            step = make_step(loss, ADAMW)
+            state = start(shard(vit.init(LARGER, 0), share), ADAMW, rng.key(0))
+            batch = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+            step(state, batch)
+            out[kind] = (
+                tensor_bytes(tuple(state)),
+                held_bytes(loss, state, batch),
+                peak_bytes(step, state, batch, device=CPU),
+            )
+        return out
+
+
+def held_bytes(loss, state, batch):
+    """What a forward pass leaves in memory."""
+    leaves = {n: p.detach().requires_grad_() for n, p in state.params.items()}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        kept = loss(leaves, batch, state.key)
+    assert kept[0].requires_grad
+    return sum(e.nbytes() for e in trace.profiler.kineto_results.events() if e.name() == "[memory]")
+
+
+def work(index, folder):
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=index, world_size=2, timeout=timedelta(seconds=60))
+    worker = Worker(index)
+    torch.save({name: getattr(worker, name)() for name in vars(Worker) if name[0] != "_"}, folder / f"{index}.pt")
+    if index == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    begin = time.monotonic()
+    try:
+        train(EXACT, worker.shares["ddp"])
+    except RuntimeError as error:
+        torch.save((time.monotonic() - begin, str(error)), folder / "alone.pt")
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """What each of the two processes saw, and what the first one did after the second was killed."""
+    folder = tmp_path_factory.mktemp("processes")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, __file__]
+    pair = [subprocess.Popen([*command, str(i), str(folder)], env=environment, stderr=subprocess.PIPE) for i in (0, 1)]
+    ends = [process.communicate(timeout=120)[1].decode() for process in pair]
+    assert [process.returncode for process in pair] == [0, -signal.SIGKILL], ends
+    return [*(torch.load(folder / f"{i}.pt") for i in (0, 1)), torch.load(folder / "alone.pt")]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_ten_steps_equal_one_process(seen, name, kind):
+    """An arm that draws in the model, or looks at all rows at once, does so with the rows of a process and its key: it
+    equals the mean over such shares. Every other equals the whole batch in one piece."""
+    found, other = (one["arms"][name, kind] for one in seen[:2])
+    whole_batch = name in LATTICE and "crs" not in name
+    compare(found, train(ARMS[name], ALONE) if whole_batch else simulated(ARMS[name], 2))
+    compare(found, other)
+
+
+def test_processes_draw_rows_of_their_own():
+    ops, (images, labels) = ARMS["crs@0.3"], split()
+    batch = (images[:4], labels[:4])
+    gradients = [
+        value_and_grad(objective(CONFIG, ops, prepared(ALONE), torch.float64, own=Share(i, 2).key))(
+            begun(ops).params, batch, rng.key(7)
+        )[2]["blocks.0.mlp.fc1.weight"]
+        for i in (0, 1)
+    ]
+    assert not torch.allclose(*gradients)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_processs_memory_is_what_the_account_predicts(seen, kind):
+    predicted = account(LARGER, EXACT, 4, optimizer=ADAMW, share=Share(0, 2, KINDS[kind]))
+    alone = account(LARGER, EXACT, 4, optimizer=ADAMW)
+    for one in seen[:2]:
+        state, kept, peak = one["bytes"][kind]
+        assert state == predicted.state_bytes
+        assert kept == pytest.approx(predicted.kept_bytes, rel=1e-3)
+        assert peak == pytest.approx(predicted.peak_bytes, rel=1e-3)
+    assert predicted.kept_bytes == pytest.approx(alone.kept_bytes, rel=1e-3)  # no whole parameter among them
+    assert predicted.kept_by_block == pytest.approx(alone.kept_by_block, rel=1e-3)
+    assert predicted.state_bytes / alone.state_bytes == pytest.approx(0.5 if kind == "fsdp" else 1, rel=0.01)
+
+
+def test_the_others_end_when_one_dies(seen):
+    seconds, message = seen[2]
+    assert seconds < 60
+    assert "closed by peer" in message.lower() or "reset" in message.lower(), message
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("ddp", (0, 0, 5)), ("fsdp", (8, 4, 1))])
+def test_parameters_are_gathered_once_a_pass(kind, expected):
+    """One collective for a block, and one for what is outside: again in the backward pass, and one for the gradients;
+    a weight that is read twice is not gathered twice."""
+    ops = rewrite("twice", wrap={"mlp": lambda inner, site, x: inner(site, x) + inner(site, x)})(EXACT)
+    share = Share(0, 2, KINDS[kind])
+    with FakeTensorMode(), Count() as count:
+        state, batch = inputs(CONFIG, ops, 4, share=share)
+        build(CONFIG, ops, normalised, torch.float32, ADAMW, "eager", share=share)(state, batch)
+    collectives = ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce")
+    assert tuple(count.calls[name] for name in collectives) == expected
+
+
+class Count(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_shards_are_equal_and_filled_with_zeros():
+    params = {"bias": torch.arange(1.0, 6), "token": torch.ones(1, 1, 2)}
+    shards = [shard(params, Share(i, 3, True)) for i in range(3)]
+    assert [one["bias"].tolist() for one in shards] == [[1, 2], [3, 4], [5, 0]]
+    assert [one["token"].tolist() for one in shards] == [[1], [1], [0]]
+    assert shard(params, Share(1, 3)) is params
+
+
+def test_a_global_batch_is_the_same_images_whatever_the_processes():
+    order = torch.randperm(26)
+    parts = [Share(i, 4).rows(order, 8).view(3, 2) for i in range(4)]
+    assert torch.equal(torch.cat(parts, dim=1).flatten(), order[:24])
+
+
+def test_bad_input():
+    assert divided(32, 4) == 8
+    with pytest.raises(InputError, match="batch size 32 is not divisible by 3 processes; pass --batch-size 30 or 33"):
+        divided(32, 3)
+    with pytest.raises(InputError, match="batch size 2 is not divisible by 3 processes; pass --batch-size 3$"):
+        divided(2, 3)
+    matrices = rewrite("matrices", optimizer=lambda inner: inner)(EXACT)
+    with pytest.raises(InputError, match="matrices changes the optimizer, which fsdp .*pass --parallel ddp"):
+        check(matrices, Share(0, 2, True))
+    check(matrices, Share(0, 2))
+    with pytest.raises(InputError, match="other blocks have"):
+        at_use({"blocks.0.scale": (3,), "blocks.1.scale": (4,)}, Share(0, 2, True))
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), Path(sys.argv[2]))
