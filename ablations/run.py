@@ -72,8 +72,8 @@ class Command:
     """Train failed cells again."""
     deterministic: Flag = False
     """Use deterministic algorithms alone; a cell that needs an operation without one fails, and names it."""
-    worker: tyro.conf.Suppress[Flag] = False
-    """One of the processes of --jobs."""
+    worker: Flag = False
+    """Set by --jobs: train cells beside the process that started this one."""
     margin: tuple[str, ...] = ()
     """What still counts as no worse, by response: accuracy=0.5 (points) time=2 memory=2 (%)."""
     timing_only: Flag = False
@@ -110,7 +110,8 @@ def read(arguments: list[str], console: Console) -> Command:
         gpu = device == "cuda" or (device != "cpu" and torch.cuda.is_available())
         preset, why = ("matched", "for a GPU") if gpu else ("quick", "no accelerator in use")
         about = "" if "--plan" in arguments else f": {ABOUT[preset]}"
-        console.print(f"preset {preset} ({why}){about}; --preset chooses another", highlight=False)
+        if "--worker" not in arguments:
+            console.print(f"preset {preset} ({why}){about}; --preset chooses another", highlight=False)
     base = PRESETS[choose("preset", preset, PRESETS)]
     default = Command(arms=ARMS.get(preset, "all"), preset=preset, seeds=SEEDS.get(preset, 1), recipe=base)
     command = tyro.cli(Command, args=arguments, default=default)

@@ -45,4 +45,5 @@ def test_jobs(reference, tried, tmp_path):
     assert done.returncode == 0, done.stderr
     assert content(out) == reference()[0]
     assert len(DONE.findall(done.stdout)) == 3
+    assert "a worker ended" not in done.stdout
     tried["jobs"] += 1

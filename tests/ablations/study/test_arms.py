@@ -166,6 +166,7 @@ def test_bad_lattices_are_refused(name, message):
         ("flash+", "unknown optimization ''"),
         ("baseline+flash", "'baseline' stands alone"),
         ("flash+flash@tiled", "has flash twice"),
+        ("readout@2", "'readout@2' has a value, and readout takes none; write readout"),
         ("mrt+uniform", "mrt and uniform both replace the model's tokenize"),
         ("flash@titled", "unknown flash backend 'titled'.*did you mean 'tiled'"),
         ("decatt@much", "decatt weight 'much' is not a number"),
