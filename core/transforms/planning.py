@@ -1,8 +1,9 @@
 """Which tensors each block rebuilds, so that a step's peak is at most a size and the fewest FLOPs are computed again.
 
 Blocks are alike, so what a level (the tensors that a block rebuilds) costs in FLOPs and saves in bytes adds up over
-them: a model of one block tells it. Of all plans those are candidates that rebuild more bytes than every cheaper one, in
-the order of (FLOPs, bytes rebuilt); the first whose peak is within the size is taken. So a larger size never costs more.
+them: a model of one block tells it. Of all plans those are candidates that rebuild more bytes than every cheaper one,
+in the order of (FLOPs, bytes rebuilt); the first whose peak is within the size is taken. So a larger size never costs
+more.
 """
 
 from __future__ import annotations
