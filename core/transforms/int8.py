@@ -38,8 +38,8 @@ def int8(group: int = 256) -> Rewrite:
         x = sloped(before, *inputs, group=group, key=first) if site.name == "mlp.fc2" else before(*inputs)
         weight, bias = site.affine(x.dtype)
 
-        def gradient(G: Tensor, *packed: Tensor) -> tuple[Tensor]:
-            return (G.flatten(0, -2).mT @ unpack(*packed, G.dtype).flatten(0, -2),)
+        def gradient(G: Tensor, codes: Tensor, low: Tensor, step: Tensor) -> tuple[Tensor]:
+            return (G.flatten(0, -2).mT @ unpack(codes, low, step, G.dtype).flatten(0, -2),)
 
         return attach(F.linear(x, weight.detach(), bias), [weight], pack(x.detach(), group, second), gradient)
 
@@ -51,8 +51,8 @@ def sloped(before: Callable[..., Tensor], y: Tensor, *rest: Tensor, group: int, 
     x, pull, *_ = torch.func.vjp(lambda y: before(y, *rest), y.detach())
     (slope,) = pull(x.new_ones(()).expand_as(x))
 
-    def gradient(G: Tensor, *packed: Tensor) -> tuple[Tensor]:
-        return (G * unpack(*packed, G.dtype),)
+    def gradient(G: Tensor, codes: Tensor, low: Tensor, step: Tensor) -> tuple[Tensor]:
+        return (G * unpack(codes, low, step, G.dtype),)
 
     return attach(x, [y], pack(slope, group, key), gradient)
 

@@ -141,6 +141,7 @@ REGISTRY: dict[str, Transform] = {
             {"plan": (("norm1", "norm2", "gelu", "block"),)},
         ),
         control="recompute",
+        lattice=False,
     ),
     "uniform": Transform(
         uniform,
