@@ -225,7 +225,7 @@ def planned(
     ops: Ops,
     batch: int,
     dtype: torch.dtype = torch.float32,
-    optimizer: Optimizer = ADAMW,
+    optimizer: AdamW = ADAMW,
     image: int | None = None,
 ) -> Ops:
     """The ops as planned for such a step, see `Ops.planned`. Raises InputError for what no plan can do."""

@@ -18,6 +18,7 @@ from core.ops import Rewrite, Site, rewrite
 from core.transforms.attached import attach
 
 _GOLDEN = (5**0.5 - 1) / 2
+_PARTS = 8  # of a batch, one at a time, so that float copies of large tensors are not the peak of the step
 
 
 def int8(group: int = 256) -> Rewrite:
@@ -37,8 +38,8 @@ def int8(group: int = 256) -> Rewrite:
         x = sloped(before, *inputs, group=group, key=first) if site.name == "mlp.fc2" else before(*inputs)
         weight, bias = site.affine(x.dtype)
 
-        def gradient(G: Tensor, *packed: Tensor) -> tuple[Tensor]:
-            return (G.flatten(0, -2).mT @ unpack(*packed, G.dtype).flatten(0, -2),)
+        def gradient(G: Tensor, codes: Tensor, low: Tensor, step: Tensor) -> tuple[Tensor]:
+            return (G.flatten(0, -2).mT @ unpack(codes, low, step, G.dtype).flatten(0, -2),)
 
         return attach(F.linear(x, weight.detach(), bias), [weight], pack(x.detach(), group, second), gradient)
 
@@ -48,10 +49,10 @@ def int8(group: int = 256) -> Rewrite:
 def sloped(before: Callable[..., Tensor], y: Tensor, *rest: Tensor, group: int, key: Tensor) -> Tensor:
     """before(y, *rest), a function of each element of y by itself, with its slopes kept as 8 bits."""
     x, pull, *_ = torch.func.vjp(lambda y: before(y, *rest), y.detach())
-    (slope,) = pull(torch.ones_like(x))
+    (slope,) = pull(x.new_ones(()).expand_as(x))
 
-    def gradient(G: Tensor, *packed: Tensor) -> tuple[Tensor]:
-        return (G * unpack(*packed, G.dtype),)
+    def gradient(G: Tensor, codes: Tensor, low: Tensor, step: Tensor) -> tuple[Tensor]:
+        return (G * unpack(codes, low, step, G.dtype),)
 
     return attach(x, [y], pack(slope, group, key), gradient)
 
@@ -63,12 +64,17 @@ def pack(x: Tensor, group: int, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     and Patterson 1976): every element's draw is uniform, neighbours round apart, and it costs 1/g of a draw each.
     """
     width = next(w for w in range(min(group, x.shape[-1]), 0, -1) if x.shape[-1] % w == 0)
-    x = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, width))
-    low = x.amin(-1, keepdim=True)
-    step = ((x.amax(-1, keepdim=True) - low) / 255).clamp_min(torch.finfo(x.dtype).tiny)
-    turned = rng.uniform(key, low.shape) + _GOLDEN * torch.arange(width, device=x.device)
-    codes = (x - low).div_(step).add_(turned.frac_())
-    return codes.clamp_max_(255).to(torch.uint8), low, step
+    wide, x = torch.promote_types(x.dtype, torch.float32), x.unflatten(-1, (-1, width))
+    low = x.amin(-1, keepdim=True).to(wide)
+    step = ((x.amax(-1, keepdim=True) - low) / 255).clamp_min(torch.finfo(wide).tiny)
+    turns = _GOLDEN * torch.arange(width, device=x.device)
+
+    def codes(x: Tensor, low: Tensor, step: Tensor, draw: Tensor) -> Tensor:
+        return (x - low).div_(step).add_((draw + turns).frac_()).clamp_max_(255).to(torch.uint8)
+
+    parts = 1 if torch.compiler.is_compiling() else _PARTS  # a compiler fuses them
+    pieces = zip(*(t.chunk(parts) for t in (x, low, step, rng.uniform(key, low.shape))), strict=True)
+    return torch.cat([codes(*piece) for piece in pieces]), low, step
 
 
 def unpack(codes: Tensor, low: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:

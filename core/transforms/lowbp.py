@@ -2,9 +2,9 @@
 
 Yang et al., ICML 2024, arXiv 2406.16282. Contract: biased gradient (GELU); LayerNorm's part is exact. Values are exact.
 GELU(x) keeps 2 bits an element instead of x: its derivative is taken to be one of SLOPES, by the BOUNDS that x lies
-between. These minimise the paper's criterion, the integral of (GELU - h)² for the piecewise linear h of that derivative,
-among all continuous h: a = 0.0496 and c = 3.171 give 0.009507. (By symmetry the middle bound is 0; the paper's own
-search ended at slopes -0.0492 and 1.0487, bounds -3.186, -0.001, 3.191.)
+between. These minimise the paper's criterion, the integral of (GELU - h)², h being piecewise linear with these slopes:
+0.009507. (By symmetry the middle bound is 0 and the inner slopes add up to 1; the paper's own search, by simulated
+annealing, ended at slopes -0.0492 and 1.0487 and bounds -3.186, -0.001 and 3.191.)
 LayerNorm and the linear map after it keep one tensor, the normalised input, which stands for the input of both.
 A block keeps 5.75 u less in float32 (u = B·N·D elements).
 """

@@ -213,8 +213,8 @@ def mrt(
 ) -> Rewrite:
     """Replace `tokenize`: L tokens of mixed sizes, embedded by one map, sinusoidal positions at their centres.
 
-    scorer: "blur", "features" (shufflenet_v2_x0_5; weights: a file of them, else torchvision's download) or
-    "random". image: side that images are first resized to, inside the step. patch_norm: the model's, if not None.
+    scorer: "blur", "entropy", "features" (shufflenet_v2_x0_5; weights: a file of them, else torchvision's download)
+    or "random". image: side that images are first resized to, inside the step. patch_norm: the model's, if not None.
     The model's patch becomes the min patch. Raises InputError for illegal sizes, counts and scorers; where the
     image's side is not given, when called.
     """

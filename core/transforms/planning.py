@@ -1,14 +1,16 @@
 """Which tensors each block rebuilds, so that a step's peak is at most a size and the fewest FLOPs are computed again.
 
 Blocks are alike, so what a level (the tensors that a block rebuilds) costs in FLOPs and saves in bytes adds up over
-them: a model of one block tells it. Of all plans those are candidates that rebuild more bytes than every cheaper one, in
-the order of (FLOPs, bytes rebuilt); the first whose peak is within the size is taken. So a larger size never costs more.
+them: a model of two blocks tells it. Of all plans those are candidates that rebuild more bytes than every cheaper one,
+in the order of (FLOPs, bytes rebuilt); the first whose peak is within the size is taken. So a larger size never costs
+more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from core.errors import InputError
@@ -49,22 +51,30 @@ def choose_plan(
     levels: to choose from; the first rebuilds nothing. cost: the account of a step with a plan (of one level: for all
     blocks) and a config. Raises InputError, naming the least that can be had, for a size below it.
     """
-    one = replace(config, depth=1)
-    accounts = {level: cost([level], one) for level in levels}
-    base, plain = accounts[levels[0]], cost(levels[:1], config)
-    prices = {level: (a.flops - base.flops, base.kept_bytes - a.kept_bytes) for level, a in accounts.items()}
-    transient = {level: a.peak_bytes - a.kept_bytes - a.state_bytes for level, a in accounts.items()}
-    plans = candidates(prices, config.depth)
-    # when the backward pass starts, all is kept, and the last block works
-    bounds = [plain.state_bytes + plain.kept_bytes - p.rebuilt + transient[p.levels[-1]] for p in plans]
-    share = read_size(size)
+    few = replace(config, depth=min(2, config.depth))
+    nothing = [levels[0]] * (few.depth - 1)  # in the last block, which a transform may have changed
+    base, plain = cost(levels[:1], few), cost(levels[:1], config)
+    prices: dict[Level, tuple[int, int]] = {}
+    for level in levels:
+        account = cost([level, *nothing], few)
+        prices[level] = account.flops - base.flops, base.kept_bytes - account.kept_bytes
+
+    @cache
+    def transient(last: Level) -> int:
+        account = cost([last], replace(config, depth=1))
+        return account.peak_bytes - account.kept_bytes - account.state_bytes
+
+    def bound(plan: Candidate) -> int:  # when the backward pass starts, all is kept, and the last block works
+        return plain.state_bytes + plain.kept_bytes - plan.rebuilt + transient(plan.levels[-1])
+
+    share, plans = read_size(size), candidates(prices, config.depth)
     limit = int(share * plain.peak_bytes if share <= 1 else share)
-    for bound, plan in zip(bounds, plans, strict=True):
-        if bound <= limit and cost(plan.levels, config).peak_bytes <= limit:
+    for plan in plans:
+        if bound(plan) <= limit and cost(plan.levels, config).peak_bytes <= limit:
             return plan.levels
     least = plain.peak_bytes
-    for bound, plan in sorted(zip(bounds, plans, strict=True)):
-        if bound < least:
+    for plan in sorted(plans, key=bound):
+        if bound(plan) < least:
             least = min(least, cost(plan.levels, config).peak_bytes)
     raise InputError(f"budget {size} is below the least that this step can do with, {least} bytes: write {_up(least)}")
 

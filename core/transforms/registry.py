@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from core.ops import Rewrite
+from core.transforms.budget import budget
 from core.transforms.crs import crs
 from core.transforms.decatt import decatt
 from core.transforms.dropit import dropit
@@ -80,6 +81,7 @@ REGISTRY: dict[str, Transform] = {
         "mixed-resolution tokens: large patches where little happens",
         settings=(
             {"scorer": "random"},
+            {"scorer": "entropy"},
             {"scorer": "features", "image": 64, "tokens": 16, "min_patch": 8, "max_patch": 32, "patch_norm": True},
         ),
         control="uniform",
@@ -129,6 +131,17 @@ REGISTRY: dict[str, Transform] = {
         control="recompute",
         lattice=False,
         bias=0.3,
+    ),
+    "budget": Transform(
+        budget,
+        "exact",
+        "recomputation chosen tensor by tensor, so that a step's peak is at most the size",
+        settings=(
+            {"plan": (("norm1", "weights", "norm2"), ("gelu",))},
+            {"plan": (("norm1", "norm2", "gelu", "block"),)},
+        ),
+        control="recompute",
+        lattice=False,
     ),
     "uniform": Transform(
         uniform,

@@ -1,5 +1,6 @@
 """Scores of patches for mixed-resolution tokenization: the lowest is split first. None passes a gradient on."""
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
@@ -7,12 +8,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from core.errors import InputError, choose
 
 Scorer = Callable[[Tensor, int, int], dict[int, Tensor]]  # (images [B,C,S,S], min patch, max patch) -> scores
 
+BINS, GREY = 512, (0.2989, 0.5870, 0.1140)  # of histograms of grey levels
 _SLAB = 1 << 20  # pixels
 
 
@@ -139,6 +142,39 @@ def _hashed(words: Tensor) -> Tensor:
     return words ^ (words >> 15)
 
 
+def entropy_scores(images: Tensor, min_patch: int, max_patch: int) -> dict[int, Tensor]:
+    """score = -H, H the entropy in bits of a patch's histogram of grey levels, to 1/4096: the rule of APT (Choudhury et
+    al., ICLR 2026, arXiv 2510.18091). It splits what is above a threshold, which gives any number of tokens; here the
+    highest entropies are split.
+
+    BINS bins from an image's darkest pixel to its brightest (the authors': of 0 to 255, before normalization). images
+    [B,C,S,S] -> {size: [B,(S/size)^2]}, raster order. Raises InputError for sizes or images that do not fit.
+    """
+    check_images(images)
+    sizes(images.shape[-1], min_patch, max_patch)
+    parts = [_entropies(part, min_patch, max_patch) for part in images.split(slab_of(images))]
+    return {size: -torch.cat([part[size] for part in parts]) for size in splittable(min_patch, max_patch)}
+
+
+def _entropies(images: Tensor, min_patch: int, max_patch: int) -> dict[int, Tensor]:
+    grey = torch.tensordot(images, images.new_tensor(GREY), ([1], [0])) if images.shape[1] == 3 else images.mean(1)
+    low, high = grey.amin((1, 2), keepdim=True), grey.amax((1, 2), keepdim=True)
+    tiny = torch.finfo(grey.dtype).tiny
+    levels = ((grey - low) / (high - low).clamp_min(tiny) * BINS).long().clamp_max(BINS - 1)
+    out: dict[int, Tensor] = {}
+    counts = grey.new_zeros(0)
+    for size in reversed(splittable(min_patch, max_patch)):
+        if out:  # a patch's histogram is the sum of its quarters'
+            counts = reduce(counts, "B (y p) (x q) bins -> B y x bins", "sum", p=2, q=2)
+        else:
+            pixels = rearrange(levels, "B (y p) (x q) -> B y x (p q)", p=size, q=size)
+            none, one = grey.new_zeros(*pixels.shape[:3], BINS), torch.ones_like(pixels, dtype=grey.dtype)
+            counts = none.scatter_add(-1, pixels, one)
+        bits = torch.special.entr(counts / size**2).sum(-1).flatten(1) / math.log(2)
+        out[size] = (bits * 4096).round() / 4096  # equal histograms in other bins must tie
+    return out
+
+
 def feature_scores(weights: str | None) -> Scorer:
     """The paper's main scorer: how much shufflenet_v2_x0_5 features change when blurred, per patch.
 
@@ -198,7 +234,7 @@ def _shufflenet(weights: str | None) -> tuple[nn.Module, nn.Module]:
     return early, nn.Sequential(net.stage4, net.conv5)
 
 
-SCORERS = ("blur", "features", "random")
+SCORERS = ("blur", "entropy", "features", "random")
 
 
 def scorer_named(name: str, weights: str | None = None) -> Scorer:
@@ -206,4 +242,4 @@ def scorer_named(name: str, weights: str | None = None) -> Scorer:
     choose("mrt scorer", name, SCORERS)
     if name == "features":
         return feature_scores(weights)
-    return pixel_blur if name == "blur" else random_scores
+    return {"blur": pixel_blur, "entropy": entropy_scores, "random": random_scores}[name]

@@ -11,7 +11,6 @@ from ablations.study import arms, plan, running
 from ablations.study.presets import PRESETS
 from core import vit
 from core.data import sets as data
-from core.errors import InputError
 
 
 @pytest.fixture

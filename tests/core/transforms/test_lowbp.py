@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ CONFIG = vit.VitConfig(16, 4, 64, 2, 2, 256, 5)
 def criterion(bounds, slopes):
     """The paper's: the integral of (GELU - h)^2, h the sum of ReLUs whose slopes add up to `slopes`."""
     x = torch.linspace(-15, 15, 300_001, dtype=torch.float64)
-    steps = [b - a for a, b in zip(slopes, slopes[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(slopes)]
     h = sum(step * F.relu(x - bound) for step, bound in zip(steps, bounds, strict=True))
     return (F.gelu(x) - h).square().sum().item() * 1e-4
 

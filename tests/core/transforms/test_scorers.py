@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,40 @@ def test_slabs_do_not_change_the_scores(monkeypatch):
     whole = pixel_blur(images, 2, 8)
     monkeypatch.setattr(scorers, "_SLAB", 3 * 16 * 16)
     assert all(torch.equal(whole[s], part) for s, part in pixel_blur(images, 2, 8).items())
+
+
+def authors_entropy(patch, low, high, bins=512):
+    """APT's rule for one patch of grey levels: the entropy in bits of their histogram, by numpy."""
+    share = np.histogram(patch, bins=bins, range=(low, high))[0] / patch.size
+    return -(share[share > 0] * np.log2(share[share > 0])).sum()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_entropy_is_that_of_a_patchs_histogram(channels):
+    images = rng.uniform(rng.key(6), (2, channels, 16, 16)).double() * 4 - 2
+    images[:, :, :8, :8] = images[:, :, :8, :8].round()
+    scores = scorers.entropy_scores(images, 2, 8)
+    weights = (0.2989, 0.5870, 0.1140) if channels == 3 else (1.0,)
+    for b in range(2):
+        grey = sum(w * channel for w, channel in zip(weights, images[b].numpy(), strict=True))
+        for size, mine in scores.items():
+            n = 16 // size
+            patches = grey.reshape(n, size, n, size).swapaxes(1, 2).reshape(n * n, size, size)
+            wanted = [-authors_entropy(p, grey.min(), grey.max()) for p in patches]
+            np.testing.assert_allclose(mine[b].numpy(), wanted, rtol=0, atol=0.51 / 4096)
+
+
+def test_entropy_splits_what_is_busy_first_and_knows_no_scale():
+    images = torch.zeros(1, 1, 16, 16)
+    images[..., 8:, 8:] = torch.arange(64.0).view(8, 8)
+    scores = scorers.entropy_scores(images, 2, 8)
+    assert scores[8].tolist() == [[0, 0, 0, -6]]  # 64 levels alike: 6 bits
+    assert select(scores, 16, 2, 8, 7)[0, :3, 2].tolist() == [8, 8, 8]
+    for moved in (images * 3 - 5, images.expand(1, 2, 16, 16)):
+        assert all(torch.equal(scores[s], other) for s, other in scorers.entropy_scores(moved, 2, 8).items())
+    assert (scorers.entropy_scores(torch.ones(1, 3, 16, 16), 2, 8)[4] == 0).all()
+    compiled = torch.compile(scorers.entropy_scores, fullgraph=True, dynamic=False, backend="aot_eager")
+    assert all(torch.equal(compiled(images, 2, 8)[s], scores[s]) for s in scores)
 
 
 def test_random_scores_depend_on_the_image_alone():
@@ -104,6 +139,6 @@ def test_features_without_weights_name_the_alternatives(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="cannot load 'nowhere.pth'"):
         mrt(64, 16, 64, "features", weights="nowhere.pth")
     with pytest.raises(
-        InputError, match="unknown mrt scorer 'blurr'; legal: blur, features, random; did you mean 'blur'"
+        InputError, match="unknown mrt scorer 'blurr'; legal: blur, entropy, features, random; did you mean 'blur'"
     ):
         mrt(64, 16, 64, "blurr")
