@@ -11,7 +11,6 @@ from ablations.study import arms, plan, running
 from ablations.study.presets import PRESETS
 from core import vit
 from core.data import sets as data
-from core.errors import InputError
 
 
 @pytest.fixture
@@ -143,8 +142,8 @@ def test_outline_is_the_data_without_images():
         ),
         (("--data", "folder:/nowhere"), "/nowhere"),
         (("--patch", "0"), "patch 0 is too small: at least 1"),
-        (("--image", "-8"), "image -8 is too small: at least 1 pixel"),
-        (("--image", "0"), "image 0 is too small"),
+        (("--image", "-8"), "image -8 is outside 1 to 16,384 pixels"),
+        (("--image", "0"), "image 0 is outside 1"),
         (("--arms", "crs@abc"), "crs ratio 'abc' is not a number; write crs@0.5"),
         (("--arms", "FLASH"), "did you mean 'flash'"),
     ],
