@@ -1,6 +1,5 @@
 """The best model of a cell, evaluated again: python ablations/evaluate.py runs/quick-digits/cells/flash/seed0"""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +8,8 @@ import tyro
 
 from ablations.study import evaluation
 from ablations.study.machine import named, ready
+from ablations.study.speaking import one_message
 from core.data import sets
-from core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -30,20 +29,17 @@ class Command:
 def main() -> None:
     """Exit status: 0, or 2 for bad input."""
     command = tyro.cli(Command)
-    try:
+    with one_message():
         device = ready(named(command.device))
         model = evaluation.load(command.cell)
         data = sets.load(command.data or model.about["data"], command.data_root, model.recipe.image)
         data = data.holding_out(model.about["seed"])
         result = evaluation.accuracy(model, data, device)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(
-        f"{model.arm.name}, seed {model.about['seed']}, on {data.name}: {100 * result.accuracy:.2f} % of "
-        f"{len(result.correct):,} validation images, loss {result.loss:.4f} (recorded on {model.about['data']}: "
-        f"{100 * model.about['accuracy']:.2f} %)"
-    )
+        print(
+            f"{model.arm.name}, seed {model.about['seed']}, on {data.name}: {100 * result.accuracy:.2f} % of "
+            f"{len(result.correct):,} validation images, loss {result.loss:.4f} (recorded on {model.about['data']}: "
+            f"{100 * model.about['accuracy']:.2f} %)"
+        )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """What a study concludes, rebuilt from its cells: python ablations/report.py runs/NAME [runs/NAME …]"""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from ablations.study.speaking import one_message
 from core.errors import InputError
 
 
@@ -26,16 +26,13 @@ class Command:
 def main() -> None:
     """Exit status: 0, or 2 for bad input."""
     command: Annotated[Command, tyro.conf.arg(name="")] = tyro.cli(Command)
-    try:
+    with one_message():
         if not command.folders:
             raise InputError("no study given; write python ablations/report.py runs/NAME")
         from ablations.reporting.compose import write  # pandas and matplotlib: not for --help
 
         paths = write(command.folders, command.out, None if command.target is None else command.target / 100)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print("\n".join(map(str, paths)))
+        print("\n".join(map(str, paths)))
 
 
 if __name__ == "__main__":

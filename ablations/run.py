@@ -23,18 +23,20 @@ import tyro
 from rich.console import Console
 
 from ablations.study import arms as arm_names
-from ablations.study import claims, hours, jobs, machine, plan, processes, running, store, timing
+from ablations.study import claims, hours, identity, jobs, machine, plan, processes, reading, running, store, timing
 from ablations.study.arms import BASELINE
 from ablations.study.presets import ABOUT, ARMS, PRESETS, SEEDS
 from ablations.study.progress import Terminal
 from ablations.study.recipes import PRECISIONS, Recipe
 from ablations.study.signals import Stop, Stopped, minutes_left
+from ablations.study.speaking import one_message
 from core.data import sets
 from core.engine import ENGINES
 from core.errors import InputError, choose
 from core.sizes import read_bytes
 from core.transforms.registry import REGISTRY
 
+SEEDS_MOST = 10_000
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -84,6 +86,8 @@ class Command:
     """Where downloads and the cache of decoded images are kept."""
     out: Path | None = None
     """The study's folder; runs/PRESET-DATA unless given."""
+    accept_changes: Flag = False
+    """Go on with a study whose cells were made by other code, data or weights: the report tells which."""
     list: Flag = False
     """Print arms, presets, data sets and engines, and stop."""
     plan: Flag = False
@@ -111,21 +115,21 @@ def read(arguments: list[str], console: Console) -> Command:
         preset, why = ("matched", "for a GPU") if gpu else ("quick", "no accelerator in use")
         about = "" if "--plan" in arguments else f": {ABOUT[preset]}"
         if "--worker" not in arguments:
-            console.print(f"preset {preset} ({why}){about}; --preset chooses another", highlight=False)
+            console.print(f"preset {preset} ({why}){about}; --preset chooses another")
     base = PRESETS[choose("preset", preset, PRESETS)]
     default = Command(arms=ARMS.get(preset, "all"), preset=preset, seeds=SEEDS.get(preset, 1), recipe=base)
     command = tyro.cli(Command, args=arguments, default=default)
     if command.recipe.set != base.set:
         command = replace(command, recipe=replace(command.recipe, set=base.set + command.recipe.set))
-    if command.seeds < 1:
-        raise InputError(f"seeds {command.seeds} is too small: at least 1")
+    if not 1 <= command.seeds <= SEEDS_MOST:
+        raise InputError(f"seeds {command.seeds} is outside 1 to {SEEDS_MOST:,}")
     choose("design", command.design, ("full", "half"))
     if command.design == "half":
         if "lattice:" not in command.arms:
             raise InputError("--design half is half of a lattice, and --arms has none: write --arms lattice:A,B,C,D")
         command = replace(command, arms=command.arms.replace("lattice:", "half:"))
-    if command.first_seed < 0:
-        raise InputError(f"first seed {command.first_seed} is too small: at least 0")
+    if not 0 <= command.first_seed < 2**63 - SEEDS_MOST:
+        raise InputError(f"first seed {command.first_seed} is outside 0 to 2^63 - {SEEDS_MOST + 1:,}")
     if command.until and command.seeds < 2:
         raise InputError("--until with one seed decides nothing: pass --seeds with the most there may be, such as 8")
     if command.jobs < 1:
@@ -210,22 +214,26 @@ def execute(command: Command, console: Console, stop: Stop) -> int:
 def _lead(command: Command, study: running.Study, console: Console, stop: Stop) -> int:
     recipe, out = study.recipe, _folder(command, study.data.name)
     settings = asdict(recipe) | ({"deterministic": True} if command.deterministic else {})
+    same = identity.of(study.data, recipe.weights)
+    versions = machine.environment(recipe.device)
     out.mkdir(parents=True, exist_ok=True)
     with claims.waited(out / "study"):  # two first starts at once
-        store.open_study(out, command.preset, settings, machine.environment(recipe.device))
+        store.open_study(out, command.preset, settings, versions, same, command.accept_changes)
     seeds = range(command.first_seed, command.first_seed + command.seeds)
     planned = [] if command.timing_only else study.planned(seeds, command.every_arm)
     folders = [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
     if command.retry_failed:
-        for folder in filter(store.failed, folders):
+        for folder in filter(reading.failed, folders):
             (folder / "failed.json").unlink()
     left = _left(command, study, planned, out)
     if not command.worker:
         _introduce(console, study, out, len(folders), len(left), len(seeds) * len(study.cells) - len(planned))
         for name, why in study.refused.items():
-            console.print(f"left out: {name} ({why})", highlight=False, markup=False, soft_wrap=True)
-        if many := sum(map(store.failed, folders)):
-            console.print(f"{many} cells failed before; --retry-failed trains them again", highlight=False)
+            console.print(f"left out: {name} ({why})", soft_wrap=True)
+        for why in filter(None, map(reading.damage, (f for f in folders if (f / "result.json").exists()))):
+            console.print(f"trained again: {why}", soft_wrap=True)
+        if many := sum(map(reading.failed, folders)):
+            console.print(f"{many} cells failed before; --retry-failed trains them again")
     try:
         failed = _run(command, study, planned, seeds, out, Terminal(console, len(left), command.jobs == 1), stop)
     except Stopped:
@@ -257,7 +265,6 @@ def _introduce(console: Console, study: running.Study, out: Path, cells: int, le
         f"{out}: {cells - left} of {cells} cells finished before, {left} to run{known}; device "
         f"{recipe.device}, engine {recipe.engine} ({study.why}), {recipe.precision}, {torch.get_num_threads()} "
         f"threads, data {data.name} ({len(data.train.labels):,} + {len(data.val.labels):,} images)",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -347,7 +354,7 @@ def foresee(command: Command, console: Console) -> None:
     for entry in plan.entries(study.cells, command.recipe.engine == "compiled", budget):
         planned.append(entry)
         if not command.json and console.is_terminal:
-            console.print(f"{len(planned)} of {len(study.cells)}: {entry['arm']}", end="\r", highlight=False)
+            console.print(f"{len(planned)} of {len(study.cells)}: {entry['arm']}", end="\r")
     if command.json:
         print(json.dumps(planned, indent=2))
     else:
@@ -366,7 +373,7 @@ def foresee_hours(command: Command, console: Console) -> None:
     out, each = _folder(command, study.data.name), study.recipe.processes or 1
     seconds, source = hours.step_seconds(study, out)
     planned = study.planned(range(command.first_seed, command.first_seed + command.seeds), command.every_arm)
-    left = [(cell, seed) for cell, seed in planned if not store.finished(store.cell_folder(out, cell.arm.name, seed))]
+    left = [(cell, seed) for cell, seed in planned if not reading.finished(store.cell_folder(out, cell.arm.name, seed))]
     cells = hours.cells(left, seconds)
     if command.json:
         print(json.dumps({"step_seconds": seconds, "source": source, **hours.summary(cells, each)}, indent=2))
@@ -395,36 +402,34 @@ def describe(console: Console) -> None:
     lines += ["", "presets:", *(f"  {name:<10} {text}" for name, text in ABOUT.items())]
     lines += ["", f"data:       {', '.join(sets.NAMES)}", f"engines:    {', '.join(ENGINES)}"]
     lines += [f"devices:    {', '.join(machine.DEVICES)}", f"precisions: auto, {', '.join(PRECISIONS)}"]
-    console.print("\n".join(lines), markup=False, highlight=False)
+    console.print("\n".join(lines))
 
 
 def main() -> None:
     """Exit status: 0; 1 if a cell failed; 2 for bad input or a full disk; 75 if --max-minutes were over; 130 and 143
     if told to end by SIGINT and SIGTERM. After the last three, the same command continues."""
-    console = Console(stderr="--json" in sys.argv[1:], quiet=not processes.leads())
+    console = Console(stderr="--json" in sys.argv[1:], quiet=not processes.leads(), markup=False, highlight=False)
     stop = Stop()
     try:
-        if "--list" in sys.argv[1:]:
-            describe(console)
-            return
-        command = read(sys.argv[1:], console)
-        commands = each(command)
-        if command.plan:
-            (foresee_hours if command.hours else foresee)(command, console)
-            return
-        with stop.listening(command.max_minutes):
-            if command.worker:
-                jobs.follow_parent()
-            try:
-                with processes.joined(machine.named(command.recipe.device)):
-                    failed = sum(execute(one, console, stop) for one in commands)
-            except running.Poisoned as error:
-                print(f"{error}: the next cell begins in a fresh process", file=sys.stderr, flush=True)
-                left = minutes_left()
-                os.execv(sys.executable, jobs.command(*(["--max-minutes", str(left)] if left else [])))
-    except (InputError, OSError) as error:
-        print(f"{processes.named()}error: {error}", file=sys.stderr)
-        sys.exit(2)
+        with one_message(processes.named):
+            if "--list" in sys.argv[1:]:
+                describe(console)
+                return
+            command = read(sys.argv[1:], console)
+            commands = each(command)
+            if command.plan:
+                (foresee_hours if command.hours else foresee)(command, console)
+                return
+            with stop.listening(command.max_minutes):
+                if command.worker:
+                    jobs.follow_parent()
+                try:
+                    with processes.joined(machine.named(command.recipe.device)):
+                        failed = sum(execute(one, console, stop) for one in commands)
+                except running.Poisoned as error:
+                    print(f"{error}: the next cell begins in a fresh process", file=sys.stderr, flush=True)
+                    left = minutes_left()
+                    os.execv(sys.executable, jobs.command(*(["--max-minutes", str(left)] if left else [])))
     except KeyboardInterrupt as error:
         told = error.status if isinstance(error, Stopped) else 130
         print("interrupted; the same command continues", file=sys.stderr)

@@ -3,9 +3,16 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 1000  # characters of a message
+
 
 class InputError(ValueError):
     """A value from outside that cannot be used; the commands print its message without a traceback."""
+
+    def __str__(self) -> str:
+        """In one line, whatever the value: what cannot be printed escaped, the middle of a long text left out."""
+        told = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
+        return told if len(told) <= LONGEST else f"{told[: LONGEST // 2]} … {told[-LONGEST // 2 :]}"
 
 
 def choose(what: str, value: str, legal: Iterable[str]) -> str:

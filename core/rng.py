@@ -11,6 +11,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from core.errors import InputError
+
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 _WORD = 0xFFFFFFFF
@@ -38,7 +40,9 @@ def _block(key: Tensor, low: Tensor, high: Tensor, domain: int) -> Words:
 
 
 def key(seed: int, device: torch.device | str | None = None) -> Tensor:
-    """The key [2] of a seed: its low and high 32 bits."""
+    """The key [2] of a seed: its low and high 32 bits. InputError for one of more bits, which would be another's."""
+    if not 0 <= seed < 1 << 64:
+        raise InputError(f"seed {seed} is outside 0 to 2^64 - 1")
     return torch.tensor([seed & _WORD, (seed >> 32) & _WORD], dtype=torch.int64, device=device)
 
 

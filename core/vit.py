@@ -22,6 +22,10 @@ from core.layers import EXACT
 from core.ops import Carry, Ops, Parameter, Params, Site
 
 HEADS = ("linear", "mlp")
+MOST = {  # far above what was ever trained: larger ones are slips, and would take hours to be refused by the memory
+    **{"image": 2**14, "patch": 2**14, "width": 2**17, "depth": 2**10, "heads": 2**12, "mlp": 2**19},
+    **{"classes": 2**24, "channels": 2**10},
+}
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,14 @@ class VitConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        for name in ("image", "patch", "width", "depth", "heads", "mlp", "classes", "channels"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} is too small: at least 1")
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise InputError(f"{name} {getattr(self, name)} is outside 1 to {most:,}")
         choose("head", self.head, HEADS)
         if not 0 <= self.dropout <= 0.9999:
             raise InputError(f"dropout {self.dropout} is outside 0 to 0.9999")
+        if not 0 < self.eps < 1:
+            raise InputError(f"eps {self.eps} is outside 0 to 1")
         if self.image % self.patch:
             raise InputError(f"patch {self.patch} does not divide image {self.image}; legal: {_divisors(self.image)}")
         if self.width % self.heads:

@@ -24,6 +24,7 @@ from ablations.analysis.responses import BY_NAME, COMPARED, RESPONSES, Table, ta
 from ablations.analysis.timing import Timing
 from ablations.study.arms import AGAIN, BASELINE
 from ablations.study.reading import Study, read
+from ablations.study.schema import Damaged
 
 
 class Identity(NamedTuple):
@@ -41,12 +42,13 @@ class Comparisons:
     """A study's arms against one another.
 
     margins: of MARGINS' responses. looks: at how many numbers of seeds the study might have stopped (see
-    `verdicts.decided`).
+    `verdicts.decided`). unread: files beside the cells that could not be read, and why.
     """
 
     study: Study
     margins: Mapping[str, float] = field(default_factory=lambda: dict(judging.MARGINS))
     looks: int = 1
+    unread: tuple[str, ...] = ()
 
     @property
     def confidence(self) -> float:
@@ -56,7 +58,19 @@ class Comparisons:
     @cached_property
     def timing(self) -> Timing | None:
         """The study's timing pass."""
-        return timing_pass.read(self.study.folders)
+        return self._timing[0]
+
+    @cached_property
+    def _timing(self) -> tuple[Timing | None, tuple[str, ...]]:
+        try:
+            return timing_pass.read(self.study.folders), ()
+        except Damaged as error:
+            return None, (str(error),)
+
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """What of the study could not be read, and why: all is said without it."""
+        return self.study.damaged + self.unread + self._timing[1]
 
     @cached_property
     def twins(self) -> dict[str, str]:
@@ -202,6 +216,11 @@ class Comparisons:
 
 def compare(folders: Sequence[Path], margins: Mapping[str, float] | None = None) -> Comparisons:
     """The study in this folder, or several joined, with its own margins (margins.json) unless others are given. Raises
-    InputError for what `reading.read` refuses, and for a margins.json or timing.json that cannot be read."""
-    own, looks = judging.read_decisions(folders[0]) if folders else ({}, 1)
-    return Comparisons(read(folders), own if margins is None else judging.read_margins(margins), looks)
+    InputError for what `reading.read` refuses."""
+    study = read(folders)
+    unread: tuple[str, ...] = ()
+    try:
+        own, looks = judging.read_decisions(folders[0])
+    except Damaged as error:
+        own, looks, unread = dict(judging.MARGINS), 1, (str(error),)
+    return Comparisons(study, own if margins is None else judging.read_margins(margins), looks, unread)

@@ -1,6 +1,5 @@
 """The timing pass of a study: every arm's seconds in each of its interleaved rounds."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ablations.analysis.estimates import Values
-from core.errors import InputError
+from ablations.study import schema
 from core.measure import drawn_in
 
 
@@ -37,16 +36,9 @@ class Timing:
 
 def read(folders: Sequence[Path]) -> Timing | None:
     """The timing pass in a study's folder; None if there is none, or several studies are joined: their passes may be of
-    different hours. Raises InputError if it cannot be read."""
+    different hours. Damaged if it cannot be read."""
     path = folders[0] / "timing.json"
     if len(folders) > 1 or not path.is_file():
         return None
-    try:
-        found = json.loads(path.read_text())
-        out = Timing(found["rounds"], found["quiet"], found["seconds"])
-        _ = out.table
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"'{path}' cannot be read ({type(error).__name__}: {error}); measure again with run.py --timing-only"
-        ) from error
-    return out
+    found = schema.read(path, schema.TimingFile)
+    return Timing(found["rounds"], found["quiet"], found["seconds"])

@@ -6,7 +6,6 @@ of studies. "No worse" is two one-sided tests (Schuirmann, J. Pharmacokinetics a
 2.5 % that this interval leaves on each side.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from math import isnan, log1p, nan
 from pathlib import Path
@@ -19,6 +18,7 @@ from ablations.analysis.effects import differences
 from ablations.analysis.estimates import Estimate, seeds_for
 from ablations.analysis.factors import Term, controlled, label, levels
 from ablations.analysis.responses import BY_NAME, COMPARED, Response
+from ablations.study import schema
 from ablations.study.arms import AGAIN
 from core.errors import InputError, choose
 
@@ -50,15 +50,15 @@ def read_margins(given: Mapping[str, Any]) -> dict[str, float]:
 
 def read_decisions(folder: Path) -> tuple[dict[str, float], int]:
     """Margins, and how often a run looks at most before it stops: of margins.json in a study's folder, as {"margins":
-    {"accuracy": 0.5}, "looks": 8}; the defaults and 1 without it."""
+    {"accuracy": 0.5}, "looks": 8}; the defaults and 1 without it. Damaged if it is something else."""
     path = folder / "margins.json"
     if not path.is_file():
         return dict(MARGINS), 1
+    found = schema.read(path, schema.MarginsFile)
     try:
-        found = json.loads(path.read_text())
-        return read_margins(found.get("margins", {})), max(int(found.get("looks", 1)), 1)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"'{path}' cannot be read ({error}); remove it, or run the study again") from error
+        return read_margins(found["margins"]), found["looks"]
+    except InputError as error:
+        raise schema.Damaged(f"'{path}' cannot be read ({error})") from error
 
 
 def verdicts(comparisons: "Comparisons") -> pd.DataFrame:

@@ -4,7 +4,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ablations.analysis.comparisons import Comparisons, compare
 from ablations.analysis.verdicts import COLUMNS
@@ -43,6 +45,10 @@ def write(
     if target is not None and not 0 < target <= 1:
         raise InputError(f"target {100 * target:g} is outside 0 to 100 %: write an accuracy in percent, such as 90")
     own = folders[0] if len(folders) == 1 else folders[0].parent / "+".join(f.name for f in folders)
+    if out is not None and not (out / _LISTING).exists():
+        for path in (out / name for name in _WRITTEN):
+            if path.exists():
+                raise InputError(f"'{path}' is not of a report; move it, or pass another --out")
     return write_comparisons(compare(folders, margins), out or own / "report", target)
 
 
@@ -70,14 +76,22 @@ def write_comparisons(comparisons: Comparisons, out: Path, target: float | None 
 def _replacing(out: Path) -> Iterator[None]:
     """Removes what an earlier report wrote in a folder, and notes what this one writes."""
     listing = out / _LISTING
-    for name in json.loads(listing.read_text()) if listing.is_file() else []:
-        if (out / name).parent.resolve().is_relative_to(out.resolve()):
+    for name in _listed(listing):
+        if (out / name).parent.resolve().is_relative_to(out.resolve()) and not (out / name).is_dir():
             (out / name).unlink(missing_ok=True)
     foreign = _files(out)
     try:
         yield
     finally:
         write_text(listing, json.dumps(sorted(_files(out) - foreign)))
+
+
+def _listed(listing: Path) -> list[str]:
+    """What it lists; nothing where it is damaged, and so nothing is removed."""
+    try:
+        return TypeAdapter(list[Annotated[str, Field(pattern=r"^[^\x00]+$")]]).validate_json(listing.read_bytes())
+    except (OSError, ValidationError):
+        return []
 
 
 def _files(out: Path) -> set[str]:

@@ -34,9 +34,9 @@ def draw(comparisons: Comparisons, folder: Path) -> Drawn:
     if not comparisons.effect_table.empty:
         effect_figures.effects(comparisons, path("effects"))
     for arm, cells in comparisons.study.arms.items():
-        source = cells[0].folder / "tokens.png"
+        source = cells[0].tokens
         cut = "+".join(part for part in arm.split("+") if _cuts(part.partition("@")[0]))
-        if cut and source.is_file() and f"tokens_{cut}" not in drawn:
+        if cut and source and f"tokens_{cut}" not in drawn:
             shutil.copyfile(source, path(f"tokens_{cut}"))
     return drawn
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import markdown
 from PIL import Image
 
-_STYLE = Path(__file__).with_name("page.css").read_text()
-_SCRIPT = Path(__file__).with_name("page.js").read_text()
+_STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+_SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 _REFERRING = (
     *("html", "link", "reference", "short_reference", "autolink", "automail"),
     *("image_link", "image_reference", "short_image_ref"),
@@ -58,7 +58,7 @@ def _figure(caption: str, path: Path, folder: Path) -> str:
     if path.resolve().parent != (folder / "figures").resolve() or not path.is_file():
         return ""
     if (drawing := path.with_suffix(".svg")).is_file():
-        shown = drawing.read_text()
+        shown = drawing.read_text(encoding="utf-8")
     else:
         packed = BytesIO()
         with Image.open(path) as picture:

@@ -39,5 +39,5 @@ def save(figure: Any, path: Path) -> None:
     with pyplot().rc_context({"svg.hashsalt": path.stem}):  # ids of their own: several figures share a page
         figure.savefig(drawn, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = re.sub(rf'<g id="{_TOLD}([^"]*)"', r"<g><title>\1</title", drawn.getvalue())
-    path.with_suffix(".svg").write_text(svg[svg.index("<svg") :])
+    path.with_suffix(".svg").write_text(svg[svg.index("<svg") :], encoding="utf-8")
     pyplot().close(figure)

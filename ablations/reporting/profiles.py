@@ -8,7 +8,7 @@ import numpy as np
 
 from ablations.reporting import plotting
 from ablations.study.arms import BASELINE
-from ablations.study.profiling import CATEGORIES, Operation, Profile, difference, load
+from ablations.study.profiling import CATEGORIES, Operation, Profile, difference, finished, load
 from ablations.study.reading import Study
 from ablations.study.store import write_text
 
@@ -27,7 +27,7 @@ class Pages(NamedTuple):
 def profiled(study: Study) -> dict[str, Path]:
     """The folders of the arms' profiles, of those that have one."""
     folders = {arm: cells[0].folder.parent / "profile" for arm, cells in study.arms.items()}
-    return {arm: folder for arm, folder in folders.items() if (folder / "profile.json").is_file()}
+    return {arm: folder for arm, folder in folders.items() if finished(folder)}
 
 
 def write(folders: Mapping[str, Path], out: Path, baseline: str = BASELINE) -> dict[str, Pages]:

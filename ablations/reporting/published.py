@@ -15,7 +15,7 @@ from ablations.study.arms import BASELINE
 from ablations.study.presets import PRESETS
 from ablations.study.store import Result
 
-FIGURES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+FIGURES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 DATA: dict[str, str] = FIGURES["data"]
 STUDY_1, STUDY_2 = FIGURES["study_1"], FIGURES["study_2"]
 _NONE = ("—", "—")

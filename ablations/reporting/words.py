@@ -100,6 +100,8 @@ def sentences(comparisons: Comparisons) -> list[str]:
         out.append(f"Not compared, for they share no seed with the baseline: {listed(apart)}.")
     if seeds == 1 and compared:
         out.append("**One seed: accuracy has no interval.** `--seeds 3` gives one.")
+    out += [f"**Left out:** {text}." for text in comparisons.damaged]
+    out += [f"**Not made by the same as the other cells:** {text}." for text in study.changes]
     return [*out, *_timing(comparisons), *_repeatability(comparisons), *_exactness(comparisons), *_holes(comparisons)]
 
 

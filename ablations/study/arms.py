@@ -138,7 +138,7 @@ def convert(base: str, parameter: str, text: str) -> Any:
         return text
     try:
         return literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # a word, or what the parser gives up on
         return text
 
 

@@ -1,5 +1,7 @@
 """Evaluates a model: in a study after each epoch, and by evaluate.py the best weights of a cell."""
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablations.study.arms import Arm, parse, read_settings
+from ablations.study import schema
+from ablations.study.arms import BASELINE, Arm, parse, read_settings
 from ablations.study.recipes import Recipe
+from ablations.study.store import refuse_old
 from core import vit
 from core.data.augment import preparation
 from core.data.batches import gather
@@ -93,15 +97,19 @@ def describe(arm: Arm, seed: int, config: vit.VitConfig, recipe: Recipe, data: D
 def load(cell: Path) -> Trained:
     """The best model of a cell (its folder, or the checkpoint itself). Raises InputError for a file that is not a
     study's checkpoint, or whose weights do not have the shapes it states."""
+    if (cell / "study.json").is_file():
+        raise InputError(f"'{cell}' is a whole study; pass one of its cells, such as {cell}/cells/{BASELINE}/seed0")
+    if cell.is_dir() and (study := Path(os.path.normpath(cell / "../.."))).joinpath("study.json").is_file():
+        refuse_old(study)
     params, about = checkpoints.load(cell / "best.safetensors" if cell.is_dir() else cell)
     try:
-        _ = [about[k] for k in ("arm", "seed", "accuracy", "data", "classes", "mean", "std")]
-        fields: dict[str, Any] = {**about["recipe"], "set": tuple(about["recipe"]["set"])}
-        recipe, config = Recipe(**fields), vit.VitConfig(**about["config"])
-    except (KeyError, TypeError) as error:
+        schema.About.model_validate_json(json.dumps(about))
+        recipe = Recipe(**{**about["recipe"], "set": tuple(about["recipe"]["set"])})
+        config = vit.VitConfig(**about["config"])
+    except (ValueError, TypeError) as error:
         raise InputError(
-            f"'{cell}' is not a checkpoint of a study of this version ({error}); pass a cell's folder, such as "
-            "runs/NAME/cells/ARM/seed0"
+            f"'{cell}' is not a checkpoint of a study of this version ({schema.said(error)}); pass a cell's folder, "
+            "such as runs/NAME/cells/ARM/seed0"
         ) from error
     arm = parse(about["arm"], read_settings(recipe.set))
     return Trained(arm, checkpoints.check(params, config, arm.ops), config, recipe, about)

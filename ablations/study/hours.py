@@ -1,7 +1,6 @@
 """How long a study takes, from the seconds of a step of every arm: run.py --plan --hours."""
 
 import heapq
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ablations.study import schema
 from ablations.study.cells import Prepared
 from ablations.study.running import Study
-from ablations.study.store import readable
 from core import measure, rng, vit
 from core.errors import InputError
 from core.step import start
@@ -37,9 +36,8 @@ def step_seconds(study: Study, out: Path) -> tuple[dict[str, float], str]:
     to take them."""
     path, names = out / "timing.json", [cell.arm.name for cell in study.cells]
     if path.is_file():
-        with readable(path):
-            rounds = json.loads(path.read_text())["seconds"]
-            found = {name: median(s for s in taken if s is not None) for name, taken in rounds.items()}
+        rounds = schema.read(path, schema.TimingFile)["seconds"]
+        found = {name: median(s for s in taken if s is not None) for name, taken in rounds.items()}
         if found.keys() >= set(names):
             return {name: found[name] for name in names}, f"the timing pass of {out}"
     if study.recipe.processes not in (None, 1):

@@ -5,7 +5,6 @@ it by its link step.pt.trace.json.gz), on CUDA memory_snapshot.pickle (for pytor
 ablations/reporting draws of it.
 """
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import torch
 import torch.profiler
 from torch.autograd import DeviceType
 
+from ablations.study import schema
 from ablations.study.store import write_json
 from core.errors import InputError
 from core.measure import Ticks, tensor_bytes
@@ -214,11 +214,18 @@ def _timeline(raw: Sequence[Any], span: tuple[int, int], cuda: bool, held: int) 
 
 
 def load(folder: Path) -> Profile:
-    """The profile in a folder; InputError if there is none."""
-    if not (folder / "profile.json").is_file():
-        raise InputError(f"'{folder}' holds no finished profile (no profile.json)")
-    saved = json.loads((folder / "profile.json").read_text())
+    """The profile in a folder; Damaged if there is none, or if it cannot be read."""
+    saved = schema.read(folder / "profile.json", schema.ProfileFile)
     return Profile(**saved | {"operations": [Operation(**o) for o in saved["operations"]]})
+
+
+def finished(folder: Path) -> bool:
+    """Whether the folder holds a profile that can be read."""
+    try:
+        load(folder)
+    except schema.Damaged:
+        return False
+    return True
 
 
 def difference(arm: Profile, baseline: Profile) -> dict[str, list[Change]]:

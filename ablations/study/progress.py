@@ -43,7 +43,7 @@ class Terminal:
         self._cells = cells
         self._left = cells
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:3.0f} %"),
             TextColumn("left"),

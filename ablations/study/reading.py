@@ -1,73 +1,58 @@
-"""A study read back from its folders: finished cells, what failed, configuration and environment."""
+"""A study read back from its folders: finished cells, what failed, what is damaged, configuration and environment."""
 
-import json
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from ablations.study import identity, schema
 from ablations.study.arms import AGAIN, BASELINE
 from ablations.study.machine import COMPARABLE
-from ablations.study.store import ANEW, Result, Row, cell_folder, readable, refuse_old
+from ablations.study.schema import Damaged
+from ablations.study.store import Result, Row, cell_folder, read_study
 from core.errors import InputError
-
-
-def results(out: Path) -> list[Result]:
-    """The results of all finished cells, sorted by arm and seed."""
-    return _all(out, "result.json")
-
-
-def failures(out: Path) -> list[Result]:
-    """What is recorded of the cells that failed last time."""
-    return _all(out, "failed.json")
-
-
-def _all(out: Path, name: str) -> list[Result]:
-    return [json.loads(path.read_text()) for path in sorted(out.glob(f"cells/*/seed*/{name}"))]
-
-
-def history(out: Path, result: Result) -> list[Row]:
-    """A cell's metrics by epoch."""
-    path = cell_folder(out, result["arm"], result["seed"]) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm at one seed: its result, its metrics by epoch, its folder."""
+    """One arm at one seed: its result, its metrics by epoch, its folder, and whether each validation image was
+    classified correctly after each epoch, [epochs, images]."""
 
     result: Result
     rows: list[Row]
     folder: Path
+    correct: NDArray[np.bool_]
 
     @property
     def key(self) -> tuple[str, int]:
         """Arm and seed."""
         return self.result["arm"], self.result["seed"]
 
-    @cached_property
-    def correct(self) -> NDArray[np.bool_]:
-        """Whether each validation image was classified correctly after each epoch, [epochs, images]."""
-        path = self.folder / "correct.npz"
-        if not path.is_file():
-            raise InputError(f"'{self.folder}' has no correct.npz; {ANEW}")
-        with readable(path):
-            return np.asarray(np.load(path)["correct"])
+    @property
+    def tokens(self) -> Path | None:
+        """The picture of how it cuts images, where it has one that can be shown."""
+        path = self.folder / "tokens.png"
+        return path if path.is_file() and _shows(path) else None
 
 
 @dataclass(frozen=True)
 class Study:
-    """One study, or several joined."""
+    """One study, or several joined. damaged: what was left out, and why."""
 
     folders: tuple[Path, ...]
     configuration: dict[str, Any]
     environment: dict[str, str]
     cells: list[Cell]
     failed: list[Result]
+    damaged: tuple[str, ...] = ()
 
     @property
     def results(self) -> list[Result]:
@@ -93,14 +78,106 @@ class Study:
         wanted = [(arm, seed) for arm in self.arms for seed in self.seeds]
         return list(dict.fromkeys(key for key in [*wanted, *map(_key, self.failed)] if key not in present))
 
+    @property
+    def changes(self) -> list[str]:
+        """Cells of other code, data or weights than most, a line for each such identity."""
+        groups: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            groups.setdefault(repr(cell.result.get("identity")), []).append(cell)
+        most, *others = sorted(groups.values(), key=len, reverse=True)
+        return [
+            f"{', '.join(f'`{arm}` seed {seed}' for arm, seed in (cell.key for cell in group))}: "
+            + ", ".join(identity.differences(most[0].result.get("identity"), group[0].result.get("identity")))
+            for group in others
+        ]
+
+
+def results(out: Path) -> list[Result]:
+    """The results of all finished cells, sorted by arm and seed; without the damaged ones."""
+    return [cell.result for cell in _cells(out, [])]
+
+
+def failures(out: Path) -> list[Result]:
+    """What is recorded of the cells that failed last time; without what is damaged."""
+    return _failed(out, [])
+
+
+def history(out: Path, result: Result) -> list[Row]:
+    """A finished cell's metrics by epoch."""
+    return read_cell(cell_folder(out, *_key(result))).rows
+
+
+def finished(folder: Path) -> bool:
+    """Whether the cell has a result, and what belongs to it, undamaged."""
+    return (folder / "result.json").is_file() and damage(folder) is None
+
+
+def failed(folder: Path) -> bool:
+    """Whether the cell was tried and has a failure instead of a result."""
+    try:
+        schema.read(folder / "failed.json", schema.Failure)
+    except Damaged:  # or none
+        return False
+    return not finished(folder)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of a cell that has a result; None where nothing is."""
+    files = (folder / name for name in ("result.json", "metrics.jsonl", "correct.npz"))
+    stats = [path.stat() if path.exists() else None for path in files]
+    return _damage(folder, tuple((s.st_ino, s.st_size, s.st_mtime_ns) if s else None for s in stats))
+
+
+@cache
+def _damage(folder: Path, state: object) -> str | None:
+    """The same of files in this state: read once, for a run asks of all its cells again and again."""
+    try:
+        read_cell(folder)
+    except Damaged as error:
+        return str(error)
+    return None
+
+
+def read_cell(folder: Path) -> Cell:
+    """The cell in a folder. Damaged if one of its files is not what was written, or not of this cell."""
+    result = schema.read(folder / "result.json", schema.Outcome)
+    if (result["arm"], f"seed{result['seed']}") != (folder.parent.name, folder.name):
+        raise Damaged(f"'{folder / 'result.json'}' is of another cell ({result['arm']}, seed {result['seed']})")
+    for name, known in result.get("files", {}).items():
+        if schema.digest(schema.content(folder / name)) != known:
+            raise Damaged(f"'{folder / name}' is not as it was written")
+    rows = _rows(folder / "metrics.jsonl", result["epochs"])
+    return Cell(result, rows, folder, _correct(folder / "correct.npz", rows))
+
+
+def _rows(path: Path, epochs: int) -> list[Row]:
+    rows = [schema.parse(line, schema.Line, str(path)) for line in schema.content(path).splitlines()]
+    if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
+        raise Damaged(f"'{path}' cannot be read ({len(rows)} of {epochs} epochs)")
+    return rows
+
+
+def _correct(path: Path, rows: Sequence[Row]) -> NDArray[np.bool_]:
+    content = schema.content(path)
+    try:
+        table: NDArray[np.bool_] = np.load(BytesIO(content))["correct"]
+    except Exception as error:  # a damaged archive raises nearly anything
+        raise Damaged(f"'{path}' cannot be read ({type(error).__name__}: {error})") from error
+    if table.dtype != bool or table.ndim != 2 or len(table) != len(rows) or not table.size:
+        raise Damaged(f"'{path}' has {table.dtype} {list(table.shape)}, not whether each image was right, by epoch")
+    if not np.allclose(table.mean(1), [row["val/accuracy"] for row in rows], atol=1e-6):
+        raise Damaged(f"'{path}' does not have the accuracies of metrics.jsonl")
+    return table
+
 
 def read(folders: Sequence[Path]) -> Study:
-    """The studies in these folders as one. Raises InputError if a folder holds no study or no cell has finished, and
-    for several folders if their settings or machines differ or if two have the same cell."""
+    """The studies in these folders as one, without what is damaged. Raises InputError if a folder holds no study or no
+    cell has finished, and for several folders if their settings, machines, data or weights differ or if two have the
+    same cell."""
     studies = [_read(folder) for folder in folders]
     first = studies[0]
     for folder, other in zip(folders[1:], studies[1:], strict=True):
-        before, after = (s.configuration | {k: s.environment[k] for k in COMPARABLE} for s in (first, other))
+        before, after = (_comparable(study) for study in (first, other))
         if odd := [k for k in {**before, **after} if before.get(k) != after.get(k)]:
             changes = ", ".join(f"{k} {before.get(k)!r} and {after.get(k)!r}" for k in odd)
             raise InputError(f"'{folders[0]}' and '{folder}' cannot be joined: {changes}; pass them one at a time")
@@ -108,34 +185,92 @@ def read(folders: Sequence[Path]) -> Study:
     if len(cells) < sum(len(study.cells) for study in studies):
         arm, seed = next(k for k in cells if sum(k == cell.key for study in studies for cell in study.cells) > 1)
         raise InputError(f"two of the studies have '{arm}' at seed {seed}; train other seeds (run.py --first-seed)")
+    damaged = tuple(text for study in studies for text in study.damaged)
     if not cells:
-        raise InputError(f"'{folders[0]}' has no finished cell yet; run ablations/run.py --out {folders[0]} again")
+        why = f" ({damaged[0]})" if damaged else ""
+        raise InputError(f"'{folders[0]}' has no finished cell yet{why}; run ablations/run.py --out {folders[0]} again")
     failed = [failure for study in studies for failure in study.failed if _key(failure) not in cells]
     ordered = [cells[key] for key in sorted(cells)]
-    return Study(tuple(folders), first.configuration, first.environment, ordered, failed)
+    return Study(tuple(folders), first.configuration, first.environment, ordered, failed, damaged)
+
+
+def _comparable(study: Study) -> dict[str, Any]:
+    """What studies must share to be joined: settings, machine, and what their cells say of data and weights."""
+    of: dict[str, Any] = next((c.result["identity"] for c in study.cells if c.result.get("identity")), {})
+    same = {f"digest of {key}": of[key] for key in ("data", "weights") if key in of}
+    return study.configuration | {k: study.environment[k] for k in COMPARABLE} | same
 
 
 def _read(folder: Path) -> Study:
-    path = folder / "study.json"
-    if not path.is_file():
-        raise InputError(f"'{folder}' holds no study (no study.json); pass a folder that ablations/run.py wrote")
-    refuse_old(folder)
-    with readable(path):
-        study = json.loads(path.read_text())
-        configuration, environment = study["configuration"], study["environment"]
-    with readable(folder / "cells/*/seed*/result.json"):
-        finished, failed = results(folder), failures(folder)
-        _ = [_key(outcome) for outcome in (*finished, *failed)]
-    return Study((folder,), configuration, environment, [_cell(folder, result) for result in finished], failed)
+    study = read_study(folder)
+    damaged: list[str] = []
+    cells = list(_of(study["configuration"]["epochs"], list(_cells(folder, damaged)), damaged))
+    failed = _failed(folder, damaged)
+    damaged += _beside(folder)
+    return Study((folder,), study["configuration"], study["environment"], cells, failed, tuple(damaged))
 
 
-def _cell(folder: Path, result: Result) -> Cell:
-    at = cell_folder(folder, *_key(result))
-    with readable(at / "metrics.jsonl"):
-        rows = history(folder, result)
-        if len(rows) != result["epochs"]:
-            raise ValueError(f"{len(rows)} of {result['epochs']} epochs")
-    return Cell(result, rows, at)
+def _of(epochs: int, cells: Sequence[Cell], damaged: list[str]) -> Iterator[Cell]:
+    """The cells that can be compared: of so many epochs, and of the validation images that most were judged by."""
+    images = {
+        held_out: Counter(c.correct.shape[1] for c in cells if c.result.get("held_out") == held_out).most_common(1)
+        for held_out in {cell.result.get("held_out") for cell in cells}
+    }
+    for cell in cells:
+        shape = epochs, images[cell.result.get("held_out")][0][0]
+        if cell.correct.shape == shape:
+            yield cell
+        else:
+            found = " epochs and ".join(map(str, cell.correct.shape))
+            damaged.append(
+                f"'{cell.folder}' is of {found} images, the study of {' epochs and '.join(map(str, shape))} images"
+            )
+
+
+def _cells(out: Path, damaged: list[str]) -> Iterator[Cell]:
+    for path in _files(out, "result.json"):
+        try:
+            yield read_cell(path.parent)
+        except Damaged as error:
+            damaged.append(str(error))
+
+
+def _failed(out: Path, damaged: list[str]) -> list[Result]:
+    found = []
+    for path in _files(out, "failed.json"):
+        try:
+            found.append(schema.read(path, schema.Failure))
+        except Damaged as error:
+            damaged.append(str(error))
+    return found
+
+
+def _beside(out: Path) -> Iterator[str]:
+    """What is damaged of that which does not count: pictures and profiles."""
+    for path in _files(out, "tokens.png"):
+        if not _shows(path):
+            yield f"'{path}' is no picture"
+    for path in sorted(out.glob("cells/*/profile/profile.json")):
+        try:
+            schema.read(path, schema.ProfileFile)
+        except Damaged as error:
+            yield str(error)
+
+
+def _shows(path: Path) -> bool:
+    """Whether a file is a picture."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except Exception:  # a damaged file raises nearly anything
+        return False
+    return True
+
+
+def _files(out: Path, name: str) -> list[Path]:
+    """This file of every cell that has it, sorted by arm and seed."""
+    found = (path for path in out.glob(f"cells/*/seed*/{name}") if re.fullmatch(r"seed\d+", path.parent.name))
+    return sorted(found, key=lambda path: (path.parent.parent.name, int(path.parent.name[4:])))
 
 
 def _key(outcome: Result) -> tuple[str, int]:

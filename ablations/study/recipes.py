@@ -1,5 +1,6 @@
 """Recipes: everything a result depends on besides its arm and seed. Each value is an option of run.py."""
 
+import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +18,8 @@ from core.optimizers import AdamW
 from core.parallel import ALONE, Share, divided
 from core.step import Prepare
 from core.vit import VitConfig
+
+EPOCHS = 1_000_000  # at most
 
 
 @dataclass(frozen=True)
@@ -115,21 +118,29 @@ class Recipe:
     def resolve_data(self, data: Data) -> "Recipe":
         """With image side, mirroring and tokens decided; InputError for values that do not fit the data."""
         count = len(data.train.labels)
-        if self.epochs < 1:
-            raise InputError(f"epochs {self.epochs} is too small: at least 1")
+        if not 1 <= self.epochs <= EPOCHS:
+            raise InputError(f"epochs {self.epochs} is outside 1 to {EPOCHS:,}")
         if not 1 <= self.batch_size <= count:
             raise InputError(f"batch size {self.batch_size} does not fit the {count} training images: 1 to {count}")
         divided(self.batch_size, self.processes or 1)
         if not 0 <= self.warmup < 1:
             raise InputError(f"warm-up {self.warmup} is outside 0 to below 1: it is a share of the steps")
+        if not 0 <= self.shift < data.image:
+            raise InputError(f"shift {self.shift} is outside 0 to below the image's {data.image} pixels")
         flip = data.mirrors if self.flip is None else self.flip
         return replace(self, image=data.image, flip=flip, set=(*self._equal_tokens(data.image), *self.set))
 
     def resolve_engine(self, data: Data) -> tuple["Recipe", str]:
         """With the engine decided, and why: by the FLOPs of training a cell without any optimization."""
-        flops = account(self.model(parse(BASELINE), data), EXACT, self.batch_size).flops
+        counted = account(self.model(parse(BASELINE), data), EXACT, self.batch_size)
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # which the weights of a GPU pass too
+        if counted.state_bytes > memory:
+            raise InputError(
+                f"weights and optimizer of this model take {counted.state_bytes / 2**30:,.0f} GiB, this machine has "
+                f"{memory / 2**30:,.0f}: pass a smaller --width, --mlp or --depth"
+            )
         steps = self.epochs * (len(data.train.labels) // self.batch_size)
-        name, why = engine.resolve(self.engine, self.device, float(flops) * steps)
+        name, why = engine.resolve(self.engine, self.device, float(counted.flops) * steps)
         if self.parallel and name == "graphed":
             name, why = "compiled", "a captured step is for one process"
         return replace(self, engine=name), why

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ablations.study.store import Result, Row, emptied, synced, write_json
+from ablations.study.store import Result, Row, emptied, synced, write_result
 
 LAYOUT = {
     "Arms side by side": {
@@ -41,7 +41,7 @@ class Recorder:
         self.folder = emptied(folder)  # of what a killed run left
         self._writer = SummaryWriter(str(folder))
         self._writer.add_custom_scalars(LAYOUT)
-        self._metrics = (folder / "metrics.jsonl").open("w")
+        self._metrics = (folder / "metrics.jsonl").open("w", encoding="utf-8")
 
     def epoch(self, row: Row, when: float | None = None) -> None:
         """Add one epoch's metrics to metrics.jsonl and TensorBoard (tags are the keys with a /). when: it was recorded
@@ -75,7 +75,7 @@ class Recorder:
             self._writer.add_scalar(tag, value, result["epochs"])
         self.close()
         synced(self.folder)
-        write_json(self.folder / "result.json", result)
+        write_result(self.folder, result)
 
     def close(self) -> None:
         """Close the files."""

@@ -20,11 +20,12 @@ from ablations.study.claims import Claim, Lost
 from ablations.study.evaluation import describe
 from ablations.study.machine import ready
 from ablations.study.progress import Progress
+from ablations.study.reading import failed, finished
 from ablations.study.recipes import Recipe
 from ablations.study.recorder import Recorder
 from ablations.study.signals import NUMBERS, Stop, Stopped
 from ablations.study.snapshots import Snapshots
-from ablations.study.store import Result, cell_folder, failed, finished, profile_folder, write_json
+from ablations.study.store import Result, cell_folder, profile_folder, read_study, write_json
 from ablations.study.timing import ceiling
 from ablations.study.training import train
 from core import measure, rng, vit
@@ -162,7 +163,8 @@ def _attempt(cell: Prepared, seed: int, preset: str, out: Path, progress: Progre
         with closing(Recorder(folder)) as recorder:
             result, best = train(cell, seed, recorder, progress, kept, stop, claim.check)
             result["mfu"] = cell.plain_flops * 1000 / result["step_ms_median"] / ceiling(out, cell)
-            result = {**about, "preset": preset, "data": cell.data.name, **result}
+            made_by = read_study(out).get("identity")
+            result = {**about, "preset": preset, "data": cell.data.name, "identity": made_by, **result}
             checkpoints.save(folder / "best.safetensors", best, _describe(cell, seed, result))
             recorder.finish(result, _settings(cell, seed, preset))
         kept.remove()
@@ -248,7 +250,7 @@ def profile(study: Study, out: Path, progress: Progress) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "failed.json").unlink(missing_ok=True)
         try:
-            if not (folder / "profile.json").is_file():
+            if not profiling.finished(folder):
                 state = cell.start(0, rng.key(0, cell.device))
                 profiling.profile(cell.step, state, cell.batch(cell.recipe.batch_size), folder, name)
             progress.note(f"profile of {name}: {folder / 'profile.json'}")

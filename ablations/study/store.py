@@ -7,30 +7,22 @@ removed.
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
+from ablations.study import identity as identities
+from ablations.study import schema
+from ablations.study.arms import read_settings
+from ablations.study.identity import Identity
 from ablations.study.machine import COMPARABLE
+from core import files
 from core.errors import InputError
 
 Result = dict[str, Any]
 Row = dict[str, float]
 
-
-ANEW = "remove the folder and run the study again"
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Makes whatever a damaged file raises an InputError."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise InputError(f"'{path}' cannot be read ({what}); restore it, or {ANEW}") from error
+_BESIDE = ("metrics.jsonl", "correct.npz")  # what a result tells the digests of
 
 
 def cell_folder(out: Path, arm: str, seed: int) -> Path:
@@ -43,21 +35,11 @@ def profile_folder(out: Path, arm: str) -> Path:
     return out / "cells" / arm / "profile"
 
 
-def finished(folder: Path) -> bool:
-    """Whether the cell has a result."""
-    return (folder / "result.json").is_file()
-
-
 def emptied(folder: Path) -> Path:
     """The folder of a cell or of a report, made anew without what it held."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
-
-
-def failed(folder: Path) -> bool:
-    """Whether the cell was tried and has a failure instead of a result."""
-    return (folder / "failed.json").is_file() and not finished(folder)
 
 
 def synced(folder: Path) -> None:
@@ -71,40 +53,82 @@ def synced(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Replace a file's content atomically, in UTF-8."""
+    files.write(path, text.encode(errors="backslashreplace"))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a JSON file atomically, sealed with the digest of its content."""
+    write_text(path, json.dumps(schema.sealed(value), indent=2) + "\n")
 
 
-def open_study(out: Path, preset: str, recipe: dict[str, Any], versions: dict[str, str]) -> None:
-    """Create a study's folder, or continue it. InputError if its cells were made by another recipe, torch or machine:
-    they could not be compared."""
+def write_result(folder: Path, result: Result) -> None:
+    """Write a cell's result, which makes it a finished one: after all of its other files, whose digests it has."""
+    beside = {name: schema.digest((folder / name).read_bytes()) for name in _BESIDE}
+    write_json(folder / "result.json", result | {"files": beside})
+
+
+def read_study(out: Path) -> dict[str, Any]:
+    """The content of study.json. InputError if there is none, or if it is damaged: nothing tells then what the cells
+    are of."""
+    path = out / "study.json"
+    if not path.is_file():
+        raise InputError(f"'{out}' holds no study (no study.json); pass a folder that ablations/run.py wrote")
+    refuse_old(out)
+    try:
+        return schema.read(path, schema.StudyFile)
+    except schema.Damaged as error:
+        raise InputError(f"{error}; restore it, or train again: python ablations/run.py --out {out}-again") from error
+
+
+def open_study(
+    out: Path,
+    preset: str,
+    recipe: dict[str, Any],
+    versions: dict[str, str],
+    identity: Identity | None = None,
+    accept: bool = False,
+) -> None:
+    """Create a study's folder, or continue it. InputError if its cells were made by another recipe, torch or machine,
+    for they could not be compared; and, unless accepted, if by other code, data or weights."""
+    try:
+        str(out).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"'{out}' is no text in this locale; set LC_ALL=C.UTF-8, or pass another --out") from error
     path = out / "study.json"
     configuration = json.loads(json.dumps({"preset": preset, **recipe}))
-    if path.is_file():
-        refuse_old(out)
-        with readable(path):
-            study = json.loads(path.read_text())
-            before = study["configuration"] | {k: study["environment"][k] for k in COMPARABLE}
-        configuration |= {k: versions[k] for k in COMPARABLE}
-        keys = [k for k in {**before, **configuration} if before.get(k) != configuration.get(k)]
-        if keys:
-            changes = ", ".join(f"{k} {before.get(k)!r} -> {configuration.get(k)!r}" for k in keys)
-            raise InputError(f"'{out}' holds a study with other settings ({changes}); pass another --out, or the same")
+    if not path.is_file():
+        if out.exists() and any(not _own(entry) for entry in out.iterdir()):
+            raise InputError(f"'{out}' is not empty and holds no study; pass another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"configuration": configuration, "environment": versions, "identity": identity})
         return
-    if out.exists() and any(not entry.name.startswith((".study.json.", "study.claim-")) for entry in out.iterdir()):
-        raise InputError(f"'{out}' is not empty and holds no study; pass another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"configuration": configuration, "environment": versions})
+    study = read_study(out)
+    before, after = (
+        of | {k: machine[k] for k in COMPARABLE}
+        for of, machine in ((study["configuration"], study["environment"]), (configuration, versions))
+    )
+    if odd := [k for k in {**before, **after} if _plain(k, before.get(k)) != _plain(k, after.get(k))]:
+        changes = ", ".join(f"{k} {before.get(k)!r} -> {after.get(k)!r}" for k in odd)
+        raise InputError(f"'{out}' holds a study with other settings ({changes}); pass another --out, or the same")
+    if changed := identities.differences(study.get("identity"), identity):
+        if not accept:
+            raise InputError(
+                f"the cells of '{out}' were made by others than now ({', '.join(changed)}); pass another --out, go "
+                "back to those, or go on with --accept-changes: every cell keeps what it was made by, and the report "
+                "tells"
+            )
+        write_json(path, study | {"identity": identity})
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A setting as it counts: parameters of optimizations in any order, the last one of each."""
+    return read_settings(value) if key == "set" and value is not None else value
+
+
+def _own(entry: Path) -> bool:
+    """Whether an entry of a study's folder is what a start that was cut short leaves."""
+    return entry.name.startswith((".study.json.", "study.claim-"))
 
 
 def refuse_old(out: Path) -> None:

@@ -6,7 +6,6 @@ baseline is taken within rounds.
 """
 
 import gc
-import json
 import math
 import os
 import time
@@ -17,12 +16,12 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten
 
-from ablations.study import processes
+from ablations.study import processes, schema
 from ablations.study.arms import AGAIN, BASELINE, parse
 from ablations.study.cells import Prepared, prepared
 from ablations.study.progress import Progress
 from ablations.study.reading import results
-from ablations.study.store import write_json
+from ablations.study.store import read_study, write_json
 from core import measure, rng
 from core.errors import InputError
 from core.step import State
@@ -36,8 +35,11 @@ Round = dict[str, float]  # seconds a step by arm, in the order in which they we
 
 def complete(out: Path, cells: Sequence[Prepared]) -> bool:
     """Whether the study's pass has all of these arms."""
-    path = out / "timing.json"
-    return path.is_file() and {cell.arm.name for cell in cells} <= json.loads(path.read_text())["ratios"].keys()
+    try:
+        found = schema.read(out / "timing.json", schema.TimingFile)
+    except schema.Damaged:  # or none: measured anew
+        return False
+    return {cell.arm.name for cell in cells} <= found["ratios"].keys()
 
 
 def measure_arms(cells: Sequence[Prepared], out: Path, progress: Progress, asked: bool = False) -> None:
@@ -95,7 +97,7 @@ def rounds(cells: Sequence[Prepared], most: float, progress: Progress) -> tuple[
 def ceiling(out: Path, cell: Prepared) -> float:
     """FLOP/s that MFU is a share of: measured once a study for every precision, and kept in study.json."""
     path, name = out / "study.json", str(cell.dtype).removeprefix("torch.")
-    study = json.loads(path.read_text())
+    study = read_study(out)
     known = study.setdefault("ceiling", {})
     if name not in known:
         known[name] = measure.ceiling(cell.dtype, cell.device)

@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.metadata
+import os
 import re
 import zlib
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ NAMES = (
     *("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "cifar100-coarse"),
     *("folder:PATH", "folder:PATH@coarse"),
 )
+MOST = 1 << 14  # pixels a side
 DEBIAN = Path("/usr/share/datasets")  # of its packages dataset-fashion-mnist, …
 
 _GREY = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}  # torchvision's names; one channel
@@ -38,13 +40,20 @@ def load(name: str, root: str | Path = "data", image: int | None = None) -> Data
     _check(name, image)
     if name.startswith("folder:"):
         return folders.load(name, Path(root), image)
+    splits = outline(name, root, image)
+    size = sum(split.images.numel() for split in (splits.train, splits.val))
+    if size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        raise InputError(
+            f"{name} at {splits.image} pixels takes {size / 2**30:,.0f} GiB, this machine has {memory / 2**30:,.0f}; "
+            "pass a smaller --image, or a folder of images, which stays on disk"
+        )
     if name in _GREY:
         return _mnist(name, Path(root), image)
     return _digits(image or 24) if name == "digits" else _cifar(name, Path(root), image)
 
 
 def outline(name: str, root: str | Path = "data", image: int | None = None) -> Data:
-    """The data set of this name with one black image as all of its images (no more memory than one has), where their
+    """The data set of this name with one black pixel as all of its images (which take no memory), where their
     number is known beforehand; a folder is loaded."""
     _check(name, image)
     if name.startswith("folder:"):
@@ -52,7 +61,7 @@ def outline(name: str, root: str | Path = "data", image: int | None = None) -> D
     classes = {"cifar100": 100, "cifar100-coarse": 20}.get(name, 10)
     own, counts = _SIZES.get(name, (32, (50_000, 10_000)))
     channels, mirrors = 1 if name in _GREY else 3, name not in ("digits", "mnist")
-    pixel = torch.zeros(1, channels, image or own, image or own, dtype=torch.uint8)
+    pixel = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(-1, channels, image or own, image or own)
     label = torch.zeros(1, dtype=torch.int64)
     train, val = (Split(pixel.expand(n, -1, -1, -1), label.expand(n)) for n in counts)
     names = tuple(map(str, range(classes)))
@@ -60,8 +69,8 @@ def outline(name: str, root: str | Path = "data", image: int | None = None) -> D
 
 
 def _check(name: str, image: int | None) -> None:
-    if image is not None and image < 1:
-        raise InputError(f"image {image} is too small: at least 1 pixel")
+    if image is not None and not 1 <= image <= MOST:
+        raise InputError(f"image {image} is outside 1 to {MOST:,} pixels")
     if not name.startswith("folder:"):
         choose("data set", name, NAMES)
 
@@ -165,4 +174,10 @@ def _cifar(name: str, root: Path, image: int | None) -> Data:
 
 
 def _described(name: str, train: Split, val: Split, classes: Sequence[str], mirrors: bool = True) -> Data:
+    for images, labels in (train, val):
+        if len(images) != len(labels) or not len(labels) or not 0 <= labels.min() <= labels.max() < len(classes):
+            raise InputError(
+                f"{name} has {len(images):,} images, {len(labels):,} labels and {len(classes)} classes, which do not "
+                "belong together; remove its files, or fetch them again"
+            )
     return Data(name, train, val, tuple(classes), *statistics(train.images), mirrors)

@@ -1,10 +1,14 @@
 """What a data set is: splits of uint8 images, class names, and the statistics of its pixels."""
 
+import hashlib
+import json
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from core import files
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation per channel
 
@@ -23,7 +27,8 @@ class Split(NamedTuple):
 class Data:
     """A data set: its splits, class names in label order, and the training images' mean and deviation per
     channel (of pixels in [0, 1]). mirrors: whether a mirrored image keeps its class. fifth: where seeds hold out
-    different images, the fifth of every training and then validation image [N]."""
+    different images, the fifth of every training and then validation image [N]. pixels: the digests of the splits'
+    images, where these are known already."""
 
     name: str
     train: Split
@@ -33,6 +38,14 @@ class Data:
     std: tuple[float, ...]
     mirrors: bool = True
     fifth: Tensor | None = None
+    pixels: tuple[str, str] | None = None
+
+    def digest(self) -> str:
+        """SHA-256 of all images, labels and class names."""
+        splits = self.train, self.val
+        pixels = self.pixels or [files.digest(split.images) for split in splits]
+        whole = [*pixels, *(files.digest(split.labels) for split in splits), self.classes]
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
     def held_out(self, seed: int) -> int | None:
         """The fifth that a seed holds out; None where all hold out the same images."""

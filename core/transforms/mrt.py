@@ -40,7 +40,8 @@ def check_tokens(image: int, min_patch: int, max_patch: int, tokens: int) -> Non
     """InputError, naming the nearest legal counts, unless `tokens` is one."""
     legal = legal_tokens(image, min_patch, max_patch)
     if not isinstance(tokens, int) or tokens not in legal:
-        nearest = sorted(sorted(legal, key=lambda n: abs(n - tokens))[:2])
+        below = min(max(legal[0], tokens - (tokens - legal[0]) % 3), max(legal[0], legal[-1] - 3))
+        nearest = dict.fromkeys((below, min(below + 3, legal[-1])))
         raise InputError(
             f"tokens {tokens} cannot be had from image {image} with patches {min_patch} to {max_patch}; nearest: "
             f"{' or '.join(map(str, nearest))} ({legal[0]} to {legal[-1]} in steps of 3)"

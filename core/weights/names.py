@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from core.errors import InputError
+
 _TORCHVISION = (
     (r"^class_token$", "cls_token"),
     (r"^conv_proj\.", "patch_embed.proj."),
@@ -63,6 +65,8 @@ def _join_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out = {name: tensor for name, tensor in state.items() if not re.search(r"\.attn\.[qkv]\.", name)}
     for name, tensor in state.items():
         if ".attn.q." in name:
-            parts = (tensor, state[name.replace(".q.", ".k.")], state[name.replace(".q.", ".v.")])
-            out[name.replace(".q.", ".qkv.")] = torch.cat(parts)
+            parts = [state.get(name.replace(".q.", of)) for of in (".q.", ".k.", ".v.")]
+            if any(part is None or part.shape != tensor.shape for part in parts):
+                raise InputError(f"the weights have no key or value of the shape of {name}")
+            out[name.replace(".q.", ".qkv.")] = torch.cat([part for part in parts if part is not None])
     return out

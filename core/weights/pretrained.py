@@ -6,12 +6,14 @@ from difflib import get_close_matches
 from functools import lru_cache
 from math import isqrt
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
+from core import files
 from core.errors import InputError, choose
 from core.layers import EXACT
 from core.ops import Ops, Params
@@ -34,8 +36,23 @@ SHAPE = ("width", "depth", "heads", "mlp", "patch", "patch_norm")  # what a mode
 Values = tuple[float, ...]
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_ESSENTIAL = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+_ESSENTIAL = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}  # axes
 _OFFLINE = "pass --weights PATH.safetensors, such as the best.safetensors of a study of `--preset pretrain`"
+
+
+class _Told(BaseModel, strict=True, allow_inf_nan=False):
+    """What a state dict does not tell of its model's shape."""
+
+    heads: Annotated[int, Field(ge=1)] | None = None
+    eps: Annotated[float, Field(gt=0)] | None = None
+
+
+class _About(BaseModel, strict=True, allow_inf_nan=False):
+    """What a file's description says of weights."""
+
+    config: _Told = _Told()
+    mean: list[float] | None = None
+    std: list[Annotated[float, Field(gt=0)]] | None = None
 
 
 class Pretrained(NamedTuple):
@@ -47,6 +64,10 @@ class Pretrained(NamedTuple):
     shape: dict[str, Any]
     mean: Values | None
     std: Values | None
+
+    def digest(self) -> str:
+        """SHA-256 of the parameters."""
+        return files.digests(self.params)
 
     def differences(self, shape: Mapping[str, Any]) -> dict[str, Any]:
         """The values of SHAPE, by name, that `shape` has otherwise."""
@@ -66,9 +87,14 @@ def load(source: str) -> Pretrained:
         source = str(Path(source) / "best.safetensors")
     if file := re.fullmatch(r"(.+\.safetensors)(?:@heads=(\d+))?", source):
         state, about = checkpoints.load(Path(file[1]))
-        told = {k: v for k, v in about.get("config", {}).items() if k in ("heads", "eps")}
-        told |= {"heads": int(file[2])} if file[2] else {}
-        return _described(source, state, told, *(tuple(about[k]) if k in about else None for k in ("mean", "std")))
+        try:
+            said = _About.model_validate(about)
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(map(str, first["loc"]))
+            raise InputError(f"weights '{source}' describe themselves wrongly ({at}: {first['msg']})") from error
+        told = said.config.model_dump(exclude_none=True) | ({"heads": int(file[2])} if file[2] else {})
+        return _described(source, state, told, *(tuple(of) if of else None for of in (said.mean, said.std)))
     scheme, colon, name = source.partition(":")
     if not colon:
         scheme, name = "torchvision", choose("weights", source, SOURCES)
@@ -124,10 +150,14 @@ def _described(
     source: str, state: Mapping[str, Tensor], told: dict[str, Any], mean: Values | None, std: Values | None
 ) -> Pretrained:
     renamed = rename(state)
+    if odd := [n for n, t in renamed.items() if not (t.is_floating_point() and t.isfinite().all())]:
+        raise InputError(f"weights '{source}': {odd[0]} is {renamed[odd[0]].dtype} or not finite; they are no weights")
     params = {n: t.detach().float() for n, t in renamed.items() if n.split(".")[0] not in ("head", "heads", "pooler")}
     lacking = [name for name in _ESSENTIAL if name not in params]
     if lacking:
         raise InputError(f"weights '{source}' are not those of a plain ViT with a class token: no {lacking[0]}")
+    if odd := [name for name, axes in _ESSENTIAL.items() if params[name].ndim != axes or not params[name].numel()]:
+        raise InputError(f"weights '{source}' are no plain ViT's: {odd[0]} has shape {tuple(params[odd[0]].shape)}")
     width = params["cls_token"].shape[-1]
     if "heads" not in told:
         if width % 64:
@@ -138,6 +168,8 @@ def _described(
         told["heads"] = width // 64 if width <= 1024 else 16
     blocks = {name.split(".")[1] for name in params if name.startswith("blocks.")}
     _, channels, patch, _ = params["patch_embed.proj.weight"].shape
+    if any(values is not None and len(values) != channels for values in (mean, std)):
+        raise InputError(f"weights '{source}' have {channels} channels, and as many means and deviations they need")
     shape = {
         "width": width,
         "depth": len(blocks),

@@ -15,7 +15,7 @@ import torch
 from ablations import report, run
 from ablations.reporting import compose
 from ablations.reporting import figures as drawing
-from ablations.study import arms, cells, evaluation, profiling, reading, running, timing
+from ablations.study import arms, cells, evaluation, profiling, reading, running, schema, store, timing
 from core import engine, vit
 from core.data import sets as data_sets
 from core.errors import InputError
@@ -31,7 +31,7 @@ FIELDS = {
     "final_train_loss", "train_seconds", "images_per_second", "step_ms_median", "peak_bytes", "engine", "device",
     "precision", "torch",
 }  # fmt: skip
-TIMES = {"mfu", "train_seconds", "images_per_second", "step_ms_median", "warmup_seconds"}
+TIMES = {"files", "mfu", "train_seconds", "images_per_second", "step_ms_median", "warmup_seconds"}
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_until_is_of_the_studys_verdicts(command, capsys):
     assert command("--arms", "baseline,decatt", "--seeds", "4", "--until", "accuracy=9999", "--margin", "time=5") == 0
     assert {r["seed"] for r in reading.results(command.out)} == {0, 1}
     assert "2 of at most 4 seeds; all is decided" in capsys.readouterr().out
-    assert json.loads((command.out / "margins.json").read_text()) == {
+    assert schema.read(command.out / "margins.json", schema.MarginsFile) == {
         "margins": {"accuracy": 0.5, "time": 5.0, "memory": 2.0}, "looks": 3,
     }  # fmt: skip
 
@@ -215,7 +215,7 @@ def test_cells_of_another_machine_are_not_continued(command, capsys):
     assert command("--arms", "baseline") == 0
     study = json.loads((command.out / "study.json").read_text())
     study["environment"]["torch"] = "2.0.0"
-    (command.out / "study.json").write_text(json.dumps(study))
+    store.write_json(command.out / "study.json", study)
     assert "other settings (torch '2.0.0' -> " in refused(command, capsys, "--arms", "flash")
 
 
@@ -396,7 +396,7 @@ def test_the_loop_of_an_arm_is_given_back(command, monkeypatch):
         (["--batch-size", "1438"], "batch size 1438 does not fit the 1437 training images"),
         (["--set", "decatt.norm=frob"], "unknown decatt norm 'frob'"),
         (["--set", "mrt.tokens=8"], "tokens 8 cannot be had from image 8 with patches 2 to 8; nearest: 7 or 10"),
-        (["--seeds", "0"], "seeds 0 is too small"),
+        (["--seeds", "0"], "seeds 0 is outside 1 to 10,000"),
         (["--until", "accuracy=0.5"], "--until with one seed decides nothing: pass --seeds with the most there may be"),
         (["--seeds", "4", "--until", "time=2"], "--until is of accuracy: seeds tell nothing of time or memory"),
         (["--margin", "acuracy=1"], "unknown margin of 'acuracy'; legal: accuracy, time, memory"),

@@ -333,7 +333,7 @@ def test_dropout_keeps_the_mean():
     [
         ({"patch": 5}, r"patch 5 does not divide image 16; legal: 1, 2, 4, 8, 16"),
         ({"heads": 3}, r"heads 3 do not divide width 16; legal: 1, 2, 4, 8, 16"),
-        ({"depth": 0}, r"depth 0 is too small"),
+        ({"depth": 0}, r"depth 0 is outside 1 to 1,024"),
         ({"dropout": 1.0}, r"dropout 1.0 is outside"),
         ({"head": "liner"}, r"unknown head 'liner'; legal: linear, mlp; did you mean 'linear'"),
     ],

@@ -35,13 +35,11 @@ def study(rng, seeds=3, names=NAMES, accuracy=None, peak=None, images=400, share
             peaks = np.prod([(peak or {}).get(part, 1.0) for part in levels(arm)])
             result = {"arm": arm, "seed": seed, "peak_bytes": int(1e9 * peaks), "final_val_loss": 1.0 - own}
             result |= {"step_ms_median": 9.0, "epochs": 1} | ({} if shared else {"held_out": seed})
-            cell = Cell(result, [], None)
             if twin(arm) != arm and (twin(arm), seed) in cells:
                 right = cells[twin(arm), seed].correct[-1]
             else:
                 right = rng.random(images) < chances * 0.9 / (6 / 7) + own
-            cell.__dict__["correct"] = right[None]
-            cells[arm, seed] = cell
+            cells[arm, seed] = Cell(result, [], None, right[None])
     configuration = {"data": "digits", "epochs": 1, "preset": "quick"}
     return Study((), configuration, {}, list(cells.values()), [])
 
@@ -252,7 +250,7 @@ def test_margins_and_looks_are_the_studys_own(tmp_path):
 
 
 def test_a_timing_pass_is_read_round_by_round(tmp_path):
-    made = {"baseline": "baseline", "rounds": 2, "quiet": True}
+    made = {"baseline": "baseline", "rounds": 2, "quiet": True, "ratios": {}}
     seconds = {"baseline": [1.0, 2.0], "flash": [0.5, None]}
     (tmp_path / "timing.json").write_text(json.dumps(made | {"seconds": seconds}))
     table = timing.read([tmp_path]).table

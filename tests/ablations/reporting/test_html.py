@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from ablations.reporting import compose, html
+from ablations.study import schema, store
 
 EVIL = "folder:/a<script>document.title='owned'</script>![x](study.json)[y](javascript:alert(1))<img src=x onerror=y>"
 
@@ -72,6 +73,31 @@ def test_names_are_text(synthetic, tmp_path):
     assert all(source.startswith(("data:", "#")) for source in page.sources)
     assert any("<script>document.title" in title for title in page.titles)
     assert "&lt;script&gt;" in text
+
+
+@pytest.mark.parametrize("place_of", ["device", "error", "folder", "damage", "setting"])
+def test_whatever_comes_from_outside_is_text(synthetic, tmp_path, place_of):
+    """A shared study, or one in a folder of such a name, runs nothing."""
+    evil = "<script>alert(1)</script><img src=x onerror=y>[a](javascript:b)"
+    made = synthetic(tmp_path / (evil.replace("/", "") if place_of in ("folder", "damage") else "s"), seeds=1, epochs=1)
+    about = schema.read(made / "study.json", schema.StudyFile)
+    if place_of == "device":
+        about["environment"]["device_name"] = evil
+    elif place_of == "setting":
+        about["configuration"] |= {"schedule": evil, evil: evil}
+    elif place_of == "error":
+        failed = store.cell_folder(made, "decatt", 0)
+        failed.mkdir(parents=True)
+        store.write_json(failed / "failed.json", {"arm": "decatt", "seed": 0, "error": f"{evil}\n<svg onload=z>"})
+    elif place_of == "damage":
+        (made / "timing.json").write_text("{")
+    store.write_json(made / "study.json", about)
+    compose.write([made])
+    page = Page((made / "report" / "report.html").read_text())
+    assert page.tags.count("script") == 1
+    assert not {"a", "iframe", "object", "form"} & set(page.tags)
+    assert not page.handlers
+    assert all(source.startswith(("data:", "#")) for source in page.sources)
 
 
 @pytest.mark.parametrize("place", ["../study.json", "/etc/hostname", "figures/../../study.json", "none.png"])

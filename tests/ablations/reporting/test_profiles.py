@@ -70,5 +70,5 @@ def test_without_a_baseline_there_is_no_difference_and_it_is_said(folders, tmp_p
 
 
 def test_a_folder_without_a_profile_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no finished profile"):
+    with pytest.raises(InputError, match="profile.json' is not there"):
         profiles.write({"a": tmp_path}, tmp_path)

@@ -280,8 +280,8 @@ def test_arms_without_a_seed_of_the_baseline_are_not_compared(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("study.json", "{"),
-        ("study.json", "{}"),
+        ("timing.json", "{"),
+        ("margins.json", '{"margins": {"accuracy": "a"}}'),
         ("cells/mrt/seed0/result.json", "{"),
         ("cells/mrt/seed0/result.json", "{}"),
         ("cells/mrt/seed0/correct.npz", ""),
@@ -290,14 +290,23 @@ def test_arms_without_a_seed_of_the_baseline_are_not_compared(tmp_path):
         ("cells/mrt/seed0/metrics.jsonl", None),
     ],
 )
-def test_damaged_files_are_named(tmp_path, name, content):
+def test_a_damaged_file_is_named_and_left_out(tmp_path, name, content):
     folder = study(tmp_path / "damaged", ["baseline", "mrt"], range(2))
-    (folder / name).unlink()
+    (folder / name).unlink(missing_ok=True)
     if content is not None:
         (folder / name).write_text(content)
-    with pytest.raises(InputError, match="cannot be read") as stop:
+    report.write([folder])
+    text = (folder / "report" / "report.md").read_text()
+    assert re.search(rf"\*\*Left out:\*\* '{re.escape(str(folder / name))}' (cannot be read|is not there)", text)
+    assert f"{3 if name.startswith('cells') else 4} cells finished" in text
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"configuration": {"preset": "quick"}, "environment": {}}'])
+def test_a_damaged_study_is_one_message(tmp_path, content):
+    folder = study(tmp_path / "damaged", ["baseline", "mrt"], range(2))
+    (folder / "study.json").write_text(content)
+    with pytest.raises(InputError, match=r"study.json' cannot be read \(.*\); restore it, or train again: python"):
         report.write([folder])
-    assert name.rpartition("/")[2] in str(stop.value)
     assert not (folder / "report" / "report.md").exists()
 
 
@@ -353,7 +362,7 @@ def test_studies_of_other_machines_are_not_joined(tmp_path):
     [
         (["{tmp}/none"], "holds no study"),
         (["{tmp}/empty"], "has no finished cell yet"),
-        (["{tmp}/old"], "has no correct.npz"),
+        (["{tmp}/old"], "correct.npz' is not there"),
         (["{tmp}/good", "--target", "120"], "target 120 is outside 0 to 100 %"),
         ([], "no study given"),
     ],

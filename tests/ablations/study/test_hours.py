@@ -60,7 +60,7 @@ def test_step_times_are_the_timing_passes_or_measured(tmp_path):
     with pytest.raises(InputError, match="step times of 4 processes are not known: .*--timing-only"):
         hours.step_seconds(study(parallel="fsdp", processes=4), tmp_path)
     rounds = {"baseline": [1.0, 2.0, 9.0], "decatt": [3.0, None, 5.0], "flash": [1.0, 1.0, 1.0]}
-    (tmp_path / "timing.json").write_text(json.dumps({"seconds": rounds}))
+    (tmp_path / "timing.json").write_text(json.dumps({"rounds": 3, "quiet": True, "ratios": {}, "seconds": rounds}))
     assert hours.step_seconds(study(), tmp_path)[0] == {"baseline": 2.0, "decatt": 4.0, "flash": 1.0}
     assert hours.step_seconds(study(parallel="fsdp", processes=4), tmp_path)[0]["decatt"] == 4.0
     (tmp_path / "timing.json").write_text("{")

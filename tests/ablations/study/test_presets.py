@@ -73,7 +73,7 @@ def replace_side(data, side):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 0}, "epochs 0 is too small"),
+        ({"epochs": 0}, "epochs 0 is outside 1 to 1,000,000"),
         ({"batch_size": 301}, "batch size 301 does not fit the 300 training images: 1 to 300"),
         ({"warmup": 1.0}, "warm-up 1.0 is outside"),
     ],

@@ -220,7 +220,7 @@ def test_largest_change_first_whatever_its_sign():
 def test_bad_input(tmp_path):
     with pytest.raises(InputError, match="0 profiled steps are too few: at least 1"):
         profiling.profile(listed, a_state(), a_batch(), tmp_path, "a", steps=0)
-    with pytest.raises(InputError, match="holds no finished profile"):
+    with pytest.raises(InputError, match="profile.json' is not there"):
         profiling.load(tmp_path)
 
 

@@ -4,11 +4,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import synthetic
 import torch
 
 from ablations.study import running, timing
 from ablations.study.presets import PRESETS
 from ablations.study.recipes import replace
+from ablations.study.store import read_study
 from core.errors import InputError
 
 TINY = replace(
@@ -18,8 +20,7 @@ TINY = replace(
 
 @pytest.fixture
 def out(tmp_path):
-    (tmp_path / "study.json").write_text("{}")
-    return tmp_path
+    return synthetic.study(tmp_path / "study", [], timed=False)
 
 
 @pytest.fixture
@@ -154,4 +155,4 @@ def test_the_ceiling_is_measured_once_a_study(out, monkeypatch):
     values = iter([1e12, 2e12])
     monkeypatch.setattr(timing.measure, "ceiling", lambda dtype, device: next(values))
     assert timing.ceiling(out, cell) == timing.ceiling(out, cell) == 1e12
-    assert json.loads((out / "study.json").read_text()) == {"ceiling": {"float32": 1e12}}
+    assert read_study(out)["ceiling"] == {"float32": 1e12}

@@ -1,12 +1,16 @@
+import errno
+import fcntl
 import json
+import os
 import shutil
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from core.data import folders
+from core.data import pictures
 from core.data import sets as data
 from core.errors import InputError
 
@@ -29,7 +33,7 @@ def test_folder(image_folder, tmp_path):
 
 def test_folder_is_decoded_once(image_folder, tmp_path, monkeypatch):
     first = data.load(f"folder:{image_folder}", tmp_path / "root")
-    monkeypatch.setattr(folders, "_open", lambda file: pytest.fail(f"decoded {file} again"))
+    monkeypatch.setattr(pictures, "_open", lambda file: pytest.fail(f"decoded {file} again"))
     again = data.load(f"folder:{image_folder}", tmp_path / "root")
     assert torch.equal(first.train.images, again.train.images)
     assert (first.mean, first.std) == (again.mean, again.std)
@@ -63,24 +67,27 @@ def test_a_broken_link_is_named(image_folder, tmp_path):
 
 
 def test_two_processes_may_decode_the_same_folder(image_folder, tmp_path, monkeypatch):
-    decode, name, root = folders._decode, f"folder:{image_folder}", tmp_path / "root"
+    decode, name, root = pictures.decode, f"folder:{image_folder}", tmp_path / "root"
 
     def beaten(*arguments):
         decode(*arguments)
         if arguments[-1].name == "val.npy":
-            monkeypatch.setattr(folders, "_decode", decode)
+            monkeypatch.setattr(pictures, "decode", decode)
             data.load(name, root)  # the other process, done first
 
-    monkeypatch.setattr(folders, "_decode", beaten)
+    monkeypatch.setattr(pictures, "decode", beaten)
     assert data.load(name, root).train.images.shape == (24, 3, 8, 8)
     assert len(list((root / "cache").iterdir())) == 1
 
 
 def test_coarse_labels(image_folder, tmp_path):
-    (image_folder / "coarse.json").write_text(json.dumps({"fine_to_coarse": {"dark": "any", "bright": "any"}}))
+    for part in ("train", "val"):
+        shutil.copytree(image_folder / part / "dark", image_folder / part / "black")
+    table = {"dark": "night", "black": "night", "bright": "day"}
+    (image_folder / "coarse.json").write_text(json.dumps({"fine_to_coarse": table}))
     loaded = data.load(f"folder:{image_folder}@coarse", tmp_path / "root")
-    assert loaded.classes == ("any",)
-    assert loaded.train.labels.unique().tolist() == [0]
+    assert loaded.classes == ("day", "night")
+    assert loaded.val.labels.tolist() == [1] * 4 + [0] * 4 + [1] * 4
 
 
 def test_missing_folder(tmp_path):
@@ -131,3 +138,143 @@ def test_coarse_without_a_table(image_folder, tmp_path):
     refused(f"folder:{image_folder}@coarse", tmp_path / "root", "must give each class the name of its coarse class")
     (image_folder / "coarse.json").write_text('{"fine_to_coarse": {"dark": "any"}}')
     refused(f"folder:{image_folder}@coarse", tmp_path / "root", "no coarse class for bright")
+
+
+def add(image_folder, picture, name="z.png", **options):
+    picture.save(image_folder / "train" / "dark" / name, **options)
+
+
+@pytest.mark.parametrize(
+    ("picture", "name", "options", "expected"),
+    [
+        (Image.fromarray(np.full((8, 8), 0.5, np.float32)), "z.tif", {}, "its pixels are floating-point numbers"),
+        (Image.fromarray(np.full((8, 8), 70_000, np.int32)), "z.tif", {}, "its pixels are 70000 to 70000, beyond 16"),
+        (
+            Image.new("RGB", (8, 8)),
+            "z.tif",
+            {"save_all": True, "append_images": [Image.new("RGB", (8, 8))]},
+            "it has 2 frames; keep one",
+        ),
+    ],
+)
+def test_pixels_that_nothing_tells_how_to_show_are_refused(image_folder, tmp_path, picture, name, options, expected):
+    add(image_folder, picture, name, **options)
+    refused(f"folder:{image_folder}", tmp_path / "root", rf"dark/{name}' cannot be decoded as an image \({expected}")
+
+
+def test_a_declared_size_is_refused_before_it_is_decoded(image_folder, tmp_path):
+    """A PNG of 65,000 x 65,000 pixels that has none."""
+    header = b"IHDR" + (65_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    chunks = [header, b"IDAT" + zlib.compress(b""), b"IEND"]
+    content = b"".join((len(c) - 4).to_bytes(4, "big") + c + zlib.crc32(c).to_bytes(4, "big") for c in chunks)
+    (image_folder / "train" / "dark" / "z.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    refused(f"folder:{image_folder}", tmp_path / "root", r"z.png' cannot be decoded as an image \(Image size", image=8)
+
+
+def test_a_picture_is_upright(image_folder, tmp_path):
+    """EXIF orientation 6: to be turned by a quarter clockwise."""
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    add(image_folder, Image.fromarray(pixels), exif=exif)
+    loaded = data.load(f"folder:{image_folder}", tmp_path / "root")
+    expected = torch.from_numpy(np.rot90(pixels, -1).transpose(2, 0, 1).copy())
+    assert sum(torch.equal(image, expected) for image in loaded.train.images) == 1
+
+
+def test_cmyk_is_shown_as_rgb(image_folder, tmp_path):
+    add(image_folder, Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "z.tif")
+    loaded = data.load(f"folder:{image_folder}", tmp_path / "root")
+    assert any(image[:, 0, 0].tolist() == [0, 255, 255] for image in loaded.train.images)
+
+
+def test_what_is_no_file_is_named_and_not_waited_for(image_folder, tmp_path):
+    os.mkfifo(image_folder / "train" / "dark" / "z.png")
+    refused(f"folder:{image_folder}", tmp_path / "root", "z.png' cannot be decoded as an image .it is no regular file")
+
+
+def test_no_image_counts_twice(image_folder, tmp_path):
+    (image_folder / "train" / "dark" / "round").symlink_to(".")
+    (image_folder / "train" / "dark" / "away").symlink_to("away")
+    assert len(data.load(f"folder:{image_folder}", tmp_path / "root").train.labels) == 24
+    (image_folder / "train" / "dark" / "z.png").symlink_to("0.png")
+    with pytest.raises(InputError, match=r"z.png' and '.*0.png' are one file, by a link; keep one of them"):
+        data.load(f"folder:{image_folder}", tmp_path / "root")
+
+
+def test_what_is_learned_is_not_what_is_judged(image_folder, tmp_path):
+    shutil.rmtree(image_folder / "val")
+    (image_folder / "val").symlink_to("train")
+    refused(f"folder:{image_folder}", tmp_path / "root", "are one file, by a link")
+
+
+def test_one_class_is_refused(image_folder, tmp_path):
+    for part in ("train", "val"):
+        shutil.rmtree(image_folder / part / "dark")
+    refused(f"folder:{image_folder}", tmp_path / "root", r"has one class \(bright\): nothing to tell apart")
+
+
+@pytest.mark.parametrize("name", ["..a", "[bold]", "<b>|", "a\nb", "é", "\udcff"])
+def test_classes_may_be_called_anything(image_folder, tmp_path, name):
+    for part in ("train", "val"):
+        (image_folder / part / "dark").rename(image_folder / part / name)
+    loaded = data.load(f"folder:{image_folder}", tmp_path / "root")
+    assert name in loaded.classes
+    assert len(loaded.digest()) == 64
+
+
+@pytest.mark.parametrize("fault", ["flipped", "swapped", "fewer", "emptied", "gone", "undescribed"])
+def test_a_damaged_cache_is_made_anew(image_folder, tmp_path, fault):
+    name, root = f"folder:{image_folder}", tmp_path / "root"
+    before = data.load(name, root)
+    images, labels = before.train.images.clone(), before.val.images.clone()
+    del before
+    (cache,) = (root / "cache").iterdir()
+    train, val, about = (cache / part for part in ("train.npy", "val.npy", "about.json"))
+    if fault == "flipped":
+        content = bytearray(train.read_bytes())
+        content[-1] ^= 1
+        train.write_bytes(content)
+    elif fault == "swapped":
+        val.write_bytes(train.read_bytes())
+    elif fault == "fewer":
+        np.save(train, np.load(train)[:-1])
+    elif fault == "undescribed":
+        about.write_text("[]")
+    else:
+        train.write_bytes(b"") if fault == "emptied" else train.unlink()
+    after = data.load(name, root)
+    assert torch.equal(after.train.images, images)
+    assert torch.equal(after.val.images, labels)
+    assert [path.name for path in (root / "cache").iterdir()] == [cache.name]
+
+
+def test_caches_of_what_was_are_removed(image_folder, tmp_path):
+    name, root = f"folder:{image_folder}", tmp_path / "root"
+    data.load(name, root)
+    kept = data.load(name, root, 6)
+    (image_folder / "train" / "dark" / "0.png").unlink()
+    assert len(data.load(name, root).train.labels) == 23
+    assert len(list((root / "cache").iterdir())) == 2  # at its own size and at 6 pixels
+    assert len(kept.train.images) == 24
+
+
+def test_what_killed_processes_decoded_is_removed(image_folder, tmp_path):
+    (tmp_path / "cache" / ".decoding-dead").mkdir(parents=True)
+    (tmp_path / "cache" / ".decoding-alive").mkdir()
+    for folder in (tmp_path / "cache").iterdir():
+        os.utime(folder, (0, 0))
+    handle = os.open(tmp_path / "cache" / ".decoding-alive", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    data.load(f"folder:{image_folder}", tmp_path)
+    os.close(handle)
+    assert [path.name for path in (tmp_path / "cache").glob(".*")] == [".decoding-alive"]
+
+
+def test_a_full_disk_is_one_message(image_folder, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    refused(f"folder:{image_folder}", tmp_path / "root", r"24 images of 8x8 pixels take 0 MiB.*No space left.*--data-r")

@@ -97,6 +97,15 @@ def test_a_damaged_idx_file_is_one_message(tmp_path, idx):
         data.load("fashion-mnist", tmp_path / "root")
 
 
+@pytest.mark.parametrize("labels", [[0], [0, 1, 2], [0, 10], []])
+def test_labels_that_are_not_of_the_images_are_one_message(tmp_path, idx, labels):
+    idx(tmp_path / "root")
+    file = tmp_path / "root" / "t10k-labels-idx1-ubyte.gz"
+    file.write_bytes(gzip.compress(struct.pack(">HBBI", 0, 8, 1, len(labels)) + bytes(labels)))
+    with pytest.raises(InputError, match=rf"2 images, {len(labels)} labels and 10 classes, which do not belong"):
+        data.load("fashion-mnist", tmp_path / "root")
+
+
 def test_mnist_that_cannot_be_fetched_is_one_message(tmp_path, monkeypatch, idx):
     def offline(*args, **options):
         raise RuntimeError("no network")
@@ -201,4 +210,4 @@ def test_torchvision_built_for_another_torch(tmp_path, monkeypatch):
 
 
 def test_image_side_below_one(tmp_path):
-    refused("digits", tmp_path, "image 0 is too small", image=0)
+    refused("digits", tmp_path, "image 0 is outside 1 to 16,384 pixels", image=0)

@@ -1,0 +1,262 @@
+"""What the files of a study must hold: each is checked where it is read back, and a damaged one is named.
+
+Whatever a study writes as JSON carries the SHA-256 of its content (`sealed`), so that a flipped bit that leaves valid
+JSON is found too; without one, as in a file written by hand, the content alone is checked.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any, Self, get_type_hints
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from ablations.study.presets import PRESETS
+from ablations.study.recipes import Recipe
+from core.errors import InputError, choose
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f/]+$")]
+
+SEAL = "sha256"
+_REPORTED = (  # settings that a report needs; an earlier version may not have had the others
+    *("data", "image", "baseline_width", "baseline_heads", "epochs", "batch_size", "device", "engine", "precision"),
+    "set",
+)
+
+
+class Damaged(InputError):
+    """A file that is not what the program wrote."""
+
+
+class Checked(BaseModel):
+    """Types as they are in JSON, numbers finite; further keys are let be."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+
+
+_HINTS = get_type_hints(Recipe)
+_TYPED: Any = {f.name: (_HINTS[f.name], ... if f.name in _REPORTED else f.default) for f in fields(Recipe)}
+_PRESET: Any = Annotated[str, AfterValidator(lambda name: choose("preset", name, PRESETS))]
+Settings: Any = create_model("Settings", __base__=Checked, **_TYPED)
+Configuration: Any = create_model("Configuration", __base__=Settings, preset=(_PRESET, ...))
+
+
+class Environment(Checked):
+    """Where a study ran."""
+
+    torch: str
+    device_name: str
+    threads: str
+
+
+class Same(Checked):
+    """Digests of what makes cells comparable (see identity.py)."""
+
+    code: str
+    data: str
+    weights: str | None
+
+
+class StudyFile(Checked):
+    """study.json"""
+
+    configuration: Configuration
+    environment: Environment
+    identity: Same | None = None
+    ceiling: dict[str, Positive] = {}
+
+
+class Failure(Checked):
+    """failed.json"""
+
+    arm: Name
+    seed: Bytes
+    error: str
+
+
+class Outcome(Checked):
+    """result.json"""
+
+    arm: Name
+    seed: Bytes
+    data: str
+    parameters: Count
+    epochs: Count
+    best_val_accuracy: Share
+    final_val_accuracy: Share
+    final_val_loss: float
+    final_train_loss: float
+    train_seconds: Positive
+    images_per_second: Positive
+    step_ms_median: Positive
+    peak_bytes: Count
+    predicted_peak_bytes: Count
+    kept_bytes: Bytes
+    kept_by_op: dict[str, Bytes]
+    mfu: Positive
+    batch_size: Count
+    held_out: int | None = None
+    identity: Same | None = None
+    files: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _finite(self) -> Self:
+        if odd := [key for key, value in (self.model_extra or {}).items() if not _is_finite(value)]:
+            raise ValueError(f"{odd[0]} is not finite")
+        return self
+
+
+class Line(Checked):
+    """A line of metrics.jsonl."""
+
+    epoch: Count
+    accuracy: Share = Field(alias="val/accuracy")
+    loss: float = Field(alias="val/loss")
+    train: float = Field(alias="train/loss")
+    seconds: Positive
+    rate: Positive = Field(alias="speed/images_per_second")
+
+
+class Shape(Checked, extra="forbid"):
+    """The fields of VitConfig, which checks their values itself."""
+
+    image: Count
+    patch: Count
+    width: Count
+    depth: Count
+    heads: Count
+    mlp: Count
+    classes: Count
+    channels: Count = 3
+    dropout: float = 0.0
+    patch_norm: bool = False
+    head: str = "linear"
+    eps: float = 1e-6
+
+
+class About(Checked):
+    """What best.safetensors says of itself."""
+
+    arm: Name
+    seed: Bytes
+    accuracy: Share
+    data: str
+    classes: Annotated[list[str], Field(min_length=1)]
+    mean: list[float]
+    std: list[Positive]
+    config: Shape
+    recipe: Settings
+
+
+class TimingFile(Checked):
+    """timing.json"""
+
+    rounds: Count
+    quiet: bool
+    seconds: dict[Name, list[Positive | None]]
+    ratios: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _one_a_round(self) -> Self:
+        for arm, seconds in self.seconds.items():
+            if len(seconds) != self.rounds or not any(seconds):
+                raise ValueError(f"{arm} was measured in {len(seconds)} of {self.rounds} rounds")
+        return self
+
+
+class Called(Checked):
+    """An operation of profile.json."""
+
+    name: str
+    category: str
+    calls: float
+    ms: float
+    mib: float
+
+
+class ProfileFile(Checked):
+    """profile.json"""
+
+    arm: Name
+    device: str
+    steps: Count
+    wall_ms: Positive
+    profiled_ms: Positive
+    operations: Annotated[list[Called], Field(min_length=1)]
+    at_ms: Annotated[list[float], Field(min_length=1)]
+    live: list[int]
+
+    @model_validator(mode="after")
+    def _alike(self) -> Self:
+        if len(self.at_ms) != len(self.live):
+            raise ValueError(f"{len(self.at_ms)} times of {len(self.live)} sizes")
+        return self
+
+
+class MarginsFile(Checked):
+    """margins.json"""
+
+    margins: dict[str, Positive]
+    looks: Count
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """With the digest of its content."""
+    plain = {key: of for key, of in value.items() if key != SEAL}
+    return plain | {SEAL: digest(json.dumps(plain, sort_keys=True).encode())}
+
+
+def digest(content: bytes) -> str:
+    """SHA-256."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def read(path: Path, kind: type[Checked]) -> dict[str, Any]:
+    """A JSON file's content, of this kind; Damaged, with its name and what is wrong, if it is not."""
+    return parse(content(path), kind, str(path))
+
+
+def content(path: Path) -> bytes:
+    """A file's bytes; Damaged if it cannot be read."""
+    if not path.is_file():
+        raise Damaged(f"'{path}' is not there")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"'{path}' cannot be read ({error.strerror})") from error
+
+
+def parse(text: bytes, kind: type[Checked], name: str) -> dict[str, Any]:
+    """The same of a file's bytes, or of a line of them."""
+    try:
+        kind.model_validate_json(text)
+        found: dict[str, Any] = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"'{name}' cannot be read ({said(error)})") from error
+    if found.pop(SEAL, None) not in (None, sealed(found)[SEAL]):
+        raise Damaged(f"'{name}' cannot be read (it is not as it was written: its {SEAL} is of another content)")
+    return found
+
+
+def said(error: Exception) -> str:
+    """What is wrong, in a line."""
+    if not isinstance(error, ValidationError):
+        return f"{type(error).__name__}: {error}"
+    first = error.errors(include_url=False)[0]
+    at = ".".join(map(str, first["loc"]))
+    return f"{at}: {first['msg']}" if at else first["msg"]
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether no number in it, however deep, is infinite or no number at all."""
+    if isinstance(value, float):
+        return isfinite(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(map(_is_finite, inner))

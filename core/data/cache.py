@@ -1,0 +1,138 @@
+"""Folders of images, decoded once into memory maps. All of it can be made again: what is damaged is, and what is of no
+use is removed."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core import files
+from core.data import pictures
+from core.data.splits import Statistics, statistics
+
+_FORMAT = 3
+_PARTS = ("train", "val")
+_DECODING = ".decoding-"
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError)
+_FRESH = 60.0  # seconds in which a folder may be another process's that does not hold it yet
+
+
+class Decoded(NamedTuple):
+    """Images of both splits, uint8 [N,3,S,S], on disk and read when they are used; the digests of these; the training
+    images' statistics."""
+
+    train: Tensor
+    val: Tensor
+    digests: tuple[str, str]
+    known: Statistics
+
+
+def cached(path: Path, parts: Sequence[Sequence[str]], state: object, root: Path, image: int | None) -> Decoded:
+    """The files of train and val below `path`, decoded at this side (None: as they are) or found in the cache.
+
+    state: whatever must not have changed of them since. InputError for what cannot be decoded.
+    """
+    source = {"path": str(path.resolve()), "image": image}
+    code = hashlib.sha256(repr((_FORMAT, source, state)).encode()).hexdigest()[:16]
+    folder = root / "cache" / f"{path.resolve().name}-{code}"
+    try:
+        return _read(folder)
+    except _UNREADABLE:
+        pass  # not there, or damaged: decoded anew
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder.parent)
+    with _decoding(folder.parent) as temporary:
+        side = image or pictures.native(parts[0][0])
+        for name, of in zip(_PARTS, parts, strict=True):
+            pictures.decode(of, side, image is None, temporary / f"{name}.npy")
+        made = [_mapped(temporary / f"{name}.npy") for name in _PARTS]
+        about = {"digests": [files.digest(images) for images in made], "statistics": statistics(made[0]), **source}
+        files.write(temporary / "about.json", json.dumps(about).encode())
+        try:
+            temporary.rename(folder)
+        except OSError:  # another process was first, or what is there is damaged
+            if _damaged(folder):
+                shutil.rmtree(folder)
+                temporary.rename(folder)
+    _remove_stale(folder, source)
+    return _read(folder)
+
+
+def _read(folder: Path) -> Decoded:
+    """ValueError where the images are not those that were decoded."""
+    about = json.loads((folder / "about.json").read_bytes())
+    train, val = (_mapped(folder / f"{name}.npy") for name in _PARTS)
+    digests = files.digest(train), files.digest(val)
+    if list(digests) != about["digests"]:
+        raise ValueError(f"'{folder}' is damaged")
+    mean, std = about["statistics"]
+    return Decoded(train, val, digests, (tuple(mean), tuple(std)))
+
+
+def _damaged(folder: Path) -> bool:
+    try:
+        _read(folder)
+    except _UNREADABLE:
+        return True
+    return False
+
+
+def _mapped(path: Path) -> Tensor:
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+@contextmanager
+def _decoding(cache: Path) -> Iterator[Path]:
+    """A folder to decode into, held by this process, and gone in the end unless it was renamed."""
+    temporary = Path(tempfile.mkdtemp(dir=cache, prefix=_DECODING))
+    temporary.chmod(0o777 & ~_umask())
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _remove_leftovers(cache: Path) -> None:
+    """What killed processes were decoding: folders that no process holds."""
+    for folder in cache.glob(f"{_DECODING}*"):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            if time.time() - folder.stat().st_mtime > _FRESH:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+        except BlockingIOError:
+            pass  # at work
+        finally:
+            os.close(handle)
+
+
+def _remove_stale(folder: Path, source: Mapping[str, object]) -> None:
+    """Caches of the same folder at the same side as it was before."""
+    for other in folder.parent.glob("*/about.json"):
+        try:
+            about = json.loads(other.read_bytes())
+            same = {key: about[key] for key in source} == source
+        except _UNREADABLE:
+            continue  # of something else
+        if same and other.parent != folder:
+            shutil.rmtree(other.parent, ignore_errors=True)

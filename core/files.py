@@ -1,0 +1,49 @@
+"""Files that are written whole or not at all, and digests that tell whether what is read is what was written."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_PIECE = 1 << 26  # elements
+
+
+def write(path: Path, content: bytes) -> None:
+    """Give a file this content: on the disk when this returns, and until then what it was. OSError names the file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _sync(folder: Path) -> None:
+    """A rename is on the disk when its folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's type, shape and values; a piece at a time, for the sake of memory maps."""
+    found = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    for piece in tensor.detach().flatten().split(_PIECE):
+        found.update(piece.cpu().contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def digests(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors by name, in any order."""
+    lines = sorted(f"{digest(tensor)} {name}\n" for name, tensor in tensors.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,111 @@
+"""A study goes on with the same code, data and weights, or says what differs."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from synthetic import study
+
+from ablations.analysis.comparisons import compare
+from ablations.reporting.words import sentences
+from ablations.study import identity, reading, store
+from ablations.study.presets import PRESETS
+from core import vit
+from core.data import sets
+from core.errors import InputError
+from core.weights import checkpoints
+
+RECIPE = vars(PRESETS["quick"])
+MACHINE = {"torch": "2", "device_name": "a processor", "threads": "1"}
+SAME = {"code": "c" * 64, "data": "d" * 64, "weights": None}
+
+
+def opened(out, same=SAME, accept=False, **recipe):
+    store.open_study(out, "quick", RECIPE | recipe, MACHINE, same, accept)
+
+
+@pytest.mark.parametrize("key", ["code", "data", "weights"])
+def test_what_differs_is_named_and_can_be_accepted(tmp_path, key):
+    opened(tmp_path / "s")
+    opened(tmp_path / "s")
+    other = SAME | {key: "e" * 64}
+    with pytest.raises(InputError, match=rf"\({key} .* -> eeeeeeeeeeee\); pass another --out, .*--accept-changes"):
+        opened(tmp_path / "s", other)
+    opened(tmp_path / "s", other, accept=True)
+    assert store.read_study(tmp_path / "s")["identity"] == other
+    opened(tmp_path / "s", other)
+
+
+def test_settings_count_in_any_order(tmp_path):
+    opened(tmp_path / "s", set=("decatt.weight=150", "mrt.scorer=blur"))
+    opened(tmp_path / "s", set=("mrt.scorer=blur", "decatt.weight=1", "decatt.weight=150.0"))
+    with pytest.raises(InputError, match="set .*weight=150"):
+        opened(tmp_path / "s", set=("decatt.weight=15", "mrt.scorer=blur"))
+
+
+def test_every_source_file_counts(tmp_path, monkeypatch):
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "a.py").write_text("x = 1")
+    monkeypatch.setattr(identity, "_ROOT", tmp_path)
+    found = [identity.code.__wrapped__()]
+    (tmp_path / "core" / "a.py").write_text("x = 2")
+    found.append(identity.code.__wrapped__())
+    (tmp_path / "core" / "a.py").rename(tmp_path / "core" / "b.py")
+    found.append(identity.code.__wrapped__())
+    (tmp_path / "core" / "b.pyc").write_text("")
+    assert len({*found}) == 3
+    assert identity.code.__wrapped__() == found[-1]
+
+
+def test_every_image_label_and_class_counts(image_folder, tmp_path):
+    data = sets.load(f"folder:{image_folder}", tmp_path)
+    plain = replace(data, pixels=None)
+    assert data.digest() == plain.digest()  # the cache's digests are those of the images
+    changed = data.val.images.clone()
+    changed[-1, 0, 0, 0] += 1
+    others = [
+        replace(plain, val=data.val._replace(images=changed)),
+        replace(plain, val=data.val._replace(labels=data.val.labels.flip(0))),
+        replace(plain, classes=("dark", "bright")),
+        replace(plain, train=data.val, val=data.train),
+    ]
+    assert len({data.digest(), *(other.digest() for other in others)}) == 5
+
+
+def test_weights_count_by_value(tmp_path):
+    config = vit.VitConfig(image=8, patch=4, width=8, depth=1, heads=2, mlp=16, classes=2)
+    params = vit.init(config, 0)
+    found = []
+    for name, state in (("a", params), ("b", params), ("c", params | {"norm.bias": torch.ones(8)})):
+        checkpoints.save(tmp_path / f"{name}.safetensors", state, {"config": vars(config)})
+        found.append(identity.pretrained.load.__wrapped__(str(tmp_path / f"{name}.safetensors")).digest())
+    assert found[0] == found[1] != found[2]
+
+
+def made_by(folder, arm, seed, same):
+    path = store.cell_folder(folder, arm, seed)
+    store.write_result(path, json.loads((path / "result.json").read_text()) | {"identity": same})
+
+
+def test_a_report_names_cells_of_other_code(tmp_path):
+    folder = study(tmp_path / "s", seeds=2, epochs=2)
+    for arm in ("baseline", "flash", "mrt", "flash+mrt"):
+        for seed in (0, 1):
+            made_by(folder, arm, seed, SAME | {"code": "f" * 64} if (arm, seed) == ("mrt", 1) else SAME)
+    said = "\n".join(sentences(compare([folder])))
+    assert "**Not made by the same as the other cells:** `mrt` seed 1: code cccccccccccc -> ffffffffffff." in said
+
+
+@pytest.mark.parametrize("key", ["data", "weights"])
+def test_studies_of_other_data_or_weights_are_not_joined(tmp_path, key):
+    folders = [study(tmp_path / name, ["baseline"], seeds=1, epochs=2) for name in ("a", "b")]
+    path = store.cell_folder(folders[1], "baseline", 0)
+    result = json.loads((path / "result.json").read_text()) | {"seed": 1}
+    path.rename(path.with_name("seed1"))
+    store.write_result(path.with_name("seed1"), result)
+    assert len(reading.read(folders).cells) == 2
+    made_by(folders[0], "baseline", 0, SAME)
+    made_by(folders[1], "baseline", 1, SAME | {key: "0" * 64})
+    with pytest.raises(InputError, match=f"cannot be joined: digest of {key} .* pass them one at a time"):
+        reading.read(folders)

@@ -1,0 +1,93 @@
+"""What a study's files must hold."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from synthetic import study
+
+from ablations.study import reading, schema, store
+
+GOOD = {"margins": {"accuracy": 0.5}, "looks": 2}
+
+
+def parsed(value):
+    return schema.parse(json.dumps(value).encode(), schema.MarginsFile, "a.json")
+
+
+def test_a_seal_is_of_the_content():
+    sealed = schema.sealed(GOOD)
+    assert parsed(sealed) == parsed(GOOD) == GOOD
+    with pytest.raises(schema.Damaged, match=r"'a.json' cannot be read \(it is not as it was written"):
+        parsed(sealed | {"looks": 3})
+    assert schema.sealed(sealed) == sealed
+
+
+def test_every_bit_of_a_sealed_file_counts():
+    content = json.dumps(schema.sealed(GOOD)).encode()
+    told = []
+    for at in range(8 * len(content)):
+        broken = bytearray(content)
+        broken[at // 8] ^= 1 << at % 8
+        try:
+            told.append(schema.parse(bytes(broken), schema.MarginsFile, "a.json"))
+        except schema.Damaged:
+            continue
+    assert all({k: v for k, v in of.items() if k in GOOD} == GOOD for of in told)  # the seal's own name was hit
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"best_val_accuracy": float("nan")}, "best_val_accuracy"),
+        ({"train_seconds": float("inf")}, "train_seconds"),
+        ({"step_ms_median": 0.0}, "step_ms_median"),
+        ({"parameters": "1000"}, "parameters"),
+        ({"kept_by_op": {"mm": -1}}, "kept_by_op.mm"),
+        ({"gpu": {"clocks": [1.0, float("nan")]}}, "gpu is not finite"),
+        ({"arm": "../up"}, "arm"),
+        ({"seed": 7}, "is of another cell"),
+        ({"epochs": 3}, "2 of 3 epochs"),
+    ],
+)
+def test_a_result_is_finite_and_of_its_cell(tmp_path, change, what):
+    folder = store.cell_folder(study(tmp_path / "s", ["mrt"], seeds=1, epochs=2), "mrt", 0)
+    assert reading.finished(folder)
+    result = json.loads((folder / "result.json").read_text())
+    store.write_result(folder, result | change)
+    assert what in reading.damage(folder)
+    assert not reading.finished(folder)
+    store.write_result(folder, {k: v for k, v in result.items() if k not in change})
+    assert not reading.finished(folder) or "gpu" in change
+
+
+@pytest.mark.parametrize(
+    ("table", "what"),
+    [
+        (np.ones((3, 100), bool), "has bool [3, 100]"),
+        (np.ones((2, 100)), "has float64 [2, 100]"),
+        (np.ones(100, bool), "has bool [100]"),
+        (np.ones((2, 0), bool), "has bool [2, 0]"),
+        (np.ones((2, 100), bool), "does not have the accuracies of metrics.jsonl"),
+        (np.array([{}], object), "cannot be read (ValueError: Object arrays"),
+    ],
+)
+def test_what_was_right_is_of_the_cells_epochs(tmp_path, table, what):
+    folder = store.cell_folder(study(tmp_path / "s", ["mrt"], seeds=1, epochs=2), "mrt", 0)
+    np.savez(folder / "correct.npz", correct=table)
+    assert "correct.npz' is not as it was written" in reading.damage(folder)
+    store.write_result(folder, json.loads((folder / "result.json").read_text()))
+    assert what in reading.damage(folder)
+
+
+def test_a_cell_that_was_judged_by_other_images_is_left_out(tmp_path):
+    folder = study(tmp_path / "s", seeds=1, epochs=2)
+    shutil.copytree(store.cell_folder(folder, "mrt", 0), tmp_path / "cell")
+    at = store.cell_folder(folder, "mrt", 0)
+    table = np.load(at / "correct.npz")["correct"]
+    np.savez(at / "correct.npz", correct=np.concatenate([table, table], 1))
+    store.write_result(at, json.loads((at / "result.json").read_text()))
+    found = reading.read([folder])
+    assert {cell.key[0] for cell in found.cells} == {"baseline", "flash", "flash+mrt"}
+    assert found.damaged == (f"'{at}' is of 2 epochs and 200 images, the study of 2 epochs and 100 images",)

@@ -1,0 +1,50 @@
+"""Files are written whole or not at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from core import files
+
+
+def test_what_is_written_is_there_alone(tmp_path):
+    os.umask(0o022)
+    files.write(tmp_path / "a", b"old")
+    files.write(tmp_path / "a", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"new")]
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("at", ["write", "fsync", "replace"])
+def test_a_full_disk_leaves_what_was(tmp_path, monkeypatch, at):
+    files.write(tmp_path / "a", b"old")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    if at == "write":
+        monkeypatch.setattr(Path, "open", full)
+    else:
+        monkeypatch.setattr(os, at, full)
+    with pytest.raises(OSError, match="No space left on device: '.*a'"):
+        files.write(tmp_path / "a", b"new")
+    monkeypatch.undo()
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
+
+
+def test_digests_tell_values_shapes_types_and_names():
+    a = torch.arange(6, dtype=torch.float32)
+    different = [a, a + 1, a.reshape(2, 3), a.double(), a.to(torch.bfloat16), a[:0]]
+    assert len({files.digest(t) for t in different}) == len(different)
+    assert files.digest(a.reshape(2, 3).mT.contiguous().mT) == files.digest(a.reshape(2, 3))
+    assert files.digests({"a": a, "b": a + 1}) == files.digests({"b": a + 1, "a": a})
+    assert files.digests({"a": a, "b": a + 1}) != files.digests({"b": a, "a": a + 1})
+
+
+def test_a_digest_is_of_all_pieces(monkeypatch):
+    values = torch.arange(100)
+    whole = files.digest(values)
+    monkeypatch.setattr(files, "_PIECE", 7)
+    assert files.digest(values) == whole
