@@ -63,13 +63,12 @@ def test_anything_else_that_is_left_is_made_anew(cut_short, start, reference, ma
         assert content(out) == reference()[0]
 
 
-def test_a_full_disk(tmp_path, reference, tried):
+def test_a_full_disk(tmp_path, reference, many, tried):
     """On a file system of so many KiB; then it has room, and the same command goes on."""
     expected, _ = reference()
     script = ROOT / "tests" / "faults" / "study.py"
     command = f"{sys.executable} {script} {' '.join(OPTIONS)} --out $DISK/study"
-    sizes = (180, 400)
-    for size in sizes:
+    for size in many((100, 180), range(80, 240, 10)):
         disk = tmp_path / str(size)
         disk.mkdir()
         shell = f"""

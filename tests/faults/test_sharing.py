@@ -41,7 +41,8 @@ def test_jobs(reference, tried, tmp_path):
     """Processes that a process starts: the same values as one."""
     out = tmp_path / "study"
     command = [sys.executable, str(ROOT / "tests/faults/study.py"), *OPTIONS, "--jobs", "2", "--out", str(out)]
-    done = subprocess.run(command, env=environment() | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True)
+    threads = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    done = subprocess.run(command, env=environment() | threads, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert content(out) == reference()[0]
     assert len(DONE.findall(done.stdout)) == 3
