@@ -49,9 +49,9 @@ class Graphs:
 def trace(config: vit.VitConfig, ops: Ops, batch: int, dtype: torch.dtype = torch.float32) -> Graphs:
     """The graphs of the objective under torch.compile's decompositions and partitioner.
 
-    Of more than three blocks two and three are traced: the others are like the third.
+    Of more than three blocks two and three are traced, the others being like the third; all, if each may be another.
     """
-    if config.depth <= 3:
+    if config.depth <= 3 or ops.number(1, config.depth) is not None:
         return _traced(config, ops, batch, dtype)
     two, three = (_traced(replace(config, depth=depth), ops, batch, dtype) for depth in (2, 3))
     more = config.depth - 3

@@ -67,7 +67,7 @@ def pack(x: Tensor, group: int, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     wide, x = torch.promote_types(x.dtype, torch.float32), x.unflatten(-1, (-1, width))
     low = x.amin(-1, keepdim=True).to(wide)
     step = ((x.amax(-1, keepdim=True) - low) / 255).clamp_min(torch.finfo(wide).tiny)
-    turns = _GOLDEN * torch.arange(width, device=x.device)
+    turns = (_GOLDEN * torch.arange(width, device=x.device)).frac_()
 
     def codes(x: Tensor, low: Tensor, step: Tensor, draw: Tensor) -> Tensor:
         return (x - low).div_(step).add_((draw + turns).frac_()).clamp_max_(255).to(torch.uint8)
