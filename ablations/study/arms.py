@@ -94,9 +94,12 @@ def _part(text: str, settings: Settings) -> tuple[str, str, dict[str, Any]]:
     if base in PRECISIONS:
         raise InputError(f"'{text}' has a value; write {base}")
     signature = inspect.signature(REGISTRY[base].build)
-    first = next(iter(signature.parameters.values()))
+    first = next(iter(signature.parameters.values()), None)
     given, name = dict(settings.get(base, {})), base
-    if at:
+    if first is None:
+        if at:
+            raise InputError(f"'{text}' has a value; write {base}")
+    elif at:
         given[first.name] = convert(base, first.name, value)
         if given[first.name] != settings.get(base, {}).get(first.name, first.default):
             name = _at(base, given[first.name])
