@@ -257,6 +257,10 @@ def test_missing_and_failed_cells_are_named(tmp_path):
         (["flash", "mrt"], "There is no baseline: nothing to compare with"),
         (["baseline"], "There is one arm: nothing to compare"),
         (["baseline", "flash", "mrt"], "do not tell apart the interactions flash × mrt"),
+        (
+            arms.half(("decatt", "droppath", "muon", "tome")),
+            "Aliases, which these arms do not tell from each other: decatt × droppath, muon × tome",
+        ),
         (["recompute"], "There is no baseline"),
     ],
 )

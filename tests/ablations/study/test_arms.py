@@ -124,10 +124,11 @@ def test_more_are_alone_and_with_flash(monkeypatch):
 
 
 def test_a_lattice_of_named_ones():
-    assert chosen("lattice:flash,readout") == ["baseline", "flash", "readout", "flash+readout"]
-    assert chosen("mrt,lattice:flash,crs@0.3") == ["mrt", "baseline", "crs@0.3", "flash", "crs@0.3+flash"]
-    assert chosen("lattice:crs") == chosen("lattice:crs@0.3,crs@0.5") == ["baseline", "crs@0.3", "crs@0.5"]
-    assert chosen("lattice:flash,bf16") == ["baseline", "bf16", "flash", "bf16+flash"]
+    assert chosen("lattice:flash,readout") == ["baseline", "readout", "flash", "flash+readout"]
+    assert chosen("mrt,lattice:flash,crs@0.3") == ["mrt", "baseline", "flash", "crs@0.3", "crs@0.3+flash"]
+    assert chosen("lattice:crs") == ["baseline", "crs@0.5", "crs@0.3"]
+    assert chosen("lattice:crs@0.3,crs@0.7,flash")[2:4] == ["crs@0.3", "crs@0.7"]
+    assert chosen("lattice:flash,bf16") == ["baseline", "flash", "bf16", "bf16+flash"]
     assert len(chosen("lattice:flash,readout,droppath")) == 8
     selected, refused = arms.select("lattice:flash,crs@0.3,recompute")
     assert len(selected) == 6
@@ -170,6 +171,7 @@ def test_bad_lattices_are_refused(name, message):
         ("mrt+uniform", "mrt and uniform both replace the model's tokenize"),
         ("flash@titled", "unknown flash backend 'titled'.*did you mean 'tiled'"),
         ("decatt@much", "decatt weight 'much' is not a number"),
+        ("readout@1", "'readout@1' has a value; write readout"),
         ("decatt@-1", "decatt weight -1.0 must be finite"),
     ],
 )

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from timm.layers import DropPath, calculate_drop_path_rates
+from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 
 from core import rng, vit
@@ -38,7 +38,7 @@ def test_rates_are_timms():
     rates = [b.drop_path1.drop_prob if isinstance(b.drop_path1, DropPath) else 0.0
              for b in VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=4, num_heads=2,
                                         drop_path_rate=0.6).blocks]  # fmt: skip
-    assert rates == pytest.approx(calculate_drop_path_rates(0.6, 4)) == pytest.approx([0, 0.2, 0.4, 0.6])
+    assert rates == pytest.approx([0, 0.2, 0.4, 0.6])
     scales = branches(0.6, key=1, images=4000)
     for block, rate in zip(scales, rates, strict=True):
         for branch in block:

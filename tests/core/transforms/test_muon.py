@@ -66,7 +66,7 @@ def test_updates_are_torchs(monkeypatch):
 
 def test_the_rate_follows_the_schedule():
     optimizer = Muon(AdamW(1e-3, schedule="cosine", warmup=2, steps=10), 0.02, 0.95, 0.0)
-    p = {"blocks.0.attn.proj.weight": torch.zeros(4, 4)}
+    p = {"head.weight": torch.zeros(4, 4), "blocks.0.attn.proj.weight": torch.zeros(4, 4)}
     g = {n: torch.eye(4) for n in p}
     moved = [optimizer.update(p, g, optimizer.init(p), torch.tensor(s))[0].popitem()[1].norm() for s in (0, 1, 9)]
     assert moved[0] / moved[1] == pytest.approx(0.5)
