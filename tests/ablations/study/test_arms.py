@@ -171,7 +171,6 @@ def test_bad_lattices_are_refused(name, message):
         ("mrt+uniform", "mrt and uniform both replace the model's tokenize"),
         ("flash@titled", "unknown flash backend 'titled'.*did you mean 'tiled'"),
         ("decatt@much", "decatt weight 'much' is not a number"),
-        ("readout@1", "'readout@1' has a value; write readout"),
         ("decatt@-1", "decatt weight -1.0 must be finite"),
     ],
 )
