@@ -19,7 +19,7 @@ OPTIONS = [
     "--arms", "baseline,decatt,crs@0.5",
 ]  # fmt: skip
 TIMES = {
-    "mfu", "train_seconds", "images_per_second", "step_ms_median", "warmup_seconds", "seconds", "reserved_bytes",
+    "files", "sha256", "mfu", "train_seconds", "images_per_second", "step_ms_median", "warmup_seconds", "seconds", "reserved_bytes",
     "speed/images_per_second", "speed/step_ms",
 }  # fmt: skip
 
