@@ -44,7 +44,7 @@ class Snapshots:
         """Write one, and remove all but the last two. OSError (ENOSPC) if the disk has no room for it."""
         begin = time.monotonic()
         tensors, about = content()
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}  # none shared
         data = save(tensors, metadata={"about": json.dumps(about)})
         self.folder.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(self.folder).free < len(data):

@@ -18,9 +18,9 @@ OPTIONS = [
     "--mlp", "32", "--epochs", "3", "--batch-size", "128", "--dropout", "0.1", "--seeds", "1",
     "--arms", "baseline,decatt,crs@0.5",
 ]  # fmt: skip
-TIMES = {
+TIMES = {  # and what is made of them
     "mfu", "train_seconds", "images_per_second", "step_ms_median", "warmup_seconds", "seconds", "reserved_bytes",
-    "speed/images_per_second", "speed/step_ms",
+    "speed/images_per_second", "speed/step_ms", "files", "sha256",
 }  # fmt: skip
 
 

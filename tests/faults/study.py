@@ -5,6 +5,7 @@ is an arm that kills its process; ENGINE=compiled traces the step, and with BACK
 runs the body of the graphed loop.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -15,6 +16,9 @@ from ablations import run
 from ablations.reporting import figures, terminal
 from ablations.study import cells, snapshots, timing
 from core import engine
+
+for late in ("sklearn.model_selection", "torch.utils.tensorboard", "torch._dynamo", "PIL.Image"):
+    importlib.import_module(late)  # once, before processes are forked: the study imports them where it needs them
 
 
 def prepare():

@@ -8,7 +8,7 @@ import pytest
 from faults.processes import content, until
 
 
-@pytest.mark.parametrize(("engine", "short", "long"), [("eager", 5, 50), ("graphed", 2, 50), ("compiled", 1, 50)])
+@pytest.mark.parametrize(("engine", "short", "long"), [("eager", 4, 50), ("graphed", 2, 50), ("compiled", 1, 50)])
 def test_killed_at_random_moments(start, reference, many, tried, draw, tmp_path, engine, short, long):
     environment = {"ENGINE": engine} | many({}, {"BACKEND": "inductor", "WHOLE": "1"})
     expected, seconds = reference(**environment)
@@ -27,7 +27,7 @@ def test_killed_again_and_again(start, reference, many, tried, draw, tmp_path):
     expected, seconds = reference()
     for i in range(many(1, 10)):
         out = tmp_path / str(i)
-        for _ in range(4):
+        for _ in range(3):
             run = start(out, "--retry-failed")
             time.sleep(draw.uniform(0.3, 1) * seconds)
             run.kill()

@@ -13,7 +13,7 @@ SEEDS = ["--seeds", "2"]
 
 
 def test_two_at_once(start, reference, many, tried, draw, tmp_path):
-    for i in range(many(2, 20)):
+    for i in range(many(1, 20)):
         out = tmp_path / str(i)
         runs = [start(out) for _ in range(2)]
         time.sleep(draw.uniform(0, 0.3))
@@ -27,7 +27,7 @@ def test_two_at_once(start, reference, many, tried, draw, tmp_path):
 
 def test_two_at_once_and_one_is_killed(start, reference, many, tried, draw, tmp_path):
     expected, seconds = reference()
-    for i in range(many(2, 30)):
+    for i in range(many(1, 30)):
         out = tmp_path / str(i)
         runs = [start(out) for _ in range(2)]
         time.sleep(draw.uniform(0, seconds))

@@ -98,7 +98,7 @@ def test_a_course_comes_back_bit_for_bit(config, kept):
         assert torch.equal(tensor, theirs[name])
     assert found.state.step == 4
     other = start(vit.init(replace(config, patch=8), 0), AdamW(), rng.key(0))
-    with pytest.raises(ValueError, match="patch_embed"):
+    with pytest.raises(ValueError, match="pos_embed"):
         Course(other, other.params).restored(*kept.load())
 
 
