@@ -6,6 +6,8 @@ the fewest FLOPs again. (torch's activation_memory_budget is a share of what it 
 pytorch#197838.)
 """
 
+from __future__ import annotations  # dynamo does not evaluate all annotations within a function
+
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -52,7 +54,7 @@ def budget(size: str = "0.5", plan: Sequence[Level] | None = None) -> Rewrite:
     for name in (name for level in plan or () for name in level):
         choose("tensor of a budget's plan", name, TENSORS)
 
-    def chosen(rest: Ops, config: "VitConfig", cost: Cost) -> Ops:
+    def chosen(rest: Ops, config: VitConfig, cost: Cost) -> Ops:
         hidden = {"attention", "block"} if _observed(rest) else set()
         hidden |= {"weights"} if rest.replaces("attend") else set()
         levels = [level for level in LEVELS if not hidden & set(level)]
@@ -71,7 +73,7 @@ def _rebuilding(plan: Sequence[Level], choice: Plan | None = None) -> Rewrite:
     def rebuilds(site: Site, name: str) -> bool:
         if len(plan) not in (1, site.config.depth):
             raise InputError(f"budget's plan is of {len(plan)} blocks, and the model has {site.config.depth}")
-        return name in plan[site.block or 0]
+        return name in plan[(site.block or 0) % len(plan)]
 
     def linear(site: Site, before: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         exact = rebuilt_input if rebuilds(site, INPUTS[site.name]) else layers.linear
