@@ -213,8 +213,16 @@ def _using(own: Params, shapes: Shapes, share: Share, fn: Callable[[Params], Any
         name, *view = kept
         return again[name].as_strided(*view)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return fn(params)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            return fn(params)
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        raise InputError(
+            "an optimization here uses torch.func in its forward pass, where fsdp's shards cannot be told from what it "
+            "keeps; pass --engine compiled, or --parallel ddp"
+        ) from error
 
 
 def _rows(flat: Tensor, count: int) -> Tensor:

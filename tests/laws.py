@@ -21,6 +21,7 @@ from core.step import Aux, make_step, objective, start, value_and_grad
 from core.transforms.registry import REGISTRY, Transform
 
 CONFIG = vit.VitConfig(image=32, patch=8, width=16, depth=2, heads=2, mlp=32, classes=5)
+NO_REGION = {"int8", "budget"} if torch.__version__ < "2.14" else {}  # torch.func within one: --regions False
 DRAWS = 150  # for the mean of an unbiased gradient
 
 
@@ -311,7 +312,9 @@ def test_one_graph(case):
         return torch._dynamo.lookup_backend("aot_eager")(graph, example)
 
     torch._dynamo.reset()  # all cases share code objects, and torch keeps only a few results of each
-    loss = loss_of(ops, config, region=torch.compiler.nested_compile_region)
+    loss = loss_of(
+        ops, config, region=(lambda fn: fn) if case.name in NO_REGION else torch.compiler.nested_compile_region
+    )
     gradient = value_and_grad(torch.compile(loss, fullgraph=True, dynamic=False, backend=backend), ops.frozen)
     expected = run(ops)
     for _ in range(2):
