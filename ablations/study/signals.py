@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
@@ -63,7 +63,8 @@ class Stop:
             return
         self.number = number
         show = b"\x1b[?25h" if os.isatty(1) else b""  # the cursor, which a second SIGINT would leave hidden
-        os.write(2, show + f"\n{Stopped(number)}: leaving at a checkpoint; Ctrl-C again leaves at once\n".encode())
+        with suppress(OSError):  # nobody reads any more
+            os.write(2, show + f"\n{Stopped(number)}: leaving at a checkpoint; Ctrl-C again leaves at once\n".encode())
         if not self._finishing:
             self._raise()
 
