@@ -1,6 +1,7 @@
 """Evaluates a model: in a study after each epoch, and by evaluate.py the best weights of a cell."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablations.study.arms import Arm, parse, read_settings
+from ablations.study.arms import Arm, optimizations, parse, read_settings
 from ablations.study.recipes import Recipe
-from core import vit
+from core import model, plugins, vit
 from core.data.augment import preparation
 from core.data.batches import gather
 from core.data.splits import Data, Split
 from core.errors import InputError
+from core.foreign import sources
 from core.ops import Ops, Params
 from core.parallel import ALONE, Share, summed
 from core.step import Prepare
@@ -39,7 +41,7 @@ class Evaluation(NamedTuple):
 def evaluate(
     params: Params,
     split: Split,
-    config: vit.VitConfig,
+    config: model.Config,
     ops: Ops,
     prepare: Prepare,
     dtype: torch.dtype = torch.float32,
@@ -51,9 +53,10 @@ def evaluate(
     device = device or split.images.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros(len(split.labels), dtype=torch.int64, device=device)
+    forward = model.bind(config, ops, dtype)
     for index in torch.arange(len(split.labels)).split(BATCH)[share.rank :: share.world]:
         images, labels = fetch(split, index, device)
-        logits = vit.forward(params, prepare(images, None), config, ops, dtype=dtype).logits.float()
+        logits = forward(params, prepare(images, None), None).logits.float()
         correct[int(index[0]) : int(index[-1]) + 1] = logits.argmax(-1) == labels
         loss = loss + F.cross_entropy(logits, labels, reduction="sum")
     return Evaluation(summed(correct, share).bool().cpu(), summed(loss, share).item() / len(split.labels))
@@ -70,12 +73,12 @@ class Trained(NamedTuple):
 
     arm: Arm
     params: Params
-    config: vit.VitConfig
+    config: model.Config
     recipe: Recipe
     about: dict[str, Any]
 
 
-def describe(arm: Arm, seed: int, config: vit.VitConfig, recipe: Recipe, data: Data, accuracy: float) -> dict[str, Any]:
+def describe(arm: Arm, seed: int, config: model.Config, recipe: Recipe, data: Data, accuracy: float) -> dict[str, Any]:
     """What a checkpoint says of itself: all that `load` and `accuracy` need to evaluate it."""
     return {
         "arm": arm.name,
@@ -85,41 +88,59 @@ def describe(arm: Arm, seed: int, config: vit.VitConfig, recipe: Recipe, data: D
         "classes": data.classes,
         "mean": data.mean,
         "std": data.std,
-        "config": vars(config),
+        "config": model.described(config),
         "recipe": vars(recipe),
     }
 
 
-def load(cell: Path) -> Trained:
+def load(cell: Path, model_of: str | None = None) -> Trained:
     """The best model of a cell (its folder, or the checkpoint itself). Raises InputError for a file that is not a
-    study's checkpoint, or whose weights do not have the shapes it states."""
+    study's checkpoint, or whose weights do not have the shapes it states.
+
+    model_of: the model of others that it is of, where that is code in a file, which a checkpoint alone does not run.
+    """
     params, about = checkpoints.load(cell / "best.safetensors" if cell.is_dir() else cell)
     try:
         _ = [about[k] for k in ("arm", "seed", "accuracy", "data", "classes", "mean", "std")]
-        fields: dict[str, Any] = {**about["recipe"], "set": tuple(about["recipe"]["set"])}
-        recipe, config = Recipe(**fields), vit.VitConfig(**about["config"])
+        fields: dict[str, Any] = {**about["recipe"], **{k: tuple(about["recipe"][k]) for k in ("set", "plugin")}}
+        recipe, values = Recipe(**fields), about["config"]
+        if unknown := plugins.missing(optimizations(about["arm"]), recipe.plugin):
+            raise InputError(f"'{cell}': {unknown}")
+        config = _config(replace(recipe, model=model_of or recipe.model), values, model_of)
+    except InputError:
+        raise
     except (KeyError, TypeError) as error:
         raise InputError(
             f"'{cell}' is not a checkpoint of a study of this version ({error}); pass a cell's folder, such as "
             "runs/NAME/cells/ARM/seed0"
         ) from error
     arm = parse(about["arm"], read_settings(recipe.set))
-    return Trained(arm, checkpoints.check(params, config, arm.ops), config, recipe, about)
+    params = model.from_state_dict(config, params)
+    return Trained(arm, checkpoints.check(params, config, model.fit(arm.ops, config)), config, recipe, about)
 
 
-def accuracy(model: Trained, data: Data, device: torch.device) -> Evaluation:
+def _config(recipe: Recipe, values: dict[str, Any], named: str | None) -> model.Config:
+    if recipe.model is None:
+        return vit.VitConfig(**values)
+    if recipe.model.startswith("module:") and named is None:
+        raise InputError(f"the checkpoint's model is code in a file; pass --model {recipe.model} to run it")
+    return sources.load(recipe.model, *(values[k] for k in ("image", "channels", "classes")))
+
+
+def accuracy(trained: Trained, data: Data, device: torch.device) -> Evaluation:
     """A trained model on the validation images of a data set, normalised as its training images were."""
-    classes = tuple(model.about["classes"])
+    classes = tuple(trained.about["classes"])
     if data.classes != classes:
         raise InputError(
             f"the model tells {len(classes)} classes apart ({_some(classes)}), '{data.name}' has "
             f"{len(data.classes)} ({_some(data.classes)}); pass --data with the same classes, such as --data "
-            f"{model.about['data']}"
+            f"{trained.about['data']}"
         )
-    prepare = preparation(tuple(model.about["mean"]), tuple(model.about["std"]))
-    params = {name: tensor.to(device) for name, tensor in model.params.items()}
-    dtype = model.recipe.dtype(model.arm)
-    return evaluate(params, data.val, model.config, model.arm.ops, prepare, dtype, device)
+    prepare = preparation(tuple(trained.about["mean"]), tuple(trained.about["std"]))
+    params = {name: tensor.to(device) for name, tensor in trained.params.items()}
+    dtype = trained.recipe.dtype(trained.arm)
+    ops = model.fit(trained.arm.ops, trained.config)
+    return evaluate(params, data.val, trained.config, ops, prepare, dtype, device)
 
 
 def _some(classes: Sequence[str]) -> str:

@@ -4,15 +4,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ablations.study.arms import AGAIN, BASELINE
+from ablations.study.arms import AGAIN, BASELINE, optimizations
 from ablations.study.machine import COMPARABLE
 from ablations.study.store import ANEW, Result, Row, cell_folder, readable, refuse_old
+from core import plugins
 from core.errors import InputError
 
 
@@ -99,6 +101,9 @@ def read(folders: Sequence[Path]) -> Study:
     for several folders if their settings or machines differ or if two have the same cell."""
     studies = [_read(folder) for folder in folders]
     first = studies[0]
+    arms = [optimizations(outcome["arm"]) for s in studies for outcome in (*s.results, *s.failed)]
+    if unknown := plugins.missing(list(chain(*arms)), first.configuration.get("plugin", ())):
+        raise InputError(f"'{folders[0]}': {unknown}")
     for folder, other in zip(folders[1:], studies[1:], strict=True):
         before, after = (s.configuration | {k: s.environment[k] for k in COMPARABLE} for s in (first, other))
         if odd := [k for k in {**before, **after} if before.get(k) != after.get(k)]:

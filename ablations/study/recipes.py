@@ -12,11 +12,18 @@ from core.account.step import account
 from core.data.augment import preparation
 from core.data.splits import Data
 from core.errors import InputError, choose
+from core.foreign import sources
 from core.layers import EXACT
+from core.model import Config, asked
 from core.optimizers import AdamW
 from core.parallel import ALONE, Share, divided
 from core.step import Prepare
 from core.vit import VitConfig
+
+OURS = (  # fields of our own model alone
+    *("patch", "width", "depth", "heads", "mlp", "dropout", "patch_norm", "head"),
+    *("baseline_width", "baseline_heads", "eps", "weights"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,13 @@ class Recipe:
     joined by commas: a study each, one after the other."""
     image: int | None = None
     """Side in pixels that images are resized to; None: as they are."""
+
+    model: str | None = None
+    """A model of others instead of our own: timm:NAME, hf:FOLDER (of Hugging Face), or module:FILE.py:FUNCTION, a
+    function that returns an nn.Module. It decides what --patch to --weights below say of ours."""
+    plugin: tuple[str, ...] = ()
+    """Python files with optimizations and data sets of your own (docs/api.md); those of installed packages are there
+    by themselves."""
 
     patch: int = 4
     """Patch side in pixels."""
@@ -109,6 +123,8 @@ class Recipe:
         count = processes.count(self.parallel, self.processes, present)
         if self.parallel and self.engine == "graphed":
             raise InputError("engine 'graphed' is for one process; with --parallel pass --engine compiled or eager")
+        if self.model is not None and (given := [name for name in OURS[-4:] if getattr(self, name) is not None]):
+            raise InputError(f"{given[0]} is for our own model, and --model {self.model} is another; leave out one")
         precision = ("bf16" if device == "cuda" else "fp32") if self.precision == "auto" else self.precision
         return replace(self, device=device, precision=precision, processes=count)
 
@@ -127,7 +143,7 @@ class Recipe:
 
     def resolve_engine(self, data: Data) -> tuple["Recipe", str]:
         """With the engine decided, and why: by the FLOPs of training a cell without any optimization."""
-        flops = account(self.model(parse(BASELINE), data), EXACT, self.batch_size).flops
+        flops = account(self.config(parse(BASELINE), data), EXACT, self.batch_size).flops
         steps = self.epochs * (len(data.train.labels) // self.batch_size)
         name, why = engine.resolve(self.engine, self.device, float(flops) * steps)
         if self.parallel and name == "graphed":
@@ -145,12 +161,15 @@ class Recipe:
         tokens = (image // self.patch) ** 2
         return (*same, f"mrt.tokens={tokens}", f"mrt.min_patch={self.patch // 2}", f"mrt.max_patch={2 * self.patch}")
 
-    def model(self, arm: Arm, data: Data) -> VitConfig:
+    def config(self, arm: Arm, data: Data) -> Config:
         """The model of an arm, with what its optimizations ask for."""
-        return arm.ops.config(self.plain_model(arm, data))
+        return asked(self.plain_config(arm, data), arm.ops)
 
-    def plain_model(self, arm: Arm, data: Data) -> VitConfig:
+    def plain_config(self, arm: Arm, data: Data) -> Config:
         """The model of an arm without its optimizations."""
+        if self.model is not None:
+            sizes = data.image, data.train.images.shape[1], len(data.classes)
+            return sources.load(self.model, *sizes, self.device)
         alone = arm.name in (BASELINE, AGAIN)
         return VitConfig(
             image=data.image,
