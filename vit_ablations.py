@@ -73,6 +73,8 @@ def run(
         choose("recipe value", name, vars(base))
     values["set"] = (*base.set, *values.get("set", ()))
     changed = command.of_its_model(replace(base, **values), base)
-    whole = command.Command(arms, recipe, seeds=seeds, out=Path(out), data_root=Path(data_root), recipe=changed)
+    whole = command.Command(
+        arms=arms, preset=recipe, seeds=seeds, out=Path(out), data_root=Path(data_root), recipe=changed
+    )
     command.execute(whole, Console(quiet=quiet), Stop())
     return load(out, plugin=changed.plugin)
