@@ -407,8 +407,8 @@ def _folder(command: Command, data: str) -> Path:
 
 
 def _file_name(data: str) -> str:
-    """A data set's name as part of a folder's name: `folder:a/b@coarse` -> `b-coarse`."""
-    path, at, kind = data.removeprefix("folder:").partition("@coarse")
+    """A data set's name as part of a folder's name: `folder:a/b@coarse` -> `b-coarse`, `plugin:c` -> `c`."""
+    path, at, kind = data.removeprefix("plugin:").removeprefix("folder:").partition("@coarse")
     return f"{Path(path).resolve().name if data.startswith('folder:') else path}{'-coarse' if at else kind}"
 
 
