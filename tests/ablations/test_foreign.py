@@ -19,7 +19,7 @@ from core.weights import checkpoints
 
 ROOT = Path(__file__).parents[2]
 ARMS = "baseline,crs@0.5,decatt+flash,recompute"
-MODEL = """
+MODEL = """import torch
 import torch.nn.functional as F
 from torch import nn
 
