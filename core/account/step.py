@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from core import model
 from core.account.flops import flops
 from core.errors import InputError, choose
+from core.foreign.model import Foreign
 from core.ops import Ops, Params
 from core.optimizers import AdamW, Optimizer
 from core.parallel import ALONE, Share, at_use, shard, spread, whole
@@ -229,6 +230,8 @@ def planned(
     image: int | None = None,
 ) -> Ops:
     """The ops as planned for such a step, see `Ops.planned`. Raises InputError for what no plan can do."""
+    if isinstance(config, Foreign):
+        return ops  # which takes no plans
     return ops.planned(config, lambda ops, config: account(config, ops, batch, dtype, "train", optimizer, image))
 
 
