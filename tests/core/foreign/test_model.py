@@ -108,7 +108,10 @@ def test_the_transforms_keep_their_contracts(load, name):
     unbiased(config, "int8", value, exact)
     other, _, gradients = run(config, "lowbp")
     assert other.item() == pytest.approx(value.item(), rel=1e-12)
-    assert 1e-6 < distance(gradients, exact) < 3
+    if any(place.role == "mlp.fc2" for place in config.places.values()):
+        assert 1e-6 < distance(gradients, exact) < 3
+    else:  # a gated MLP, whose activation is left as it is
+        assert distance(gradients, exact) < 1e-9
 
 
 def unbiased(config, arm, value, exact):
