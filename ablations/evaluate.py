@@ -9,6 +9,7 @@ import tyro
 from ablations.study import evaluation
 from ablations.study.machine import named, ready
 from ablations.study.speaking import one_message
+from core import plugins
 from core.data import sets
 
 
@@ -22,6 +23,10 @@ class Command:
     """The data set; the one it was trained on unless given."""
     data_root: Path = Path("data")
     """Where downloads and the cache of decoded images are kept."""
+    plugin: tuple[str, ...] = ()
+    """Python files that the cell's optimizations or data set are in."""
+    model: str | None = None
+    """The model of others that the cell trained, if it is of a file: module:FILE.py:FUNCTION."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
@@ -31,7 +36,8 @@ def main() -> None:
     command = tyro.cli(Command)
     with one_message():
         device = ready(named(command.device))
-        model = evaluation.load(command.cell)
+        plugins.load(command.plugin)
+        model = evaluation.load(command.cell, command.model)
         data = sets.load(command.data or model.about["data"], command.data_root, model.recipe.image)
         data = data.holding_out(model.about["seed"])
         result = evaluation.accuracy(model, data, device)

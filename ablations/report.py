@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from ablations.study.speaking import one_message
+from core import plugins
 from core.errors import InputError
 
 
@@ -16,6 +17,8 @@ class Command:
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Studies that run.py wrote, such as runs/quick-digits."""
+    plugin: tuple[str, ...] = ()
+    """Python files that the study's optimizations are in; those of installed packages are found."""
     out: Path | None = None
     """Where the report goes: report/ in the study's folder, or for several studies in one named after them. Nothing
     there is replaced but what an earlier report wrote."""
@@ -31,6 +34,7 @@ def main() -> None:
             raise InputError("no study given; write python ablations/report.py runs/NAME")
         from ablations.reporting.compose import write  # pandas and matplotlib: not for --help
 
+        plugins.load(command.plugin)
         paths = write(command.folders, command.out, None if command.target is None else command.target / 100)
         print("\n".join(map(str, paths)))
 

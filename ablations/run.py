@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -27,12 +28,14 @@ from ablations.study import claims, hours, identity, jobs, machine, plan, proces
 from ablations.study.arms import BASELINE
 from ablations.study.presets import ABOUT, ARMS, PRESETS, SEEDS
 from ablations.study.progress import Terminal
-from ablations.study.recipes import PRECISIONS, Recipe
+from ablations.study.recipes import OURS, PRECISIONS, Recipe
 from ablations.study.signals import Stop, Stopped, minutes_left
 from ablations.study.speaking import one_message
+from core import plugins
 from core.data import sets
 from core.engine import ENGINES
 from core.errors import InputError, choose
+from core.foreign.model import Foreign
 from core.sizes import read_bytes
 from core.transforms.registry import REGISTRY
 
@@ -119,6 +122,7 @@ def read(arguments: list[str], console: Console) -> Command:
     base = PRESETS[choose("preset", preset, PRESETS)]
     default = Command(arms=ARMS.get(preset, "all"), preset=preset, seeds=SEEDS.get(preset, 1), recipe=base)
     command = tyro.cli(Command, args=arguments, default=default)
+    command = replace(command, recipe=of_its_model(command.recipe, base))
     if command.recipe.set != base.set:
         command = replace(command, recipe=replace(command.recipe, set=base.set + command.recipe.set))
     if not 1 <= command.seeds <= SEEDS_MOST:
@@ -151,6 +155,17 @@ def read(arguments: list[str], console: Console) -> Command:
     return command
 
 
+def of_its_model(recipe: Recipe, preset: Recipe) -> Recipe:
+    """The recipe without what its preset says of our own model, if that of others is asked for; InputError for what the
+    command line says of ours beside it."""
+    if recipe.model is None:
+        return recipe
+    if given := [name for name in OURS if getattr(recipe, name) != getattr(preset, name)]:
+        option = f"--{given[0].replace('_', '-')}"
+        raise InputError(f"{option} is for our own model, and --model {recipe.model} is another; leave out one")
+    return replace(recipe, weights=None, baseline_width=None, baseline_heads=None, eps=None)
+
+
 def margins(command: Command) -> dict[str, dict[str, float]]:
     """What --margin and --until ask for, by response; InputError for unknown responses and for what is no number."""
     from ablations.analysis import verdicts  # statistics, which no other refusal should wait for
@@ -180,6 +195,14 @@ def each(command: Command) -> list[Command]:
         for name in names:
             sets.outline(name, command.data_root, command.recipe.image)
     return [replace(command, recipe=replace(command.recipe, data=name)) for name in names]
+
+
+def _all(option: str, arguments: list[str]) -> list[str]:
+    """The values of an option that takes several, `--option A B`."""
+    if option not in arguments:
+        return []
+    rest = arguments[arguments.index(option) + 1 :]
+    return list(takewhile(lambda word: not word.startswith("--"), rest))
 
 
 def _last(option: str, arguments: list[str]) -> str | None:
@@ -267,6 +290,8 @@ def _introduce(console: Console, study: running.Study, out: Path, cells: int, le
         f"threads, data {data.name} ({len(data.train.labels):,} + {len(data.val.labels):,} images)",
         soft_wrap=True,
     )
+    if isinstance(first := study.cells[0].config, Foreign):
+        console.print(first.sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def _run(
@@ -390,8 +415,8 @@ def _folder(command: Command, data: str) -> Path:
 
 
 def _file_name(data: str) -> str:
-    """A data set's name as part of a folder's name: `folder:a/b@coarse` -> `b-coarse`."""
-    path, at, kind = data.removeprefix("folder:").partition("@coarse")
+    """A data set's name as part of a folder's name: `folder:a/b@coarse` -> `b-coarse`, `plugin:c` -> `c`."""
+    path, at, kind = data.removeprefix("plugin:").removeprefix("folder:").partition("@coarse")
     return f"{Path(path).resolve().name if data.startswith('folder:') else path}{'-coarse' if at else kind}"
 
 
@@ -400,7 +425,11 @@ def describe(console: Console) -> None:
     lines = ["arms (--arms all):", *(f"  {name}" for name in arm_names.lattice()), "", "optimizations:"]
     lines += [f"  {name:<10} {t.about} ({t.contract})" for name, t in REGISTRY.items()]
     lines += ["", "presets:", *(f"  {name:<10} {text}" for name, text in ABOUT.items())]
-    lines += ["", f"data:       {', '.join(sets.NAMES)}", f"engines:    {', '.join(ENGINES)}"]
+    lines += [
+        "",
+        f"data:       {', '.join([*sets.NAMES, *(f'plugin:{name}' for name in sets.PLUGGED)])}",
+        f"engines:    {', '.join(ENGINES)}",
+    ]
     lines += [f"devices:    {', '.join(machine.DEVICES)}", f"precisions: auto, {', '.join(PRECISIONS)}"]
     console.print("\n".join(lines))
 
@@ -412,6 +441,7 @@ def main() -> None:
     stop = Stop()
     try:
         with one_message(processes.named):
+            plugins.load(_all("--plugin", sys.argv[1:]))
             if "--list" in sys.argv[1:]:
                 describe(console)
                 return

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from core.code import said
 from core.data.batches import batches, gather, resident
 from core.data.splits import Split
 from core.errors import InputError, choose
+from core.model import Config, shapes
 from core.ops import Ops
 from core.optimizers import Optimizer
 from core.parallel import ALONE, Share, at_use, check, spread
 from core.step import Batch, Metrics, Prepare, State, Step, make_step, objective
-from core.vit import VitConfig, shapes
 
 ENGINES = ("auto", "eager", "compiled", "graphed")
 Done = Callable[[], bool | None]  # after a step: whether to end here
@@ -43,7 +44,7 @@ def resolve(name: str, device: str, work: float = 0.0) -> tuple[str, str]:
 
 
 def build(
-    config: VitConfig,
+    config: Config,
     ops: Ops,
     prepare: Prepare,
     dtype: torch.dtype,
@@ -82,6 +83,16 @@ def _compile_on_cuda(update: Callable[..., Any]) -> Callable[..., Any]:
     return lambda trained, gradients, state, count: (compiled if count.is_cuda else update)(
         trained, gradients, state, count
     )
+
+
+def refuse_breaks(what: str, fn: Callable[..., Any], *args: Any) -> None:
+    """InputError, which begins with `what`, for a function that torch.compile cannot trace as one graph."""
+    try:
+        torch.compile(fresh(fn), fullgraph=True, dynamic=False, backend="eager")(*args)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise InputError(
+            f"{what} cannot be traced as one graph ({said(error)}); pass --engine eager, or take out what breaks it"
+        ) from error
 
 
 def fresh(fn: Any) -> Callable[..., Any]:

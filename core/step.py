@@ -13,9 +13,9 @@ from torch import Tensor
 
 from core import rng
 from core.layers import EXACT
+from core.model import Config, bind
 from core.ops import Ops, Params
 from core.optimizers import Optimizer
-from core.vit import VitConfig, blockwise, forward
 
 Batch = tuple[Tensor, Tensor]  # images [B,C,H,W] as stored, labels [B]
 
@@ -63,7 +63,7 @@ def start(params: Params, optimizer: Optimizer, key: Tensor, ops: Ops = EXACT) -
 
 
 def objective(
-    config: VitConfig,
+    config: Config,
     ops: Ops,
     prepare: Prepare,
     dtype: torch.dtype = torch.float32,
@@ -76,12 +76,12 @@ def objective(
     Augmentation and model draw from separate keys, so that all arms of a seed see the same images. region: a compiler's
     mark on the function of a block, to compile it once for all. own: of several processes, each one's key of the model.
     """
-    run = region(blockwise(config, ops, dtype))
+    forward = bind(config, ops, dtype, region)
 
     def loss(params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = batch
         data_key, model_key = rng.split(key, 2)
-        output = forward(params, prepare(images, data_key), config, ops, own(model_key), dtype, run)
+        output = forward(params, prepare(images, data_key), own(model_key))
         logits = output.logits.to(torch.promote_types(dtype, torch.float32))
         cross_entropy = F.cross_entropy(logits, labels)
         correct = (logits.detach().argmax(-1) == labels).sum()
@@ -116,8 +116,8 @@ def make_step(
     wrap_loss: Wrap = lambda fn: fn,
     wrap_update: Wrap = lambda fn: fn,
 ) -> Step:
-    """The pure step of a loss; `ops` say what is frozen and change the optimizer. What wraps the loss (a compiler) splits
-    it into a forward and a backward graph."""
+    """The pure step of a loss; `ops` say what is frozen and change the optimizer. What wraps the loss, a compiler, may
+    split it into a forward and a backward graph."""
     optimizer = ops.optimizer(optimizer)
 
     def of_step(params: Params, batch: Batch, key: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

@@ -143,8 +143,13 @@ def parameters(config: VitConfig, ops: Ops = EXACT) -> int:
 
 def init(config: VitConfig, seed: int, ops: Ops = EXACT, device: torch.device | str | None = None) -> Params:
     """Initial parameters, float32, drawn on the CPU; each tensor depends on the seed and its name only."""
+    return {name: tensor.to(device) for name, tensor in draw(layout(config, ops), seed).items()}
+
+
+def draw(wanted: dict[str, Parameter], seed: int) -> Params:
+    """Initial values of parameters, float32; each depends on the seed and its name only."""
     key = rng.key(seed)
-    return {name: _initial(name, p, key).to(device) for name, p in layout(config, ops).items()}
+    return {name: _initial(name, p, key) for name, p in wanted.items()}
 
 
 def _initial(name: str, parameter: Parameter, key: Tensor) -> Tensor:

@@ -11,12 +11,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of several threads 
 import torch
 from PIL import Image
 
-from core import rng, vit
+from core import plugins, rng, vit
+from core.errors import InputError
 from core.step import Batch
 
 
 def pytest_addoption(parser):
     parser.addoption("--faults", choices=("short", "long"), default="short", help="how many faults tests/faults tries")
+    parser.addoption("--plugin", action="append", default=[], metavar="FILE", help="put this file through the laws")
+
+
+def pytest_configure(config):
+    try:
+        plugins.load(config.getoption("--plugin"))
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def pytest_collection_modifyitems(items):

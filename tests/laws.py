@@ -1,6 +1,8 @@
 """The laws that every optimization obeys, at every setting that is used. Registering one puts it through all of them:
 
 pytest tests/laws.py -k NAME
+
+and those of a file of one's own: pytest tests/laws.py --plugin FILE.py
 """
 
 import tempfile
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from core import rng, vit
+from core import plugins, rng, vit
 from core.errors import InputError
 from core.layers import EXACT
 from core.ops import composed
@@ -69,7 +71,8 @@ def cases(registry: dict[str, Transform]):
 
 
 CASES = [*cases(REGISTRY)]
-each = pytest.mark.parametrize("case", CASES, ids=str)
+TESTED = [case for case in CASES if case.name in plugins.of_files()] or CASES
+each = pytest.mark.parametrize("case", TESTED, ids=str)
 
 
 def inputs(ops, config, dtype=torch.float64):
@@ -108,7 +111,7 @@ def distance(a, b):
     return max(((a[n] - b[n]).abs().max() / b[n].abs().max().clamp_min(1e-6)).item() for n in b)
 
 
-IDENTITIES = [(n, t) for n, t in REGISTRY.items() if t.identity is not None]
+IDENTITIES = [(n, t) for n, t in REGISTRY.items() if t.identity is not None and n in {case.name for case in TESTED}]
 
 
 @pytest.mark.parametrize(("name", "transform"), IDENTITIES, ids=[n for n, _ in IDENTITIES])

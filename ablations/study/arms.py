@@ -3,7 +3,7 @@
 import inspect
 import itertools
 from ast import literal_eval
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any, get_args, get_type_hints
@@ -196,6 +196,12 @@ def _leveled(base: str) -> list[str]:
     return [_at(base, level) for level in levels] or [base]
 
 
+def optimizations(name: str) -> list[str]:
+    """What an arm's name consists of, without values, precision and the baselines."""
+    parts = (part.partition("@")[0] for part in name.split("+"))
+    return [part for part in parts if part not in (BASELINE, AGAIN, *PRECISIONS)]
+
+
 def twin(name: str) -> str:
     """The arm without its exact optimizations: what it learns is the arm's own in distribution."""
     if name in (BASELINE, AGAIN):
@@ -229,13 +235,18 @@ def _words(text: str) -> list[tuple[str, Sequence[str]]]:
     return [(word, _group(word)) for word in words]
 
 
-def select(text: str, settings: Settings | None = None, pretrained: bool = False) -> tuple[list[Arm], dict[str, str]]:
+def select(
+    text: str,
+    settings: Settings | None = None,
+    pretrained: bool = False,
+    check: Callable[[Arm], object] = lambda arm: None,
+) -> tuple[list[Arm], dict[str, str]]:
     """The arms of a comma-separated list, each once, in order: names, groups (see `_group`), and last `lattice:A,B,…`,
     every combination of these, or `half:A,B,…`, half of them. And those of `all`, `controls`, `more` and the
     combinations that are left out, since two of their optimizations cannot be combined, or one needs what is not
     there: why.
 
-    pretrained: whether there are pretrained weights.
+    pretrained: whether there are pretrained weights. check: raises Conflict for an arm that the model cannot take.
     """
     arms: dict[str, Arm] = {}
     refused: dict[str, str] = {}
@@ -244,6 +255,7 @@ def select(text: str, settings: Settings | None = None, pretrained: bool = False
             try:
                 arm = parse(name, settings)
                 _need_weights(arm, pretrained)
+                check(arm)
                 arms[arm.name] = arm
             except Conflict as error:
                 if len(names) == 1 or word in ("published", "finetune"):

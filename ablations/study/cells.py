@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from ablations.study import processes
-from ablations.study.arms import Arm
+from ablations.study.arms import Arm, Conflict
 from ablations.study.evaluation import Evaluation, evaluate, fetch
 from ablations.study.initialization import initial
 from ablations.study.recipes import Recipe
-from core import engine, measure, parallel, rng, vit
+from core import engine, measure, model, parallel, rng
 from core.account.step import Account, account, planned
 from core.data.splits import Data
 from core.errors import InputError
+from core.foreign.model import Foreign
 from core.layers import EXACT
 from core.ops import Ops, Params
 from core.optimizers import AdamW
@@ -40,8 +41,8 @@ class Prepared:
     arm: Arm
     recipe: Recipe
     data: Data
-    config: vit.VitConfig
-    plain: vit.VitConfig
+    config: model.Config
+    plain: model.Config
     """Of the same model without the arm's optimizations."""
     prepare: Prepare
     dtype: torch.dtype
@@ -49,9 +50,9 @@ class Prepared:
 
     @cached_property
     def ops(self) -> Ops:
-        """The arm's primitives, planned for the recipe's batch."""
-        recipe = self.recipe
-        return planned(self.config, self.arm.ops, self.images, self.dtype, self.optimizer, recipe.image)
+        """The arm's primitives as the model takes them, planned for the recipe's batch."""
+        fitting, recipe = model.fit(self.arm.ops, self.config), self.recipe
+        return planned(self.config, fitting, self.images, self.dtype, self.optimizer, recipe.image)
 
     @property
     def device(self) -> torch.device:
@@ -71,7 +72,7 @@ class Prepared:
     @property
     def shapes(self) -> parallel.Shapes:
         """Of the whole parameters."""
-        return vit.shapes(self.config, self.ops)
+        return model.shapes(self.config, self.ops)
 
     @property
     def steps(self) -> int:
@@ -155,7 +156,10 @@ class Prepared:
         raises is left to its cells, which meet it again and record it, while the other arms run."""
         try:
             loss = objective(self.config, self.ops, self.prepare, self.dtype)
-            loss(self.start_whole(0, rng.key(0)).params, self.batch(2), rng.key(0, self.device))
+            given = self.start_whole(0, rng.key(0)).params, self.batch(2), rng.key(0, self.device)
+            loss(*given)
+            if isinstance(self.config, Foreign) and self.recipe.engine != "eager" and not self.ops.parts:
+                engine.refuse_breaks(f"model '{self.config}'", loss, *given)
         except InputError as error:
             raise InputError(f"arm '{self.arm.name}': {error}") from error
         except Exception:
@@ -170,17 +174,22 @@ class Prepared:
 
 
 @cache
-def _plain_flops(config: vit.VitConfig, batch: int, dtype: torch.dtype) -> int:
+def _plain_flops(config: model.Config, batch: int, dtype: torch.dtype) -> int:
     return account(config, EXACT, batch, dtype).flops
 
 
 def prepared(arm: Arm, recipe: Recipe, data: Data) -> Prepared:
     """What these make together; InputError, with the arm's name, if they do not fit."""
     try:
-        plain, config = recipe.plain_model(arm, data), recipe.model(arm, data)
+        plain, config = recipe.plain_config(arm, data), recipe.config(arm, data)
         share = processes.share(recipe.parallel, recipe.processes)
         parallel.check(arm.ops, share)
         optimizer = replace(recipe.optimizer(len(data.train.labels) // recipe.batch_size), norm=share.norm)
-        return Prepared(arm, recipe, data, config, plain, recipe.prepare(data, share), recipe.dtype(arm), optimizer)
+        cell = Prepared(arm, recipe, data, config, plain, recipe.prepare(data, share), recipe.dtype(arm), optimizer)
     except InputError as error:
         raise InputError(f"arm '{arm.name}': {error}") from error
+    try:
+        _ = cell.ops
+    except InputError as error:
+        raise Conflict(f"arm '{arm.name}': {error}") from error
+    return cell

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablations.study import schema
-from ablations.study.arms import BASELINE, Arm, parse, read_settings
+from ablations.study.arms import BASELINE, Arm, optimizations, parse, read_settings
 from ablations.study.recipes import Recipe
 from ablations.study.store import refuse_old
-from core import vit
+from core import model, plugins, vit
 from core.data.augment import preparation
 from core.data.batches import gather
 from core.data.splits import Data, Split
 from core.errors import InputError
+from core.foreign import sources
 from core.ops import Ops, Params
 from core.parallel import ALONE, Share, summed
 from core.step import Prepare
@@ -43,7 +45,7 @@ class Evaluation(NamedTuple):
 def evaluate(
     params: Params,
     split: Split,
-    config: vit.VitConfig,
+    config: model.Config,
     ops: Ops,
     prepare: Prepare,
     dtype: torch.dtype = torch.float32,
@@ -55,9 +57,10 @@ def evaluate(
     device = device or split.images.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros(len(split.labels), dtype=torch.int64, device=device)
+    forward = model.bind(config, ops, dtype)
     for index in torch.arange(len(split.labels)).split(BATCH)[share.rank :: share.world]:
         images, labels = fetch(split, index, device)
-        logits = vit.forward(params, prepare(images, None), config, ops, dtype=dtype).logits.float()
+        logits = forward(params, prepare(images, None), None).logits.float()
         correct[int(index[0]) : int(index[-1]) + 1] = logits.argmax(-1) == labels
         loss = loss + F.cross_entropy(logits, labels, reduction="sum")
     return Evaluation(summed(correct, share).bool().cpu(), summed(loss, share).item() / len(split.labels))
@@ -74,12 +77,12 @@ class Trained(NamedTuple):
 
     arm: Arm
     params: Params
-    config: vit.VitConfig
+    config: model.Config
     recipe: Recipe
     about: dict[str, Any]
 
 
-def describe(arm: Arm, seed: int, config: vit.VitConfig, recipe: Recipe, data: Data, accuracy: float) -> dict[str, Any]:
+def describe(arm: Arm, seed: int, config: model.Config, recipe: Recipe, data: Data, accuracy: float) -> dict[str, Any]:
     """What a checkpoint says of itself: all that `load` and `accuracy` need to evaluate it."""
     return {
         "arm": arm.name,
@@ -89,14 +92,17 @@ def describe(arm: Arm, seed: int, config: vit.VitConfig, recipe: Recipe, data: D
         "classes": data.classes,
         "mean": data.mean,
         "std": data.std,
-        "config": vars(config),
+        "config": model.described(config),
         "recipe": vars(recipe),
     }
 
 
-def load(cell: Path) -> Trained:
+def load(cell: Path, model_of: str | None = None) -> Trained:
     """The best model of a cell (its folder, or the checkpoint itself). Raises InputError for a file that is not a
-    study's checkpoint, or whose weights do not have the shapes it states."""
+    study's checkpoint, or whose weights do not have the shapes it states.
+
+    model_of: the model of others that it is of, where that is code in a file, which a checkpoint alone does not run.
+    """
     if (cell / "study.json").is_file():
         raise InputError(f"'{cell}' is a whole study; pass one of its cells, such as {cell}/cells/{BASELINE}/seed0")
     if cell.is_dir() and (study := Path(os.path.normpath(cell / "../.."))).joinpath("study.json").is_file():
@@ -104,30 +110,45 @@ def load(cell: Path) -> Trained:
     params, about = checkpoints.load(cell / "best.safetensors" if cell.is_dir() else cell)
     try:
         schema.About.model_validate_json(json.dumps(about))
-        recipe = Recipe(**{**about["recipe"], "set": tuple(about["recipe"]["set"])})
-        config = vit.VitConfig(**about["config"])
-    except (ValueError, TypeError) as error:
+        fields: dict[str, Any] = {**about["recipe"], **{k: tuple(about["recipe"][k]) for k in ("set", "plugin")}}
+        recipe, values = Recipe(**fields), about["config"]
+        if unknown := plugins.missing(optimizations(about["arm"]), recipe.plugin):
+            raise InputError(f"'{cell}': {unknown}")
+        config = _config(replace(recipe, model=model_of or recipe.model), values, model_of)
+    except InputError:
+        raise
+    except (KeyError, ValueError, TypeError) as error:
         raise InputError(
             f"'{cell}' is not a checkpoint of a study of this version ({schema.said(error)}); pass a cell's folder, "
             "such as runs/NAME/cells/ARM/seed0"
         ) from error
     arm = parse(about["arm"], read_settings(recipe.set))
-    return Trained(arm, checkpoints.check(params, config, arm.ops), config, recipe, about)
+    params = model.from_state_dict(config, params)
+    return Trained(arm, checkpoints.check(params, config, model.fit(arm.ops, config)), config, recipe, about)
 
 
-def accuracy(model: Trained, data: Data, device: torch.device) -> Evaluation:
+def _config(recipe: Recipe, values: dict[str, Any], named: str | None) -> model.Config:
+    if recipe.model is None:
+        return vit.VitConfig(**values)
+    if recipe.model.startswith("module:") and named is None:
+        raise InputError(f"the checkpoint's model is code in a file; pass --model {recipe.model} to run it")
+    return sources.load(recipe.model, *(values[k] for k in ("image", "channels", "classes")))
+
+
+def accuracy(trained: Trained, data: Data, device: torch.device) -> Evaluation:
     """A trained model on the validation images of a data set, normalised as its training images were."""
-    classes = tuple(model.about["classes"])
+    classes = tuple(trained.about["classes"])
     if data.classes != classes:
         raise InputError(
             f"the model tells {len(classes)} classes apart ({_some(classes)}), '{data.name}' has "
             f"{len(data.classes)} ({_some(data.classes)}); pass --data with the same classes, such as --data "
-            f"{model.about['data']}"
+            f"{trained.about['data']}"
         )
-    prepare = preparation(tuple(model.about["mean"]), tuple(model.about["std"]))
-    params = {name: tensor.to(device) for name, tensor in model.params.items()}
-    dtype = model.recipe.dtype(model.arm)
-    return evaluate(params, data.val, model.config, model.arm.ops, prepare, dtype, device)
+    prepare = preparation(tuple(trained.about["mean"]), tuple(trained.about["std"]))
+    params = {name: tensor.to(device) for name, tensor in trained.params.items()}
+    dtype = trained.recipe.dtype(trained.arm)
+    ops = model.fit(trained.arm.ops, trained.config)
+    return evaluate(params, data.val, trained.config, ops, prepare, dtype, device)
 
 
 def _some(classes: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from ablations.study import schema
 from ablations.study.cells import Prepared
 from ablations.study.running import Study
-from core import measure, rng, vit
+from core import measure, model, rng
 from core.errors import InputError
 from core.step import start
 
@@ -49,7 +49,7 @@ def step_seconds(study: Study, out: Path) -> tuple[dict[str, float], str]:
 
 
 def _measured(cell: Prepared) -> float:
-    params = {name: p.to(cell.device) for name, p in vit.init(cell.config, 0, cell.ops).items()}
+    params = {name: p.to(cell.device) for name, p in model.init(cell.config, 0, cell.ops).items()}
     state = start(params, cell.optimizer, rng.key(0, cell.device), cell.ops)
     batch, seconds = cell.batch(cell.images), []
     for _ in range(1 + STEPS):

@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from core.code import ran
 from core.data.splits import Data
 from core.weights import pretrained
 
@@ -24,13 +24,15 @@ def of(data: Data, weights: str | None) -> Identity:
     }
 
 
-@cache
 def code() -> str:
-    """SHA-256 of this project's source files, whatever is committed of them, by name; installed without git too."""
+    """SHA-256 of this project's source files, whatever is committed of them, by name, installed without git too; and of
+    the user's files that were run."""
     found = hashlib.sha256()
-    for path in sorted(path for part in _SOURCES for path in (_ROOT / part).rglob("*.py")):
+    own = sorted(path for part in _SOURCES for path in (_ROOT / part).rglob("*.py"))
+    for path in [*own, *sorted(ran, key=lambda path: path.name)]:
         content = path.read_bytes()
-        found.update(f"{path.relative_to(_ROOT).as_posix()} {len(content)}\n".encode() + content)
+        name = path.name if path in ran else path.relative_to(_ROOT).as_posix()
+        found.update(f"{name} {len(content)}\n".encode() + content)
     return found.hexdigest()
 
 

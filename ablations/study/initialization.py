@@ -4,9 +4,10 @@ from dataclasses import replace
 
 from ablations.study.arms import Arm
 from ablations.study.recipes import Recipe
-from core import vit
+from core import model
 from core.data.splits import Data
 from core.errors import InputError
+from core.foreign.model import Foreign
 from core.ops import Params
 from core.weights import pretrained
 
@@ -42,9 +43,9 @@ def initial(recipe: Recipe, arm: Arm, data: Data, seed: int) -> Params:
 
     Raises InputError for an arm whose transforms ask for a model that the weights are not of.
     """
-    config = recipe.model(arm, data)
-    params = vit.init(config, seed, arm.ops)
-    if recipe.weights is None:
+    config = recipe.config(arm, data)
+    params = model.init(config, seed, model.fit(arm.ops, config))
+    if recipe.weights is None or isinstance(config, Foreign):
         return params
     source = pretrained.load(recipe.weights)
     if wanted := source.differences(vars(config)):

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ablations.study.cells import Prepared
 from ablations.study.evaluation import BATCH
-from core import vit
+from core import model
 from core.account import graphs
 from core.errors import InputError
 from core.step import objective
@@ -95,7 +95,7 @@ def _try_on_device(cell: Prepared) -> None:
     if cell.recipe.device != "cuda":
         return
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
-        params = {name: torch.empty(shape) for name, shape in vit.shapes(cell.config, cell.ops).items()}
+        params = {name: torch.empty(shape) for name, shape in model.shapes(cell.config, cell.ops).items()}
         images = torch.empty(2, *cell.data.train.images.shape[1:], dtype=torch.uint8)
         batch = images, torch.empty(2, dtype=torch.int64)
         try:

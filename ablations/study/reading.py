@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ablations.study import identity, schema
-from ablations.study.arms import AGAIN, BASELINE
+from ablations.study.arms import AGAIN, BASELINE, optimizations
 from ablations.study.machine import COMPARABLE
 from ablations.study.schema import Damaged
 from ablations.study.store import Result, Row, cell_folder, read_study
+from core import plugins
 from core.errors import InputError
 
 
@@ -176,6 +178,9 @@ def read(folders: Sequence[Path]) -> Study:
     same cell."""
     studies = [_read(folder) for folder in folders]
     first = studies[0]
+    arms = [optimizations(outcome["arm"]) for s in studies for outcome in (*s.results, *s.failed)]
+    if unknown := plugins.missing(list(chain(*arms)), first.configuration.get("plugin", ())):
+        raise InputError(f"'{folders[0]}': {unknown}")
     for folder, other in zip(folders[1:], studies[1:], strict=True):
         before, after = (_comparable(study) for study in (first, other))
         if odd := [k for k in {**before, **after} if before.get(k) != after.get(k)]:

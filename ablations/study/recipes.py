@@ -13,13 +13,19 @@ from core.account.step import account
 from core.data.augment import preparation
 from core.data.splits import Data
 from core.errors import InputError, choose
+from core.foreign import sources
 from core.layers import EXACT
+from core.model import Config, asked
 from core.optimizers import AdamW
 from core.parallel import ALONE, Share, divided
 from core.step import Prepare
 from core.vit import VitConfig
 
 EPOCHS = 1_000_000  # at most
+OURS = (  # fields of our own model alone
+    *("patch", "width", "depth", "heads", "mlp", "dropout", "patch_norm", "head"),
+    *("baseline_width", "baseline_heads", "eps", "weights"),
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,13 @@ class Recipe:
     joined by commas: a study each, one after the other."""
     image: int | None = None
     """Side in pixels that images are resized to; None: as they are."""
+
+    model: str | None = None
+    """A model of others instead of our own: timm:NAME, hf:FOLDER (of Hugging Face), or module:FILE.py:FUNCTION, a
+    function that returns an nn.Module. It decides what --patch to --weights below say of ours."""
+    plugin: tuple[str, ...] = ()
+    """Python files with optimizations and data sets of your own (docs/api.md); those of installed packages are there
+    by themselves."""
 
     patch: int = 4
     """Patch side in pixels."""
@@ -112,6 +125,8 @@ class Recipe:
         count = processes.count(self.parallel, self.processes, present)
         if self.parallel and self.engine == "graphed":
             raise InputError("engine 'graphed' is for one process; with --parallel pass --engine compiled or eager")
+        if self.model is not None and (given := [name for name in OURS[-4:] if getattr(self, name) is not None]):
+            raise InputError(f"{given[0]} is for our own model, and --model {self.model} is another; leave out one")
         precision = ("bf16" if device == "cuda" else "fp32") if self.precision == "auto" else self.precision
         return replace(self, device=device, precision=precision, processes=count)
 
@@ -132,7 +147,7 @@ class Recipe:
 
     def resolve_engine(self, data: Data) -> tuple["Recipe", str]:
         """With the engine decided, and why: by the FLOPs of training a cell without any optimization."""
-        counted = account(self.model(parse(BASELINE), data), EXACT, self.batch_size)
+        counted = account(self.config(parse(BASELINE), data), EXACT, self.batch_size)
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # which the weights of a GPU pass too
         if counted.state_bytes > memory:
             raise InputError(
@@ -156,12 +171,15 @@ class Recipe:
         tokens = (image // self.patch) ** 2
         return (*same, f"mrt.tokens={tokens}", f"mrt.min_patch={self.patch // 2}", f"mrt.max_patch={2 * self.patch}")
 
-    def model(self, arm: Arm, data: Data) -> VitConfig:
+    def config(self, arm: Arm, data: Data) -> Config:
         """The model of an arm, with what its optimizations ask for."""
-        return arm.ops.config(self.plain_model(arm, data))
+        return asked(self.plain_config(arm, data), arm.ops)
 
-    def plain_model(self, arm: Arm, data: Data) -> VitConfig:
+    def plain_config(self, arm: Arm, data: Data) -> Config:
         """The model of an arm without its optimizations."""
+        if self.model is not None:
+            sizes = data.image, data.train.images.shape[1], len(data.classes)
+            return sources.load(self.model, *sizes, self.device)
         alone = arm.name in (BASELINE, AGAIN)
         return VitConfig(
             image=data.image,

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
-from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ from ablations.study.snapshots import Snapshots
 from ablations.study.store import Result, cell_folder, profile_folder, read_study, write_json
 from ablations.study.timing import ceiling
 from ablations.study.training import train
-from core import measure, rng, vit
+from core import measure, model, plugins, rng
 from core.data import sets
 from core.data.splits import Data
 from core.transforms.registry import REGISTRY
@@ -82,10 +81,12 @@ def foresee(arms: str, recipe: Recipe, root: Path, present: bool = True) -> Stud
     present: whether the device must be here.
     """
     recipe = recipe.resolve_machine(present)
-    select(arms, read_settings(recipe.set), recipe.weights is not None)  # refused before a folder is read
+    plugins.load(recipe.plugin)
+    pretrained = recipe.weights is not None or recipe.model is not None
+    select(arms, read_settings(recipe.set), pretrained)  # refused before a folder is read
     data = sets.outline(recipe.data, root, recipe.image)
     recipe = recipe.resolve_data(data)
-    chosen, refused = select(arms, read_settings(recipe.set), recipe.weights is not None)
+    chosen, refused = select(arms, read_settings(recipe.set), pretrained, lambda arm: prepared(arm, recipe, data))
     cells = [prepared(arm, recipe, data) for arm in chosen]
     recipe, why = recipe.resolve_engine(data)
     return Study([replace(cell, recipe=recipe) for cell in cells], recipe, why, data, refused)
@@ -165,7 +166,9 @@ def _attempt(cell: Prepared, seed: int, preset: str, out: Path, progress: Progre
             result["mfu"] = cell.plain_flops * 1000 / result["step_ms_median"] / ceiling(out, cell)
             made_by = read_study(out).get("identity")
             result = {**about, "preset": preset, "data": cell.data.name, "identity": made_by, **result}
-            checkpoints.save(folder / "best.safetensors", best, _describe(cell, seed, result))
+            checkpoints.save(
+                folder / "best.safetensors", model.state_dict(cell.config, best), _describe(cell, seed, result)
+            )
             recorder.finish(result, _settings(cell, seed, preset))
         kept.remove()
         progress.done(result)
@@ -263,7 +266,7 @@ def profile(study: Study, out: Path, progress: Progress) -> int:
 
 def need(cells: Sequence[tuple[Prepared, int]]) -> int:
     """Bytes that these cells write, about: the best weights of each, and snapshots of the largest."""
-    sizes = [4 * sum(prod(shape) for shape in vit.shapes(cell.config, cell.ops).values()) for cell, _ in cells]
+    sizes = [4 * model.parameters(cell.config, cell.ops) for cell, _ in cells]
     return sum(sizes) + 3 * 4 * max(sizes, default=0)
 
 

@@ -141,6 +141,14 @@ class Shape(Checked, extra="forbid"):
     eps: float = 1e-6
 
 
+class ModuleShape(Checked):
+    """What there is to say of a model that others wrote."""
+
+    image: Count
+    channels: Count
+    classes: Count
+
+
 class About(Checked):
     """What best.safetensors says of itself."""
 
@@ -151,7 +159,7 @@ class About(Checked):
     classes: Annotated[list[str], Field(min_length=1)]
     mean: list[float]
     std: list[Positive]
-    config: Shape
+    config: Shape | ModuleShape
     recipe: Settings
 
 

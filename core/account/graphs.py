@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from core import vit
 from core.account.step import inputs, normalised
 from core.engine import fresh
+from core.foreign.model import Foreign
+from core.model import Config
 from core.ops import Ops
 from core.step import objective
 
@@ -46,12 +47,12 @@ class Graphs:
         return self.kept.total()
 
 
-def trace(config: vit.VitConfig, ops: Ops, batch: int, dtype: torch.dtype = torch.float32) -> Graphs:
+def trace(config: Config, ops: Ops, batch: int, dtype: torch.dtype = torch.float32) -> Graphs:
     """The graphs of the objective under torch.compile's decompositions and partitioner.
 
     Of more than three blocks two and three are traced, the others being like the third; all, if each may be another.
     """
-    if config.depth <= 3 or ops.number(1, config.depth) is not None:
+    if config.depth <= 3 or isinstance(config, Foreign) or ops.number(1, config.depth) is not None:
         return _traced(config, ops, batch, dtype)
     two, three = (_traced(replace(config, depth=depth), ops, batch, dtype) for depth in (2, 3))
     more = config.depth - 3
@@ -62,7 +63,7 @@ def trace(config: vit.VitConfig, ops: Ops, batch: int, dtype: torch.dtype = torc
     return Graphs(deep(two.forward, three.forward), deep(two.backward, three.backward), deep(two.kept, three.kept))
 
 
-def _traced(config: vit.VitConfig, ops: Ops, batch: int, dtype: torch.dtype) -> Graphs:
+def _traced(config: Config, ops: Ops, batch: int, dtype: torch.dtype) -> Graphs:
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor.decomposition import select_decomp_table

@@ -6,6 +6,7 @@ model of any size is accounted for in seconds. Scratch memory inside a kernel is
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from core import vit
+from core import model
 from core.account.flops import flops
 from core.errors import InputError, choose
+from core.foreign.model import Foreign
 from core.ops import Ops, Params
 from core.optimizers import AdamW, Optimizer
 from core.parallel import ALONE, Share, at_use, shard, spread, whole
@@ -151,17 +153,16 @@ class _Live(TorchDispatchMode):
 
 
 def _place(parameter: str) -> tuple[str, str]:
-    """Block and layer of a parameter's name."""
-    if parameter.startswith("blocks."):
-        _, block, layer = parameter.split(".", 2)
-        return block, layer.rpartition(".")[0]
+    """Block and layer of a parameter's name: "blocks.3.attn.qkv.weight" -> "3", "attn.qkv"."""
+    if found := re.match(r"\D*\.(\d+)\.(.*)", parameter):
+        return found[1], found[2].rpartition(".")[0]
     layer = parameter.removesuffix(".weight").removesuffix(".bias")
     return ("head" if layer.startswith(("head", "norm")) else "embed"), layer
 
 
 @lru_cache(maxsize=256)
 def account(
-    config: vit.VitConfig,
+    config: model.Config,
     ops: Ops,
     batch: int,
     dtype: torch.dtype = torch.float32,
@@ -188,7 +189,7 @@ def account(
         for tensor in tree_leaves((state, data)):
             live.add(tensor, "")
         kept: list[_Storage] = []
-        layout = vit.shapes(config, ops)
+        layout = model.shapes(config, ops)
         use = at_use(layout, share)
         local = objective(config, ops, normalised, dtype, lambda block: use(live.naming_block(block)))
         loss = spread(live.naming(local), layout, share)
@@ -204,13 +205,13 @@ def account(
             else:
                 with torch.no_grad():
                     params = whole(state.params, layout, share)
-                    vit.forward(params, normalised(data[0], None), config, ops, dtype=dtype)
+                    model.bind(config, ops, dtype)(params, normalised(data[0], None), None)
     by_op, by_block = Counter[str](), Counter[str]()
     for storage in kept:
         by_op[storage.made] += storage.bytes
         by_block[storage.block] += storage.bytes
     return Account(
-        parameters=vit.parameters(config, ops),
+        parameters=model.parameters(config, ops),
         flops=live.flops,
         kept_bytes=by_op.total(),
         kept_by_op=dict(by_op.most_common()),
@@ -221,7 +222,7 @@ def account(
 
 
 def planned(
-    config: vit.VitConfig,
+    config: model.Config,
     ops: Ops,
     batch: int,
     dtype: torch.dtype = torch.float32,
@@ -229,11 +230,13 @@ def planned(
     image: int | None = None,
 ) -> Ops:
     """The ops as planned for such a step, see `Ops.planned`. Raises InputError for what no plan can do."""
+    if isinstance(config, Foreign):
+        return ops  # which takes no plans
     return ops.planned(config, lambda ops, config: account(config, ops, batch, dtype, "train", optimizer, image))
 
 
 def inputs(
-    config: vit.VitConfig,
+    config: model.Config,
     ops: Ops,
     batch: int,
     optimizer: Optimizer = ADAMW,
@@ -241,7 +244,7 @@ def inputs(
     share: Share = ALONE,
 ) -> tuple[State, Batch]:
     """State and batch of a step, without values."""
-    params = shard({name: torch.empty(shape) for name, shape in vit.shapes(config, ops).items()}, share)
+    params = shard({name: torch.empty(shape) for name, shape in model.shapes(config, ops).items()}, share)
     side = image or config.image
     images = torch.empty(batch, config.channels, side, side, dtype=torch.uint8)
     key = torch.empty(2, dtype=torch.int64)

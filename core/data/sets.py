@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core import code
 from core.data import folders
 from core.data.cifar100 import COARSE_CLASSES, COARSE_OF_FINE
 from core.data.splits import FIFTHS, Data, Split, statistics
@@ -22,9 +23,10 @@ from core.errors import InputError, choose
 
 NAMES = (
     *("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "cifar100-coarse"),
-    *("folder:PATH", "folder:PATH@coarse"),
+    *("folder:PATH", "folder:PATH@coarse", "plugin:NAME"),
 )
 MOST = 1 << 14  # pixels a side
+PLUGGED: dict[str, Callable[[], Any]] = {}  # by name, see core.plugins
 DEBIAN = Path("/usr/share/datasets")  # of its packages dataset-fashion-mnist, …
 
 _GREY = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}  # torchvision's names; one channel
@@ -40,6 +42,8 @@ def load(name: str, root: str | Path = "data", image: int | None = None) -> Data
     _check(name, image)
     if name.startswith("folder:"):
         return folders.load(name, Path(root), image)
+    if name.startswith("plugin:"):
+        return _plugged(name, image)
     splits = outline(name, root, image)
     size = sum(split.images.numel() for split in (splits.train, splits.val))
     if size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
@@ -56,7 +60,7 @@ def outline(name: str, root: str | Path = "data", image: int | None = None) -> D
     """The data set of this name with one black pixel as all of its images (which take no memory), where their
     number is known beforehand; a folder is loaded."""
     _check(name, image)
-    if name.startswith("folder:"):
+    if name.startswith(("folder:", "plugin:")):
         return load(name, root, image)
     classes = {"cifar100": 100, "cifar100-coarse": 20}.get(name, 10)
     own, counts = _SIZES.get(name, (32, (50_000, 10_000)))
@@ -71,7 +75,9 @@ def outline(name: str, root: str | Path = "data", image: int | None = None) -> D
 def _check(name: str, image: int | None) -> None:
     if image is not None and not 1 <= image <= MOST:
         raise InputError(f"image {image} is outside 1 to {MOST:,} pixels")
-    if not name.startswith("folder:"):
+    if name.startswith("plugin:"):
+        choose("data set", name, [f"plugin:{other}" for other in PLUGGED] or ["plugin:NAME, after --plugin FILE"])
+    elif not name.startswith("folder:"):
         choose("data set", name, NAMES)
 
 
@@ -171,6 +177,30 @@ def _cifar(name: str, root: Path, image: int | None) -> Data:
 
     coarse = name == "cifar100-coarse"
     return _described(name, split(train), split(val), COARSE_CLASSES if coarse else train.classes)
+
+
+def _plugged(name: str, image: int | None) -> Data:
+    """(train, val, class names) of a plugin's function, each split uint8 images [N,C,S,S] and int64 labels [N]."""
+    try:
+        train, val, classes = PLUGGED[name.removeprefix("plugin:")]()
+        splits = [Split(*map(torch.as_tensor, split)) for split in (train, val)]
+    except Exception as error:
+        raise InputError(f"data '{name}' raises {code.said(error)}; {_WANTED}") from error
+    for images, labels in splits:
+        shaped = images.dim() == 4 and images.shape[-2] == images.shape[-1] and images.shape[1] == splits[0][0].shape[1]
+        if not shaped or images.dtype != torch.uint8 or not len(images):
+            raise InputError(f"data '{name}' has images of {images.dtype} {list(images.shape)}; {_WANTED}")
+        right = labels.dtype == torch.int64 and labels.shape == images.shape[:1]
+        if not right or not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+            raise InputError(f"data '{name}' has labels of {labels.dtype} {list(labels.shape)}; {_WANTED}")
+    train, val = (Split(_resize(split.images, image or splits[0].images.shape[-1]), split.labels) for split in splits)
+    return _described(name, train, val, [str(c) for c in classes])
+
+
+_WANTED = (
+    "its function returns (train, val, class names), each split uint8 images [N,C,S,S] and int64 labels [N], below the "
+    "number of classes"
+)
 
 
 def _described(name: str, train: Split, val: Split, classes: Sequence[str], mirrors: bool = True) -> Data:

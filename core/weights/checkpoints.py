@@ -13,11 +13,11 @@ from torch import Tensor
 from core import files
 from core.errors import InputError
 from core.layers import EXACT
+from core.model import Config, shapes
 from core.ops import Ops, Params
-from core.vit import VitConfig, shapes
 
 
-def check(state: Mapping[str, Tensor], config: VitConfig, ops: Ops = EXACT) -> Params:
+def check(state: Mapping[str, Tensor], config: Config, ops: Ops = EXACT) -> Params:
     """The parameters in the model's order, if they are exactly those of `config` under `ops`; else InputError."""
     blocks = len({name.split(".")[1] for name in state if name.startswith("blocks.") and name.count(".") > 1})
     if blocks != config.depth:

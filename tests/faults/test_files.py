@@ -396,7 +396,7 @@ def test_a_command_line_is_refused_or_read(tried, options):
     with refusable(), suppress(SystemExit):  # tyro's refusals
         command = run.read(["--preset", "quick", "--device", "cpu", *words], CONSOLE)
         recipe = command.recipe.resolve_machine().resolve_data(DIGITS)
-        recipe.plain_model(arms.parse("baseline"), DIGITS)
+        recipe.plain_config(arms.parse("baseline"), DIGITS)
         recipe.optimizer(10)
         run.each(command)
     tried["command lines"] += 1

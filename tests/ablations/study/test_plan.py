@@ -92,7 +92,7 @@ def test_json_for_every_arm_without_data(run, tmp_path):
     assert all(needed <= e.keys() and "fits" not in e for e in planned)
     known = data.outline("cifar10", image=PRESETS["quick"].image)
     recipe = PRESETS["quick"].resolve_machine().resolve_data(known)
-    assert planned[0]["parameters"] == vit.parameters(recipe.model(arms.parse("baseline"), known))
+    assert planned[0]["parameters"] == vit.parameters(recipe.config(arms.parse("baseline"), known))
     assert planned[1]["kept_bytes"] < planned[0]["kept_bytes"]
     assert list(tmp_path.iterdir()) == []
 

@@ -33,18 +33,18 @@ def test_parameter_counts(preset, arm, classes, expected):
     recipe = PRESETS[preset]
     settings = read_settings([s for s in recipe.set if "scorer" not in s])  # its scorer's weights are not here
     data = cifar_like(classes) if recipe.image is None else replace_side(cifar_like(classes), recipe.image)
-    assert vit.parameters(recipe.model(parse(arm, settings), data)) == expected
+    assert vit.parameters(recipe.config(parse(arm, settings), data)) == expected
 
 
 def test_quick_is_small():
     recipe = PRESETS["quick"]
-    assert vit.parameters(recipe.model(parse("baseline"), replace_side(cifar_like(), 16))) == 27_946
+    assert vit.parameters(recipe.config(parse("baseline"), replace_side(cifar_like(), 16))) == 27_946
     assert (SEEDS["quick"], recipe.set) == (5, ())
 
 
 def test_published_terms():
     recipe = PRESETS["published"]
-    model = recipe.model(parse("flash"), cifar_like())
+    model = recipe.config(parse("flash"), cifar_like())
     assert (model.depth, model.mlp, model.dropout, model.patch, model.head) == (12, 512, 0.1, 4, "mlp")
     assert (recipe.epochs, recipe.batch_size, recipe.learning_rate, recipe.weight_decay) == (50, 256, 1e-3, 1e-3)
     assert (recipe.flip, recipe.rotate, recipe.shift, recipe.decay_all) == (True, 15.0, 0, True)
@@ -60,9 +60,9 @@ def test_matched_warms_up_and_decays_to_zero():
 def test_fine_tuning_is_study_2_of_what_pretraining_makes():
     recipe, first = PRESETS["finetune"], PRESETS["pretrain"]
     assert (recipe.epochs, recipe.batch_size, recipe.image, recipe.precision) == (8, 64, 224, "fp32")
-    model = recipe.model(parse("baseline"), replace_side(cifar_like(), 224))
+    model = recipe.config(parse("baseline"), replace_side(cifar_like(), 224))
     assert (model.width, model.depth, model.heads, model.mlp, model.patch, model.dropout) == (768, 12, 12, 3072, 16, 0)
-    assert model == first.model(parse("baseline"), replace_side(cifar_like(), 224))
+    assert model == first.config(parse("baseline"), replace_side(cifar_like(), 224))
 
 
 def replace_side(data, side):

@@ -1,0 +1,34 @@
+"""Python files of a user's: run where he names them, and nowhere else."""
+
+import importlib.util
+import sys
+import zlib
+from pathlib import Path
+from types import ModuleType
+
+from core.errors import InputError
+
+ran: set[Path] = set()  # the files that this process ran
+
+
+def run(file: str, what: str) -> ModuleType:
+    """What a Python file defines. Raises InputError, which begins with `what`, for no such file and one that raises."""
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise InputError(f"{what}: '{file}' does not exist")
+    name = f"{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{what}: '{file}' is no Python file; name one that ends in .py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        ran.add(path)
+    except Exception as error:
+        raise InputError(f"{what}: '{file}' raises {said(error)}; mend it") from error
+    return module
+
+
+def said(error: BaseException) -> str:
+    """An error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

@@ -1,0 +1,172 @@
+"""A module of others as a pure function of its parameters, its calls of torch made the primitives of core.ops.
+
+torch.func.functional_call gives it parameters and buffers; a TorchFunctionMode takes its F.linear, F.layer_norm and
+F.scaled_dot_product_attention to `linear`, `norm` and `attend`, and what F.layer_norm or F.gelu computed just before a
+map to that map's `before`. Keys are of the parameters' names. With no transform every call is the module's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+
+from core import rng
+from core.errors import InputError
+from core.foreign.model import Foreign, constants, split, trained
+from core.foreign.places import Place, attention_inputs, linear_arguments, norm_arguments, plain_attention
+from core.ops import Carry, Ops, Params, Site
+
+
+def forward(
+    params: Params, images: Tensor, config: Foreign, ops: Ops, key: Tensor | None, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """Normalised images [B,C,H,W] -> logits [B,K], and the blocks' penalties summed; `ops` are those of `fit`.
+
+    dtype: of everything but LayerNorms, which compute in the parameters'; theirs if not given.
+    """
+    dtype = dtype or next(iter(params.values())).dtype
+    own = {name: params[name] for name in trained(config.module)}
+    held = {name: t.to(images.device) for name, t in constants(config.module).items()}
+    norms = {f"{n}.{kind}" for n, p in config.places.items() for kind in ("weight", "bias") if p.kind == "norm"}
+    tensors = {
+        name: t.to(dtype) if t.is_floating_point() and name not in norms else t for name, t in {**held, **own}.items()
+    }
+    brought: dict[int | None, Params] = {}
+    for name in params:
+        if name not in own:
+            block, rest = split(name)
+            brought.setdefault(block, {})[rest] = params[name]
+    mode = _Primitives(config, tensors, brought, ops, key, dtype)
+    with mode:
+        output = functional_call(config.module, tensors, (images.to(dtype),))
+    return output if isinstance(output, Tensor) else output.logits, mode.penalty
+
+
+class _Primitives(TorchFunctionMode):
+    """Takes the module's calls to the primitives of `ops`. What these call themselves is left alone: under a compiler
+    it would come here again."""
+
+    def __init__(
+        self,
+        config: Foreign,
+        tensors: Params,
+        brought: Mapping[int | None, Params],
+        ops: Ops,
+        key: Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.places = [(tensors[f"{name}.weight"], name, place) for name, place in config.places.items()]
+        self.config = config
+        self.brought, self.ops, self.key, self.dtype = brought, ops, key, dtype
+        self.changed = {primitive for part in ops.parts for primitive in (*part.replace, *part.wrap)}
+        self.penalty = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=self.places[0][0].device)
+        self.carry: Carry = {}
+        self.inside = False
+        self.last: tuple[str, Place] | None = None  # the map that was read last
+        self.fresh: list[Tensor] = []  # what a norm or GELU gave last, if no other came after it,
+        self.before: tuple[Callable[..., Tensor], tuple[Tensor, ...]] | None = None  # and of what
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        reach = None if self.inside else _REACH.get(func)
+        if reach is None:
+            return func(*args, **kwargs)
+        self.inside = True
+        out = reach(self, func, *args, **kwargs)
+        self.inside = False
+        return out
+
+    def linear(self, func: Any, /, *args: Any, **kwargs: Any) -> Tensor:
+        x, weight, bias = linear_arguments(*args, **kwargs)
+        found = self._find(weight)
+        if found is None:
+            return func(*args, **kwargs)
+        self.last = found
+        if "linear" not in self.changed:
+            return func(*args, **kwargs)
+        given = weight.new_zeros(weight.shape[0]) if bias is None else bias
+        site = self._site(*found, weight, given)
+        if self.before is None or not self.fresh or self.fresh[0] is not x:
+            if site.name in _OF_WHAT:
+                raise InputError(
+                    f"{self.config.name} changes {_OF_WHAT[site.name]} before {found[0]}, and transforms of linear "
+                    "maps rely on it; pass --engine eager, or leave them out"
+                )
+            return self.ops.linear(site, lambda x: x, x)
+        function, inputs = self.before
+        fresh = self.fresh
+
+        def before(*again: Tensor) -> Tensor:
+            known = fresh and all(a is b for a, b in zip(again, inputs, strict=True))
+            return fresh[0] if known else function(*again)
+
+        return self.ops.linear(site, before, *inputs)
+
+    def norm(self, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        x, weight, bias, _ = norm_arguments(*args, **kwargs)
+        if weight is None or bias is None or (found := self._find(weight)) is None:
+            return func(*args, **kwargs)
+        site = self._site(*found, weight, bias)
+        return self._remember(lambda *inputs: self.ops.norm(site, *inputs), x, weight, bias)
+
+    def gelu(self, func: Any, x: Tensor, **kwargs: Any) -> Tensor:
+        return self._remember(lambda x: func(x, **kwargs), x)
+
+    def attend(self, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        self._forget()
+        plain = plain_attention(*args, **kwargs)
+        if self.last is None or self.last[1].block is None:
+            return func(*args, **kwargs)
+        name, place = self.last
+        site = self._site(f"{name} attention", place._replace(role="attn"))
+        heads = self.ops.attend(site, *plain) if plain and "attend" in self.changed else func(*args, **kwargs)
+        if {"observe", "penalty"} & self.changed:
+            self.carry = self.ops.observe(site, *attention_inputs(*args, **kwargs), heads)
+            self.penalty = self.penalty + self.carry.pop("penalty")
+        return heads
+
+    def _find(self, weight: Tensor) -> tuple[str, Place] | None:
+        return next(((name, place) for tensor, name, place in self.places if tensor is weight), None)
+
+    def _site(self, name: str, place: Place, weight: Tensor | None = None, bias: Tensor | None = None) -> Site:
+        params = dict(self.brought.get(place.block, {}))
+        if weight is not None and bias is not None:
+            params |= {f"{place.role}.weight": weight, f"{place.role}.bias": bias}
+        keys = None if self.key is None else rng.named(self.key, name)
+        number = None if place.block is None else self.ops.number(place.block, place.config.depth)
+        return Site(place.role, params, place.config, self.ops, keys, self.dtype, self.carry, number)  # type: ignore[arg-type]
+
+    def _remember(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        self._forget()
+        out = function(*inputs)
+        if "linear" in self.changed:
+            self.fresh, self.before = [out], (function, inputs)
+        return out
+
+    def _forget(self) -> None:
+        self.fresh.clear()
+        self.fresh, self.before = [], None
+
+
+def _dropout(
+    self: _Primitives, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    """The very input where nothing is dropped: a compiler would take it for another tensor."""
+    return func(input, p, training, inplace) if training and p else input
+
+
+_OF_WHAT = {"attn.qkv": "a LayerNorm's output", "mlp.fc1": "a LayerNorm's output", "mlp.fc2": "a GELU's output"}
+_REACH: dict[Any, Callable[..., Tensor]] = {
+    F.dropout: _dropout,
+    F.linear: _Primitives.linear,
+    F.layer_norm: _Primitives.norm,
+    F.gelu: _Primitives.gelu,
+    F.scaled_dot_product_attention: _Primitives.attend,
+}

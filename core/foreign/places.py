@@ -1,0 +1,214 @@
+"""Where in a module its linear maps, LayerNorms and attentions stand, in the words of our own ViT.
+
+One forward pass is watched. A call of F.linear or F.layer_norm is known by the parameter that it reads; blocks are the
+elements of the module's longest list of modules of one class. Within a block, maps of a LayerNorm's output are attn.qkv
+before the attention and mlp.fc1 after it, the first map after it is attn.proj, and the last one, of a GELU's output,
+mlp.fc2: these names say what a map reads: transforms rely on it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+class Shape(NamedTuple):
+    """What transforms ask of a model's config, as in core.vit.VitConfig; eps: of the LayerNorm asked for."""
+
+    image: int
+    channels: int
+    classes: int
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    eps: float = 1e-6
+    dropout: float = 0.0
+
+
+class Call(NamedTuple):
+    """A call that was watched. kind: "linear", "norm", "attend", or "masked", an attention that is not softmax(q k^T /
+    sqrt d) v alone. name: of the parameter without ".weight", of an attention that of the map before it. sizes:
+    inputs and outputs of a map, heads of an attention. of: whose output a map reads as it is, "norm", "gelu" or
+    neither. eps: of a norm, and of that before a map."""
+
+    kind: str
+    name: str
+    sizes: tuple[int, ...] = ()
+    eps: float = 1e-6
+    of: str = ""
+
+
+class Place(NamedTuple):
+    """Where a map or norm (`kind`) stands: the block's number (None: outside), its name in our own ViT, and the config
+    that it sees."""
+
+    kind: str
+    block: int | None
+    role: str
+    config: Shape
+
+
+class Watch(TorchFunctionMode):
+    """Notes the calls of a forward pass. names: of the module's parameters, by identity."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.names, self.calls, self.last = names, list[Call](), ""
+        self.eps = 1e-6
+        self.made: tuple[str, Tensor | None] = ("", None)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear:
+            x, weight, _ = linear_arguments(*args, **kwargs)
+            if name := self.names.get(id(weight)):
+                self.last = name
+                of = self.made[0] if self.made[1] is x else ""
+                self.calls.append(Call("linear", name, (weight.shape[1], weight.shape[0]), self.eps, of))
+        elif func is F.layer_norm:
+            _, scale, bias, eps = norm_arguments(*args, **kwargs)
+            if bias is not None and (name := self.names.get(id(scale))):
+                self.eps = eps
+                self.calls.append(Call("norm", name, eps=eps))
+                self.made = "norm", func(*args, **kwargs)
+                return self.made[1]
+        elif func is F.gelu:
+            self.made = "gelu", func(*args, **kwargs)
+            return self.made[1]
+        elif func is F.scaled_dot_product_attention:
+            kind = "attend" if plain_attention(*args, **kwargs) else "masked"
+            self.calls.append(Call(kind, self.last, (attention_inputs(*args, **kwargs)[0].shape[-3],)))
+        return func(*args, **kwargs)
+
+
+def linear_arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Those of a call of F.linear."""
+    return input, weight, bias
+
+
+def norm_arguments(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor | None, Tensor | None, float]:
+    """Those of a call of F.layer_norm."""
+    return input, weight, bias, eps
+
+
+def attention_inputs(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of a call of F.scaled_dot_product_attention."""
+    return query, key, value
+
+
+def plain_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """q, k and v of a call of F.scaled_dot_product_attention that is softmax(q k^T / sqrt d) v and no more, else
+    None."""
+    other = attn_mask is not None or dropout_p or is_causal or enable_gqa or query.dim() != 4
+    own_scale = scale is not None and scale != query.shape[-1] ** -0.5
+    return None if other or own_scale else (query, key, value)
+
+
+def blocks(module: nn.Module) -> str:
+    """The name of the module's longest list of modules of one class; "" if there is none."""
+    found = {
+        name: len(children)
+        for name, children in module.named_modules()
+        if isinstance(children, nn.ModuleList | nn.Sequential) and len({type(child) for child in children}) == 1
+    }
+    return max(found, key=lambda name: found[name], default="")
+
+
+def places(calls: Sequence[Call], prefix: str, image: int, channels: int, classes: int) -> dict[str, Place]:
+    """The place of every map and norm by the name of its parameter. prefix: of the blocks, see `blocks`."""
+    inside = [(_block(call.name, prefix), call) for call in calls]
+    roles: dict[str, tuple[int | None, str]] = {}
+    for number in dict.fromkeys(block for block, _ in inside):
+        own = [call for block, call in inside if block == number]
+        roles |= {name: (number, role) for name, role in (_outside if number is None else _within)(own, prefix).items()}
+    numbers = {block for block, _ in inside if block is not None}
+    sized = {role: call.sizes for call in calls for _, role in [roles[call.name]] if call.kind == "linear"}
+    attentions = [call.sizes[0] for block, call in inside if block is not None and call.kind in ("attend", "masked")]
+    shape = Shape(
+        *(image, channels, classes),
+        width=sized.get("attn.qkv", (0,))[0],
+        depth=len(numbers),
+        heads=max(attentions, default=1),
+        mlp=sized.get("mlp.fc1", (0, 0))[1],
+    )
+    return {
+        call.name: Place(call.kind, *roles[call.name], shape._replace(eps=call.eps))
+        for call in calls
+        if call.kind in ("linear", "norm")
+    }
+
+
+def shape_of(found: Mapping[str, Place]) -> Shape:
+    """The shape that all places share."""
+    return next(iter(found.values())).config
+
+
+def reached(calls: Sequence[Call], prefix: str) -> Counter[str]:
+    """How many calls of each kind there are: of attentions those within blocks."""
+    return Counter(c.kind for c in calls if c.kind in ("linear", "norm") or _block(c.name, prefix) is not None)
+
+
+def _block(name: str, prefix: str) -> int | None:
+    match = re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) if prefix else None
+    return int(match[1]) if match else None
+
+
+def _outside(calls: Sequence[Call], prefix: str) -> dict[str, str]:
+    roles = {call.name: call.name for call in calls}
+    for kind, role in (("linear", "head"), ("norm", "norm")):
+        roles |= {call.name: role for call in [c for c in calls if c.kind == kind][-1:]}
+    return roles
+
+
+def _within(calls: Sequence[Call], prefix: str) -> dict[str, str]:
+    roles = {call.name: re.sub(rf"^{re.escape(prefix)}\.\d+\.", "", call.name) for call in calls}
+    kinds = [call.kind for call in calls]
+    attention = next((i for i, kind in enumerate(kinds) if kind in ("attend", "masked")), None)
+    if attention is None:
+        return roles
+    maps = [(i, call) for i, call in enumerate(calls) if call.kind == "linear"]
+    norms = [(i, call.name) for i, call in enumerate(calls) if call.kind == "norm"]
+    after = [(i, call) for i, call in maps if i > attention]
+    roles |= {call.name: "attn.qkv" for i, call in maps if i < attention and call.of == "norm"}
+    roles |= {name: "norm1" for i, name in norms[:1] if maps and i < maps[0][0]}
+    roles |= {call.name: "attn.proj" for _, call in after[:1]}
+    roles |= {call.name: "mlp.fc1" for _, call in after[1:] if call.of == "norm"}
+    roles |= {call.name: "mlp.fc2" for _, call in after[2:][-1:] if call.of == "gelu"}
+    if len(after) > 1:
+        roles |= {name: "norm2" for i, name in norms if after[0][0] < i < after[1][0]}
+    return roles
+
+
+def ours(names: Iterable[str], found: Mapping[str, Place], prefix: str) -> dict[str, str]:
+    """Parameters by their names in our own ViT, as far as these are of one parameter alone."""
+    roles = Counter((place.block, place.role) for place in found.values())
+    out = {}
+    for name in names:
+        layer, _, kind = name.rpartition(".")
+        block, place = _block(name, prefix), found.get(layer)
+        single = place is not None and roles[place.block, place.role] == 1
+        rest = f"{place.role}.{kind}" if place and single else name.removeprefix(f"{prefix}.{block}.")
+        out[name] = rest if block is None else f"blocks.{block}.{rest}"
+    return out

@@ -1,0 +1,223 @@
+"""Where a module comes from: timm, Hugging Face, or a function in a file."""
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core import code
+from core.code import said
+from core.errors import InputError
+from core.foreign.model import Foreign, trained
+from core.foreign.places import Watch, blocks, ours, places, reached, shape_of
+
+Build = Callable[[], nn.Module]
+WRITE = "write timm:NAME, hf:FOLDER or module:FILE.py:FUNCTION"
+
+
+@lru_cache(maxsize=8)
+def load(name: str, image: int, channels: int, classes: int, device: str = "cpu") -> Foreign:
+    """The model that `name` means, for images [channels, image, image] and so many classes, its buffers on `device`.
+
+    name: timm:NAME (timm:NAME@pretrained with the weights that timm fetches), hf:FOLDER (a config.json, with weights if
+    they lie there; any other NAME is fetched) or module:FILE.py:FUNCTION, a function that returns an nn.Module and may
+    take image, channels and classes. Raises InputError for a module that cannot be had or cannot be a pure function.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in _SOURCES or not rest:
+        raise InputError(f"unknown model '{name}'; {WRITE}")
+    make = _SOURCES[kind](rest, {"image": image, "channels": channels, "classes": classes})
+
+    def build(seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return make().float().eval()
+
+    return _watched(name, build, image, channels, classes, device)
+
+
+def _watched(
+    name: str, build: Callable[[int], nn.Module], image: int, channels: int, classes: int, device: str
+) -> Foreign:
+    """The model, once two images went through it."""
+    module = build(0)
+    _refuse_inputs(name, module)
+    images = torch.linspace(-1, 1, 2 * channels * image * image).view(2, channels, image, image)
+    watch = Watch({id(p): n.removesuffix(".weight") for n, p in module.named_parameters() if n.endswith(".weight")})
+    with torch.no_grad():
+        try:
+            with watch:
+                logits = _logits(module(images))
+        except InputError:
+            raise
+        except Exception as error:
+            sizes = _sizes(module)
+            raise InputError(
+                f"model '{name}' does not take images of {channels} x {image} x {image} ({said(error)}); "
+                f"{sizes or 'pass --image with the side that it takes'}"
+            ) from error
+        if logits is None or logits.shape != (2, classes):
+            got = "no tensor and nothing with .logits" if logits is None else f"{list(logits.shape)}"
+            raise InputError(
+                f"model '{name}' gives {got} for 2 images, not logits [2, {classes}]; give it {classes} classes"
+            )
+        _refuse_randomness(name, module, images, logits)
+    prefix = blocks(module)
+    found = places(watch.calls, prefix, image, channels, classes)
+    counts = reached(watch.calls, prefix)
+    if not counts["linear"]:
+        raise InputError(
+            f"model '{name}' shows none of its linear maps: it calls no F.linear of a parameter of its own; nothing "
+            "could be changed in it"
+        )
+    if torch.device(device).type != "cuda" or torch.cuda.is_available():
+        module.to(device)
+    return Foreign(name, shape_of(found), module, build, found, ours(trained(module), found, prefix), counts)
+
+
+def _logits(output: Any) -> Tensor | None:
+    found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _refuse_inputs(name: str, module: nn.Module) -> None:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [
+        p.name
+        for p in inspect.signature(module.forward).parameters.values()
+        if p.default is p.empty and p.kind in (*kinds, inspect.Parameter.KEYWORD_ONLY)
+    ]
+    if len(needed) > 1:
+        raise InputError(f"model '{name}' needs {', '.join(needed)}; its forward may need the images alone")
+
+
+def _refuse_randomness(name: str, module: nn.Module, images: Tensor, logits: Tensor) -> None:
+    """A pure function is the same in training, and again."""
+    before = {n: b.clone() for n, b in module.named_buffers()}
+    module.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        other = _logits(module(images))
+    changed = [n for n, b in module.named_buffers() if not torch.equal(b, before[n])]
+    module.eval()
+    statistics = [n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if changed or statistics:
+        where = ", ".join((statistics or changed)[:3])
+        raise InputError(
+            f"model '{name}' has batch statistics or other state that a step changes ({where}); use LayerNorm"
+        )
+    if other is None or not torch.allclose(other, logits, rtol=1e-4, atol=1e-5):
+        drops = [f"{n} {getattr(m, key):g}" for n, m in module.named_modules() for key in _RATES if _rate(m, key)]
+        where = f" ({', '.join(drops[:3])})" if drops else ""
+        raise InputError(
+            f"model '{name}' computes something else in training{where}: dropout, stochastic depth or a second head, "
+            "which draw from torch's generator or change the loss; build it with these at zero"
+        )
+
+
+_RATES = ("p", "drop_prob")
+
+
+def _rate(module: nn.Module, key: str) -> bool:
+    value = getattr(module, key, None)
+    return isinstance(value, int | float) and value > 0
+
+
+def _sizes(module: nn.Module) -> str:
+    found = getattr(getattr(module, "config", None), "image_size", None)
+    found = found or getattr(getattr(module, "patch_embed", None), "img_size", None)
+    side = found[0] if isinstance(found, list | tuple) else found
+    return f"pass --image {side}" if side else ""
+
+
+def _timm(name: str, sizes: dict[str, int]) -> Build:
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(f"model 'timm:{name}' needs timm; pip install timm") from error
+    from difflib import get_close_matches
+
+    base, at, weights = name.partition("@")
+    if at and weights != "pretrained":
+        raise InputError(f"model 'timm:{name}' ends in @{weights}; write timm:{base} or timm:{base}@pretrained")
+    if not timm.is_model(base):
+        close = get_close_matches(base, timm.list_models(), n=1)
+        hint = f"; did you mean 'timm:{close[0]}'?" if close else ""
+        raise InputError(f"timm has no model '{base}'{hint}")
+    options: dict[str, Any] = {"pretrained": bool(at), "num_classes": sizes["classes"], "in_chans": sizes["channels"]}
+
+    def make() -> nn.Module:
+        try:
+            return timm.create_model(base, img_size=sizes["image"], **options)
+        except TypeError:  # one that takes images of any size
+            return timm.create_model(base, **options)
+        except Exception as error:
+            raise InputError(
+                f"timm's '{base}' cannot be made for images of {sizes['image']} pixels ({said(error)}); pass another "
+                "--image"
+            ) from error
+
+    return make
+
+
+def _hugging_face(name: str, sizes: dict[str, int]) -> Build:
+    try:
+        from transformers import AutoConfig, AutoModelForImageClassification
+    except ImportError as error:
+        raise InputError(f"model 'hf:{name}' needs transformers; pip install transformers") from error
+    folder = Path(name)
+    try:
+        config = AutoConfig.from_pretrained(name, num_labels=sizes["classes"])
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model 'hf:{name}' cannot be had ({said(error)}); pass a folder with a config.json, or a name that "
+            "Hugging Face has"
+        ) from error
+    here = folder.is_dir() and not any(folder.glob("*.safetensors"))
+
+    def make() -> nn.Module:
+        try:
+            if here:
+                return AutoModelForImageClassification.from_config(config, attn_implementation="sdpa")
+            return AutoModelForImageClassification.from_pretrained(
+                name, config=config, attn_implementation="sdpa", ignore_mismatched_sizes=True, use_safetensors=True
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"model 'hf:{name}' cannot be made ({said(error)}); choose another") from error
+
+    return make
+
+
+def _module(name: str, sizes: dict[str, int]) -> Build:
+    file, colon, function = name.rpartition(":")
+    if not colon:
+        raise InputError(f"model 'module:{name}' names no function; write module:FILE.py:FUNCTION")
+    build = getattr(code.run(file, f"model 'module:{name}'"), function, None)
+    if not callable(build):
+        raise InputError(f"'{file}' has no function '{function}'; write module:{file}:FUNCTION")
+    taken = inspect.signature(build).parameters
+    every = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    options = {key: value for key, value in sizes.items() if every or key in taken}
+
+    def make() -> nn.Module:
+        try:
+            return _a_module(name, build(**options))
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"'{file}': {function}({options}) raises {said(error)}; mend it") from error
+
+    return make
+
+
+def _a_module(name: str, made: Any) -> nn.Module:
+    if not isinstance(made, nn.Module):
+        raise InputError(f"model 'module:{name}' gives no nn.Module but {type(made).__name__}; return one")
+    return made
+
+
+_SOURCES = {"timm": _timm, "hf": _hugging_face, "module": _module}

@@ -1,0 +1,65 @@
+"""Small modules of other libraries, with random weights."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def hugging_face(tmp_path_factory):
+    """Folders with a config.json of Hugging Face's ViT and DINOv2, small."""
+    from transformers import Dinov2Config, ViTConfig
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    folder = tmp_path_factory.mktemp("hugging_face")
+    for name, config in (
+        ("vit", ViTConfig(**sizes, intermediate_size=64)),
+        ("dinov2", Dinov2Config(**sizes, mlp_ratio=2)),
+    ):
+        config.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hand_written(tmp_path_factory):
+    """module:FILE:build of a post-norm transformer without biases in its q, k, v map."""
+    path = tmp_path_factory.mktemp("hand_written") / "mine.py"
+    path.write_text(SOURCE)
+    return f"module:{path}:build"
+
+
+SOURCE = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Layer(nn.Module):
+    def __init__(self, D, h):
+        super().__init__()
+        self.h, self.to_qkv, self.out = h, nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D)
+        self.first, self.second = nn.LayerNorm(D), nn.LayerNorm(D, eps=1e-3)
+        self.up, self.down = nn.Linear(D, 2 * D), nn.Linear(2 * D, D)
+
+    def forward(self, x):
+        B, N, D = x.shape
+        q, k, v = self.to_qkv(self.first(x)).view(B, N, 3, self.h, D // self.h).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, D))
+        return x + self.down(F.gelu(self.up(self.second(x)), approximate="tanh"))
+
+
+class Net(nn.Module):
+    def __init__(self, classes, D=16):
+        super().__init__()
+        self.embed, self.layers = nn.Conv2d(3, D, 7, 7), nn.ModuleList(Layer(D, 2) for _ in range(2))
+        self.register_buffer("positions", torch.linspace(-1, 1, 16 * D).view(16, D))
+        self.scale, self.answer = nn.Parameter(torch.ones(D), requires_grad=False), nn.Linear(D, classes)
+
+    def forward(self, images):
+        x = self.embed(images).flatten(2).transpose(1, 2) + self.positions
+        for layer in self.layers:
+            x = layer(x)
+        return self.answer(self.scale * x.mean(1))
+
+
+def build(classes):
+    return Net(classes)
+"""

@@ -1,0 +1,1 @@
+"""An optimization and a data set of one's own, as a package."""

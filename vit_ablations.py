@@ -1,0 +1,80 @@
+"""A study from Python, as tables: `run` trains what the command would, `load` reads what it left.
+
+import vit_ablations as va
+study = va.run("runs/mine", arms="baseline,flash", epochs=1)
+study.verdicts
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the memory pass would print a banner
+
+import pandas as pd
+from rich.console import Console
+
+from ablations import run as command
+from ablations.analysis.comparisons import compare
+from ablations.study.presets import PRESETS
+from ablations.study.signals import Stop
+from core import plugins
+from core.errors import choose
+
+__all__ = ["Study", "load", "run"]
+
+
+class Study(NamedTuple):
+    """What a study found.
+
+    verdicts: a row an optimization and response; estimates in points and percent.
+    effects: main effects and interactions of each response; of step time and peak memory in natural logarithms.
+    means: the mean of each response by arm. cells: a row a cell, its result and responses. failed: cells without one.
+    """
+
+    verdicts: pd.DataFrame
+    effects: pd.DataFrame
+    means: pd.DataFrame
+    cells: pd.DataFrame
+    failed: pd.DataFrame
+
+
+def load(*folders: str | Path, plugin: Sequence[str] = ()) -> Study:
+    """The study in a folder, or several joined. plugin: files that its optimizations are in.
+
+    Raises InputError for a folder without a study, and for studies that cannot be joined.
+    """
+    plugins.load(plugin)
+    found = compare([Path(folder) for folder in folders])
+    failed = pd.DataFrame(found.study.failed)
+    return Study(found.verdicts, found.effect_table, found.means, found.cells, failed)
+
+
+def run(
+    out: str | Path,
+    arms: str = "all",
+    recipe: str = "quick",
+    *,
+    seeds: int = 1,
+    data_root: str | Path = "data",
+    quiet: bool = True,
+    **values: Any,
+) -> Study:
+    """Train arms as `vit-ablations --out … --arms … --preset …` does, or continue, and return what was found.
+
+    out: the study's folder. recipe: a preset. values: what of it is another, such as epochs=1,
+    model="timm:vit_tiny_patch16_224", set=("decatt.weight=10",) or plugin=("mine.py",).
+    Raises InputError for what the command refuses.
+    """
+    base = PRESETS[choose("preset", recipe, PRESETS)]
+    for name in values:
+        choose("recipe value", name, vars(base))
+    values["set"] = (*base.set, *values.get("set", ()))
+    changed = command.of_its_model(replace(base, **values), base)
+    whole = command.Command(
+        arms=arms, preset=recipe, seeds=seeds, out=Path(out), data_root=Path(data_root), recipe=changed
+    )
+    command.execute(whole, Console(quiet=quiet), Stop())
+    return load(out, plugin=changed.plugin)
