@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 TENSORS = ("norm1", "weights", "attention", "norm2", "gelu", "mlp", "block")
 INPUTS = {"attn.qkv": "norm1", "mlp.fc1": "norm2", "mlp.fc2": "gelu"}  # what a map reads
-MOST = ("norm1", "attention", "mlp")
-LEVELS: tuple[Level, ...] = (
+MOST = ("attention", "mlp")
+LEVELS: tuple[Level, ...] = (  # nothing of a branch beside all of it: dynamo cannot nest what is rebuilt
     *(
         first + second
-        for first in ((), ("norm1",), ("norm1", "weights"), ("norm1", "attention"))
+        for first in ((), ("norm1",), ("norm1", "weights"), ("attention",))
         for second in ((), ("gelu",), ("norm2", "gelu"), ("mlp",))
     ),
-    ("norm1", "norm2", "gelu", "block"),
+    ("block",),
 )
 
 

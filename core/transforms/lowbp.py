@@ -43,7 +43,9 @@ def after_gelu(site: Site, before: Callable[..., Tensor], y: Tensor, *mask: Tens
 
     def gradient(G: Tensor, codes: Tensor, *mask: Tensor) -> tuple[Tensor]:
         slopes = torch.tensor(SLOPES, dtype=G.dtype, device=G.device)
-        return (drop(G, site.config.dropout, *mask) * slopes[unpack(codes, G.numel()).int()].view_as(G),)
+        return (
+            drop(G, site.config.dropout, *mask) * slopes.index_select(0, unpack(codes, G.numel()).int()).view_as(G),
+        )
 
     value = y.detach()
     x = attach(before(value, *mask), [y], [pack(value), *mask], gradient)

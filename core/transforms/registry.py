@@ -138,7 +138,7 @@ REGISTRY: dict[str, Transform] = {
         "recomputation chosen tensor by tensor, so that a step's peak is at most the size",
         settings=(
             {"plan": (("norm1", "weights", "norm2"), ("gelu",))},
-            {"plan": (("norm1", "norm2", "gelu", "block"),)},
+            {"plan": (("block",),)},
         ),
         control="recompute",
         lattice=False,
