@@ -50,23 +50,26 @@ def _ray(order: Order, address: str) -> Iterator[Send]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(f"Ray at '{address or 'this machine'}' cannot be used: {error}") from error
     signal.signal(signal.SIGTERM, term)
-    sent: list[Any] = []
+    sent: dict[Any, Job] = {}
     try:
         resources: dict[str, Any] = {"num_cpus": order.threads, "num_gpus": int(order.recipe.device == "cuda")}
         _fits(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         task = ray.remote(perform).options(max_retries=0, **resources)
 
         def send(calls: Sequence[tuple[object, ...]]) -> list[Job]:
-            new = [task.remote(*call) for call in calls]
-            sent.extend(new)
-            return [ref.future() for ref in new]
+            new = {ref: ref.future() for ref in [task.remote(*call) for call in calls]}
+            sent.update(new)
+            return list(new.values())
 
-        def cancel() -> None:
+        try:
+            yield send
+        except BaseException:
             for ref in sent:
                 ray.cancel(ref)
-
-        with _called_back(cancel, lambda: len(ray.wait(sent, num_returns=len(sent), timeout=0)[0]) == len(sent)):
-            yield send
+            end = time.monotonic() + jobs.PATIENCE  # to leave at a snapshot
+            while not all(job.done() for job in sent.values()) and time.monotonic() < end:
+                time.sleep(0.1)
+            raise
     finally:
         ray.shutdown()
 
@@ -120,12 +123,12 @@ def _slurm(order: Order, settings: dict[str, str]) -> Iterator[Send]:
         sent.extend(new)
         return list(new)
 
-    def cancel() -> None:
+    try:
+        yield send
+    except BaseException:
         for job in sent:
             job.cancel(check=False)
-
-    with _called_back(cancel, lambda: all(job.done() for job in sent)):
-        yield send
+        raise
 
 
 @dataclass(frozen=True)
@@ -141,16 +144,3 @@ class _Resumable:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, *arguments)
-
-
-@contextmanager
-def _called_back(call: Callable[[], object], over: Callable[[], bool]) -> Iterator[None]:
-    """After an error, tell what was sent to leave in good order, and wait until it has."""
-    try:
-        yield
-    except BaseException:
-        call()
-        end = time.monotonic() + jobs.PATIENCE
-        while not over() and time.monotonic() < end:
-            time.sleep(1)
-        raise

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,19 +87,18 @@ def slowly(monkeypatch):
 
 
 @contextmanager
-def killed(out):
-    """The first process that has written a snapshot is killed; the list of those that were."""
+def signalled(out, *numbers):
+    """The first processes that have written snapshots of a cell get a signal each; the list of those cells."""
     victims, over = [], threading.Event()
 
     def watch():
-        while not victims and not over.wait(0.02):
-            for cell in CELLS:
+        while len(victims) < len(numbers) and not over.wait(0.02):
+            for cell in [cell for cell in CELLS if cell not in victims]:
                 folder = cell_folder(out, *cell)
                 pid = claims._read(claims._newest(folder) or out).get("pid")
-                if pid and snapshots.reached(folder) > 2:
-                    os.kill(pid, signal.SIGKILL)
+                if pid and snapshots.reached(folder) > 2 and len(victims) < len(numbers):
+                    os.kill(pid, numbers[len(victims)])
                     victims.append(cell)
-                    return
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -119,11 +119,11 @@ def check_same(alone, out, cells):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def check_survives(alone, out, send, cells):
+def check_survives(alone, out, send, cells, *more):
     watch = Watch()
-    with killed(out) as victims:
+    with signalled(out, signal.SIGKILL, *more) as victims:
         assert orders.run(cells, order(out), send, watch) == 0
-    assert len(victims) == 1
+    assert len(victims) == 1 + len(more)
     assert [note for note in watch.notes if "sent again" in note and note.startswith("{} seed {}".format(*victims[0]))]
     assert sorted((o["arm"], o["seed"]) for o in watch.outcomes) == sorted(cells)
     check_same(alone, out, cells)
@@ -169,8 +169,7 @@ def test_a_ray_cluster_survives_a_killed_worker(alone, cluster, tmp_path, slowly
 def test_ray_of_this_machine(alone, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    init = ray.init
-    monkeypatch.setattr(ray, "init", lambda **given: init(num_cpus=2, **given))
+    monkeypatch.setattr(ray, "init", partial(ray.init, address="local", num_cpus=2))
     out = tmp_path / "study"
     with launchers.launched("ray", order(out), "", ()) as send:
         assert orders.run(CELLS, order(out), send, Watch()) == 0
@@ -179,11 +178,13 @@ def test_ray_of_this_machine(alone, tmp_path, monkeypatch):
             orders.one(send, order(out, recipe=Recipe(data="nothing", device="cpu")), "open")
 
 
-def test_jobs_of_an_array_survive_a_kill(alone, tmp_path, slowly):
+def test_jobs_of_an_array_survive_a_kill_and_the_end_of_their_time(alone, tmp_path, slowly):
     pytest.importorskip("submitit", reason="the extra slurm is not installed")
     out = tmp_path / "study"
     with launchers.launched("slurm", order(out), "", ["cluster=local"]) as send:
-        check_survives(alone, out, send, CELLS[:2])
+        check_survives(alone, out, send, CELLS[:2], signal.SIGUSR2)  # what Slurm sends before the end
+    requeued = [path.read_text() for path in (tmp_path / "study.slurm").glob("*.err")]
+    assert sum("Requeued" in text for text in requeued) == 1
 
 
 def test_a_package_that_is_missing(tmp_path, monkeypatch):
