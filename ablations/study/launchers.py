@@ -48,7 +48,9 @@ def _ray(order: Order, address: str) -> Iterator[Send]:
     try:
         ray.init(**where, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"Ray at '{address or 'this machine'}' cannot be used: {error}") from error
+        raise InputError(
+            f"Ray at '{address or 'this machine'}' cannot be used: {error} (one with tokens needs RAY_AUTH_MODE=token)"
+        ) from error
     signal.signal(signal.SIGTERM, term)
     sent: dict[Any, Job] = {}
     try:

@@ -1,5 +1,6 @@
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -67,6 +68,15 @@ def alone(tmp_path_factory):
     running.run([(arms[arm], seed) for arm, seed in CELLS], "quick", out, Watch(), Stop())
     torch.set_num_threads(threads)
     return out
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _token():
+    """Ray's processes know each other by a token of these tests alone; none is written to the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        yield
 
 
 @pytest.fixture
@@ -183,7 +193,7 @@ def test_jobs_of_an_array_survive_a_kill_and_the_end_of_their_time(alone, tmp_pa
     out = tmp_path / "study"
     with launchers.launched("slurm", order(out), "", ["cluster=local"]) as send:
         check_survives(alone, out, send, CELLS[:2], signal.SIGUSR2)  # what Slurm sends before the end
-    requeued = [path.read_text() for path in (tmp_path / "study.slurm").glob("*.err")]
+    requeued = [path.read_text() for path in (tmp_path / "study.slurm").glob("*_log.*")]
     assert sum("Requeued" in text for text in requeued) == 1
 
 
