@@ -109,6 +109,7 @@ def run(cells: Sequence[Cell], order: Order, send: Send, progress: Progress) -> 
     deaths: Counter[tuple[Cell, int]] = Counter()
     while left:
         free = [cell for cell in left if cell not in sent and not claims.taken(folders[cell])]
+        free = [cell for cell in free if not running.settled(folders[cell])]  # given back just now, with its result
         sent |= zip(free, send([(order, "train", *cell) for cell in free]), strict=True)
         time.sleep(claims.PAUSE)
         for cell in [cell for cell, job in sent.items() if job.done()]:
