@@ -1,14 +1,17 @@
 """Where a study's tasks go (orders.py): a Ray cluster, or an array of Slurm jobs."""
 
+import logging
 import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from threading import Timer
 from typing import Any
 
 from ablations.study import jobs
@@ -16,7 +19,7 @@ from ablations.study.orders import Job, Order, Send, perform
 from core.errors import InputError
 
 LAUNCHERS = ("here", "ray", "slurm")
-ANSWER = 10.0  # seconds within which an address must answer
+ANSWER, JOIN = 10.0, 60.0  # seconds within which an address must answer, and a Ray cluster must take this process
 HOUR = 60  # minutes of a Slurm job, unless given; one whose time is over is queued again, and goes on
 
 
@@ -45,18 +48,22 @@ def _ray(order: Order, address: str) -> Iterator[Send]:
     if address:
         _answers(address)
     term = signal.getsignal(signal.SIGTERM)  # which Ray takes
+    limit = Timer(JOIN, _give_up, [address or "of this machine"])
+    limit.start()
     try:
-        ray.init(**where, log_to_driver=False, logging_level="error")
+        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(
             f"Ray at '{address or 'this machine'}' cannot be used: {error} (one with tokens needs RAY_AUTH_MODE=token)"
         ) from error
+    finally:
+        limit.cancel()
     signal.signal(signal.SIGTERM, term)
     sent: dict[Any, Job] = {}
     try:
         resources: dict[str, Any] = {"num_cpus": order.threads, "num_gpus": int(order.recipe.device == "cuda")}
         _fits(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        task = ray.remote(perform).options(max_retries=0, **resources)
+        task: Any = ray.remote(perform).options(max_retries=0, **resources)
 
         def send(calls: Sequence[tuple[object, ...]]) -> list[Job]:
             new = {ref: ref.future() for ref in [task.remote(*call) for call in calls]}
@@ -74,6 +81,12 @@ def _ray(order: Order, address: str) -> Iterator[Send]:
             raise
     finally:
         ray.shutdown()
+
+
+def _give_up(address: str) -> None:
+    """End this process, which waits in Ray's own code for what listens and is no Ray cluster."""
+    print(f"error: no Ray cluster at '{address}' within {JOIN:.0f} s: --ray-address?", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 def _answers(address: str) -> None:

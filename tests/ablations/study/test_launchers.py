@@ -285,14 +285,14 @@ def test_a_cell_of_another_process_is_waited_for(tmp_path, monkeypatch):
             taken.set()
             time.sleep(0.3)
             folder.mkdir(parents=True)
-            (folder / "result.json").write_text(json.dumps({"arm": "baseline", "seed": 0}))
+            (folder / "failed.json").write_text(json.dumps({"arm": "baseline", "seed": 0, "error": "a test"}))
 
     taken, other = threading.Event(), threading.Thread(target=finish)
     other.start()
     taken.wait()
-    assert orders.run(CELLS[:1], order(tmp_path), lambda calls: sent.extend(calls) or [], watch) == 0
+    assert orders.run(CELLS[:1], order(tmp_path), lambda calls: sent.extend(calls) or [], watch) == 1
     other.join()
-    assert (sent, watch.outcomes) == ([], [{"arm": "baseline", "seed": 0}])
+    assert (sent, watch.outcomes) == ([], [{"arm": "baseline", "seed": 0, "error": "a test"}])
 
 
 def test_a_process_takes_the_threads_of_its_order(tmp_path, monkeypatch):
