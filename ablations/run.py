@@ -8,9 +8,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
@@ -24,8 +25,20 @@ import tyro
 from rich.console import Console
 
 from ablations.study import arms as arm_names
-from ablations.study import claims, hours, identity, jobs, machine, plan, processes, reading, running, store, timing
-from ablations.study.arms import BASELINE
+from ablations.study import (
+    claims,
+    hours,
+    jobs,
+    launchers,
+    machine,
+    orders,
+    plan,
+    processes,
+    reading,
+    running,
+    store,
+    timing,
+)
 from ablations.study.presets import ABOUT, ARMS, PRESETS, SEEDS
 from ablations.study.progress import Terminal
 from ablations.study.recipes import OURS, PRECISIONS, Recipe
@@ -73,6 +86,16 @@ class Command:
     jobs: int = 1
     """Processes on this machine that share the cells and its threads, one GPU each where there are several. Two of
     this command on one folder share its cells, too, on any machines that see it."""
+    launcher: str = "here"
+    """Where cells are trained: here, ray (each a task of a Ray cluster) or slurm (each a job of an array). All may
+    work on one folder at once, which all their machines must see."""
+    cpus: int = 1
+    """With --launcher: processor threads of a cell; with --device cuda it has a GPU, too."""
+    ray_address: str = ""
+    """HOST:PORT of a Ray cluster that this machine belongs to; without it the one that runs here, or a new one."""
+    slurm: tuple[str, ...] = ()
+    """partition=NAME time=MINUTES array_parallelism=8 mem=32GB …: of the jobs. One whose time is over is queued again
+    and goes on."""
     retry_failed: Flag = False
     """Train failed cells again."""
     deterministic: Flag = False
@@ -138,6 +161,7 @@ def read(arguments: list[str], console: Console) -> Command:
         raise InputError("--until with one seed decides nothing: pass --seeds with the most there may be, such as 8")
     if command.jobs < 1:
         raise InputError(f"jobs {command.jobs} is too small: at least 1")
+    _check_launcher(command)
     if command.max_minutes is not None and not command.max_minutes > 0:
         raise InputError(f"max minutes {command.max_minutes:g} must be above 0")
     if command.margin or command.until:
@@ -164,6 +188,21 @@ def of_its_model(recipe: Recipe, preset: Recipe) -> Recipe:
         option = f"--{given[0].replace('_', '-')}"
         raise InputError(f"{option} is for our own model, and --model {recipe.model} is another; leave out one")
     return replace(recipe, weights=None, baseline_width=None, baseline_heads=None, eps=None)
+
+
+def _check_launcher(command: Command) -> None:
+    """InputError for a launcher that is unknown, and for options of another one."""
+    choose("launcher", command.launcher, launchers.LAUNCHERS)
+    if command.cpus < 1:
+        raise InputError(f"cpus {command.cpus} is too small: at least 1")
+    for option, given, belongs in (
+        ("--jobs", command.jobs > 1, ("here",)),
+        ("--cpus", command.cpus > 1, ("ray", "slurm")),
+        ("--ray-address", bool(command.ray_address), ("ray",)),
+        ("--slurm", bool(command.slurm), ("slurm",)),
+    ):
+        if given and command.launcher not in belongs:
+            raise InputError(f"{option} belongs to --launcher {' or '.join(belongs)}; this is {command.launcher}")
 
 
 def margins(command: Command) -> dict[str, dict[str, float]]:
@@ -219,6 +258,8 @@ def _last(option: str, arguments: list[str]) -> str | None:
 def execute(command: Command, console: Console, stop: Stop) -> int:
     """Run or continue the study of a command; returns the number of failed cells. Stopped, with its report written, if
     told to."""
+    if command.launcher != "here":
+        return _launch(command, console)
     if command.deterministic:
         machine.deterministic()
     if command.jobs > 1 and not command.worker:
@@ -235,19 +276,12 @@ def execute(command: Command, console: Console, stop: Stop) -> int:
 
 
 def _lead(command: Command, study: running.Study, console: Console, stop: Stop) -> int:
-    recipe, out = study.recipe, _folder(command, study.data.name)
-    settings = asdict(recipe) | ({"deterministic": True} if command.deterministic else {})
-    same = identity.of(study.data, recipe.weights)
-    versions = machine.environment(recipe.device)
-    out.mkdir(parents=True, exist_ok=True)
-    with claims.waited(out / "study"):  # two first starts at once
-        store.open_study(out, command.preset, settings, versions, same, command.accept_changes)
+    out = _folder(command, study.data.name)
+    running.record(study, command.preset, out, command.deterministic, command.accept_changes)
     seeds = range(command.first_seed, command.first_seed + command.seeds)
     planned = [] if command.timing_only else study.planned(seeds, command.every_arm)
     folders = [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
-    if command.retry_failed:
-        for folder in filter(reading.failed, folders):
-            (folder / "failed.json").unlink()
+    _retry(command, folders)
     left = _left(command, study, planned, out)
     if not command.worker:
         _introduce(console, study, out, len(folders), len(left), len(seeds) * len(study.cells) - len(planned))
@@ -266,6 +300,70 @@ def _lead(command: Command, study: running.Study, console: Console, stop: Stop) 
     if not command.worker:
         _conclude(out, console)
     return failed
+
+
+def _launch(command: Command, console: Console) -> int:
+    """The same with every cell trained elsewhere; this process only sends them, and writes the report."""
+    study = running.foresee(command.arms, command.recipe, command.data_root, present=False)
+    out = _folder(command, study.data.name)
+    seeds = range(command.first_seed, command.first_seed + command.seeds)
+    planned = [] if command.timing_only else study.planned(seeds, command.every_arm)
+    folders = [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
+    _retry(command, folders)
+    terminal = Terminal(console, sum(not running.settled(folder) for folder in folders), bar=False)
+    where = Path.cwd()
+    order = orders.Order(
+        arms=command.arms,
+        recipe=command.recipe,
+        root=command.data_root,
+        preset=command.preset,
+        out=out,
+        deterministic=command.deterministic,
+        accept_changes=command.accept_changes,
+        threads=command.cpus,
+        here=where,
+    )
+    try:
+        with launchers.launched(command.launcher, order, command.ray_address, command.slurm) as send:
+            failed = _send(command, study, planned, seeds, order, terminal, send)
+    except Stopped:
+        _conclude(out, console, wait=False)
+        raise
+    _conclude(out, console)
+    return failed
+
+
+def _send(
+    command: Command,
+    study: running.Study,
+    planned: Sequence[tuple[running.Prepared, int]],
+    seeds: Sequence[int],
+    order: orders.Order,
+    progress: Terminal,
+    send: orders.Send,
+) -> int:
+    """The cells, then what needs a machine alone; returns how many failed."""
+
+    def train(cells: Sequence[tuple[running.Prepared, int]]) -> int:
+        return orders.run([(cell.arm.name, seed) for cell, seed in cells], order, send, progress)
+
+    out = order.out
+    if not (out / "study.json").is_file():
+        orders.one(send, order, "open")
+    if command.margin or command.until:
+        _decide_by(command, out)
+    progress.note(f"{out}: {len(planned)} cells, by {command.launcher}")
+    failed = _until(command, study, seeds, out, progress, train) if command.until and planned else train(planned)
+    if command.profile or running.timing_due(study, out, command.timing_only):
+        orders.one(send, order, "measure", command.timing_only, command.profile)
+    if command.profile:
+        failed += sum((store.profile_folder(out, cell.arm.name) / "failed.json").is_file() for cell in study.cells)
+    return failed
+
+
+def _retry(command: Command, folders: Sequence[Path]) -> None:
+    for folder in filter(reading.failed, folders if command.retry_failed else ()):
+        (folder / "failed.json").unlink()
 
 
 def _left(
@@ -313,19 +411,12 @@ def _run(
         with (
             jobs.workers(command.jobs - 1, progress.note, "--data", command.recipe.data) if spawning else nullcontext()
         ):
-            if command.until and planned:
-                failed = _until(command, study, seeds, out, progress, stop)
-            else:
-                failed = running.run(planned, command.preset, out, progress, stop)
+            train = partial(running.run, preset=command.preset, out=out, progress=progress, stop=stop)
+            seedwise = bool(command.until and planned)
+            failed = _until(command, study, seeds, out, progress, train) if seedwise else train(planned)
         if command.worker:
             return failed
-        timed = BASELINE in (cell.arm.name for cell in study.cells)
-        if command.timing_only or command.profile or (timed and not timing.complete(out, study.cells)):
-            with running.alone(out):
-                if command.timing_only or (timed and not timing.complete(out, study.cells)):
-                    timing.measure_arms(study.cells, out, progress, asked=command.timing_only)
-                if command.profile:
-                    failed += running.profile(study, out, progress)
+        failed += running.measured(study, out, progress, command.timing_only, command.profile)
     return failed
 
 
@@ -349,7 +440,12 @@ def _decide_by(command: Command, out: Path) -> None:
 
 
 def _until(
-    command: Command, study: running.Study, seeds: Sequence[int], out: Path, progress: Terminal, stop: Stop
+    command: Command,
+    study: running.Study,
+    seeds: Sequence[int],
+    out: Path,
+    progress: Terminal,
+    train: Callable[[Sequence[tuple[running.Prepared, int]]], int],
 ) -> int:
     """Train until all is decided; returns how many cells failed."""
     from ablations.analysis import comparisons, verdicts
@@ -359,13 +455,7 @@ def _until(
         lambda: verdicts.decided(comparisons.compare([out]), asked),
         seeds,
         60.0 if command.max_minutes is None else command.max_minutes,
-        lambda seed: running.run(
-            [(c, s) for c, s in study.planned(seeds, command.every_arm) if s == seed],
-            command.preset,
-            out,
-            progress,
-            stop,
-        ),
+        lambda seed: train([(c, s) for c, s in study.planned(seeds, command.every_arm) if s == seed]),
     )
     progress.note(f"--until {' '.join(command.until)}: {count} of at most {len(seeds)} seeds; {why}")
     return failed

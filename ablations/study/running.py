@@ -12,20 +12,19 @@ from typing import NamedTuple
 
 import torch
 
-from ablations.study import claims, initialization, processes, profiling, snapshots, timing
-from ablations.study.arms import read_settings, select, twin
+from ablations.study import claims, identity, initialization, processes, profiling, snapshots, timing
+from ablations.study.arms import BASELINE, read_settings, select, twin
 from ablations.study.cells import Prepared, prepared
 from ablations.study.claims import Claim, Lost
 from ablations.study.evaluation import describe
-from ablations.study.machine import ready
+from ablations.study.machine import environment, ready
 from ablations.study.progress import Progress
 from ablations.study.reading import failed, finished
 from ablations.study.recipes import Recipe
 from ablations.study.recorder import Recorder
 from ablations.study.signals import NUMBERS, Stop, Stopped
 from ablations.study.snapshots import Snapshots
-from ablations.study.store import Result, cell_folder, profile_folder, read_study, write_json
-from ablations.study.timing import ceiling
+from ablations.study.store import Result, cell_folder, open_study, profile_folder, read_study, write_json
 from ablations.study.training import train
 from core import measure, model, plugins, rng
 from core.data import sets
@@ -104,6 +103,15 @@ def prepare(arms: str, recipe: Recipe, root: Path) -> Study:
     return foreseen._replace(cells=cells, recipe=resolved, data=data)
 
 
+def record(study: Study, preset: str, out: Path, deterministic: bool, accept_changes: bool) -> None:
+    """Make the study's folder, or continue it; InputError if it is another study's."""
+    settings = asdict(study.recipe) | ({"deterministic": True} if deterministic else {})
+    out.mkdir(parents=True, exist_ok=True)
+    with claims.waited(out / "study"):  # two first starts at once
+        made_by = identity.of(study.data, study.recipe.weights)
+        open_study(out, preset, settings, environment(study.recipe.device), made_by, accept_changes)
+
+
 def run(cells: Sequence[tuple[Prepared, int]], preset: str, out: Path, progress: Progress, stop: Stop) -> int:
     """Train every (arm, seed) that has neither result nor failure and that no other process has, then wait for those
     that others have; returns how many failed, now or before.
@@ -115,13 +123,9 @@ def run(cells: Sequence[tuple[Prepared, int]], preset: str, out: Path, progress:
     while left := [key for key, folder in folders.items() if not settled(folder)]:
         idle = True
         for cell, seed in left:
-            folder = folders[cell, seed]
-            with claims.claimed(folder, snapshots.reached(folder)) as claim:
-                if claim is None or claims.taken(_timing(out)) or settled(folder):
-                    continue
+            progress.left(sum(not settled(other) for other in folders.values()))
+            if run_cell(cell, seed, preset, out, progress, stop):
                 idle = False
-                progress.left(sum(not settled(other) for other in folders.values()))
-                _attempt(cell, seed, preset, out, progress, stop, claim)
             if not any(other is cell and not settled(at) for (other, _), at in folders.items()):
                 cell.release()
         if idle and len(left) != waiting:
@@ -130,6 +134,17 @@ def run(cells: Sequence[tuple[Prepared, int]], preset: str, out: Path, progress:
         if idle:
             time.sleep(claims.PAUSE)
     return sum(failed(folder) for folder in folders.values())
+
+
+def run_cell(cell: Prepared, seed: int, preset: str, out: Path, progress: Progress, stop: Stop) -> bool:
+    """Train a cell, from its last snapshot, unless it is settled, another process has it, or one has this machine to
+    itself; returns whether it was this process's."""
+    folder = cell_folder(out, cell.arm.name, seed)
+    with claims.claimed(folder, snapshots.reached(folder)) as claim:
+        if claim is None or claims.taken(timing_claim(out)) or settled(folder):
+            return False
+        _attempt(cell, seed, preset, out, progress, stop, claim)
+    return True
 
 
 def follow(study: Study) -> None:
@@ -163,7 +178,7 @@ def _attempt(cell: Prepared, seed: int, preset: str, out: Path, progress: Progre
         kept = Snapshots(folder, progress.note)
         with closing(Recorder(folder)) as recorder:
             result, best = train(cell, seed, recorder, progress, kept, stop, claim.check)
-            result["mfu"] = cell.plain_flops * 1000 / result["step_ms_median"] / ceiling(out, cell)
+            result["mfu"] = cell.plain_flops * 1000 / result["step_ms_median"] / timing.ceiling(out, cell)
             made_by = read_study(out).get("identity")
             result = {**about, "preset": preset, "data": cell.data.name, "identity": made_by, **result}
             checkpoints.save(
@@ -211,7 +226,7 @@ def _usable(device: torch.device) -> bool:
     return True
 
 
-def _timing(out: Path) -> Path:
+def timing_claim(out: Path) -> Path:
     """What a process claims to have this machine to itself."""
     return out / f"timing-{claims.host().partition(' ')[0]}"
 
@@ -219,10 +234,27 @@ def _timing(out: Path) -> Path:
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
     """This machine to oneself: waits until no process here has a cell of the study, and lets none begin one."""
-    with claims.waited(_timing(out)):
+    with claims.waited(timing_claim(out)):
         while claims.working_here(out):
             time.sleep(claims.PAUSE)
         yield
+
+
+def measured(study: Study, out: Path, progress: Progress, timing_only: bool, profiled: bool) -> int:
+    """What needs the machine alone: the timing pass, where there is none of all arms yet or it is asked for, and the
+    profiles; returns how many of these failed."""
+    if not profiled and not timing_due(study, out, timing_only):
+        return 0
+    with alone(out):
+        if timing_due(study, out, timing_only):
+            timing.measure_arms(study.cells, out, progress, asked=timing_only)
+        return profile(study, out, progress) if profiled else 0
+
+
+def timing_due(study: Study, out: Path, asked: bool) -> bool:
+    """Whether there is a timing pass to make."""
+    timed = BASELINE in (cell.arm.name for cell in study.cells)
+    return asked or (timed and not timing.complete(out, study.cells))
 
 
 def until(

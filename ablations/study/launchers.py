@@ -1,0 +1,161 @@
+"""Where a study's tasks go (orders.py): a Ray cluster, or an array of Slurm jobs."""
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from threading import Timer
+from typing import Any
+
+from ablations.study import jobs
+from ablations.study.orders import Job, Order, Send, perform
+from core.errors import InputError
+
+LAUNCHERS = ("here", "ray", "slurm")
+ANSWER, JOIN = 10.0, 60.0  # seconds within which an address must answer, and a Ray cluster must take this process
+HOUR = 60  # minutes of a Slurm job, unless given; one whose time is over is queued again, and goes on
+
+
+def launched(name: str, order: Order, address: str, settings: Sequence[str]) -> AbstractContextManager[Send]:
+    """What sends an order's tasks to a launcher; ended with an error, it calls back what it has sent.
+
+    InputError for a device that is not named, a package that is missing, an address that nobody answers, machines that
+    are too small, and settings that Slurm does not know.
+    """
+    package = {"ray": "ray", "slurm": "submitit"}[name]
+    if find_spec(package) is None:
+        raise InputError(f"--launcher {name} needs the package {package}: pip install 'vit-ablations[{name}]'")
+    if order.recipe.device == "auto":
+        raise InputError(f"--launcher {name} cannot see what the machines have: pass --device cuda or --device cpu")
+    if name == "ray":
+        return _ray(order, address)
+    return _slurm(order, dict(setting.partition("=")[::2] for setting in settings))
+
+
+@contextmanager
+def _ray(order: Order, address: str) -> Iterator[Send]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    where: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
+    if address:
+        _answers(address)
+    term = signal.getsignal(signal.SIGTERM)  # which Ray takes
+    limit = Timer(JOIN, _give_up, [address or "of this machine"])
+    limit.start()
+    try:
+        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"Ray at '{address or 'this machine'}' cannot be used: {error} (one with tokens needs RAY_AUTH_MODE=token)"
+        ) from error
+    finally:
+        limit.cancel()
+    signal.signal(signal.SIGTERM, term)
+    sent: dict[Any, Job] = {}
+    try:
+        resources: dict[str, Any] = {"num_cpus": order.threads, "num_gpus": int(order.recipe.device == "cuda")}
+        _fits(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        task: Any = ray.remote(perform).options(max_retries=0, **resources)
+
+        def send(calls: Sequence[tuple[object, ...]]) -> list[Job]:
+            new = {ref: ref.future() for ref in [task.remote(*call) for call in calls]}
+            sent.update(new)
+            return list(new.values())
+
+        try:
+            yield send
+        except BaseException:
+            for ref in sent:
+                ray.cancel(ref)
+            end = time.monotonic() + jobs.PATIENCE  # to leave at a snapshot
+            while not all(job.done() for job in sent.values()) and time.monotonic() < end:
+                time.sleep(0.1)
+            raise
+    finally:
+        ray.shutdown()
+
+
+def _give_up(address: str) -> None:
+    """End this process, which waits in Ray's own code for what listens and is no Ray cluster."""
+    print(f"error: no Ray cluster at '{address}' within {JOIN:.0f} s: --ray-address?", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+def _answers(address: str) -> None:
+    """InputError for an address without a port, or that nothing listens at."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"--ray-address '{address}' is no HOST:PORT; ray start --head prints it (port 6379)")
+    try:
+        socket.create_connection((host, int(port)), ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"nobody answers at --ray-address {address} ({error}); start one: ray start --head") from error
+
+
+def _fits(needed: dict[str, Any], nodes: Sequence[dict[str, float]]) -> None:
+    """InputError if no machine of a cluster has what a task needs: it would wait for ever."""
+    cpus, gpus = needed.values()
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        have = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes) or "nothing"
+        raise InputError(f"a cell takes {cpus} CPUs and {gpus} GPUs, and the cluster's machines have {have}")
+
+
+@contextmanager
+def _slurm(order: Order, settings: dict[str, str]) -> Iterator[Send]:
+    import submitit
+
+    cluster = settings.pop("cluster", "slurm")
+    if cluster == "slurm" and not shutil.which("sbatch"):
+        raise InputError("there is no Slurm here (sbatch is not found); call from a machine that can submit jobs")
+    logs = order.out.with_name(f"{order.out.name}.slurm")
+    executor = submitit.AutoExecutor(logs, cluster, slurm_max_num_timeout=10**6)
+    values = {f"slurm_{name}": int(value) if value.isdecimal() else value for name, value in settings.items()}
+    try:
+        executor.update_parameters(
+            name="vit-ablations",
+            timeout_min=HOUR,
+            cpus_per_task=order.threads,
+            gpus_per_node=int(order.recipe.device == "cuda"),
+            **values,
+        )
+    except (NameError, ValueError) as error:
+        raise InputError(f"--slurm {' '.join(f'{k}={v}' for k, v in settings.items())}: {error}") from error
+    sent: list[submitit.Job[str | None]] = []
+
+    def send(calls: Sequence[tuple[object, ...]]) -> list[Job]:
+        try:
+            new = executor.map_array(_Resumable(perform), *zip(*calls, strict=True)) if calls else []
+        except submitit.core.utils.FailedJobError as error:
+            raise InputError(f"Slurm takes no job: {error}") from error
+        sent.extend(new)
+        return list(new)
+
+    try:
+        yield send
+    except BaseException:
+        for job in sent:
+            job.cancel(check=False)
+        raise
+
+
+@dataclass(frozen=True)
+class _Resumable:
+    """A function that submitit calls again, in a new job, when the job's time is over."""
+
+    function: Callable[..., str | None]
+
+    def __call__(self, *arguments: Any) -> str | None:
+        return self.function(*arguments)
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, *arguments)

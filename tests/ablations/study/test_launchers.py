@@ -1,0 +1,308 @@
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ablations.study import claims, launchers, machine, orders, running, snapshots
+from ablations.study.recipes import Recipe
+from ablations.study.signals import Stop
+from ablations.study.store import cell_folder
+from core.errors import InputError
+
+RECIPE = Recipe(
+    image=16, patch=8, width=16, depth=1, heads=2, mlp=16, epochs=2, batch_size=96, device="cpu", engine="eager"
+)
+CELLS = [("baseline", 0), ("decatt", 0), ("baseline", 1)]
+SAME = ("best_val_accuracy", "final_val_accuracy", "final_val_loss", "final_train_loss")
+
+
+class Watch:
+    """Keeps what a study says."""
+
+    def __init__(self):
+        self.notes, self.outcomes = [], []
+
+    def left(self, cells): ...
+
+    def cell(self, arm, seed, steps, done=0): ...
+
+    def step(self): ...
+
+    def epoch(self, row): ...
+
+    def done(self, outcome):
+        self.outcomes.append(outcome)
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def order(out, **changes):
+    about = {"recipe": RECIPE, "root": Path("data"), "out": out, "here": Path.cwd(), "threads": 1} | changes
+    return orders.Order("baseline,decatt", preset="quick", deterministic=False, accept_changes=False, **about)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The cells as one process trains them."""
+    out, threads = tmp_path_factory.mktemp("alone") / "study", torch.get_num_threads()
+    torch.set_num_threads(1)
+    study = running.prepare("baseline,decatt", RECIPE, Path("data"))
+    running.record(study, "quick", out, False, False)
+    arms = {cell.arm.name: cell for cell in study.cells}
+    running.run([(arms[arm], seed) for arm, seed in CELLS], "quick", out, Watch(), Stop())
+    torch.set_num_threads(threads)
+    return out
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _token():
+    """Ray's processes know each other by a token of these tests alone; none is written to the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        yield
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    """A snapshot after every step, and steps that take a while."""
+
+    def perform(*arguments):
+        import time
+
+        from ablations.study import orders, snapshots
+
+        if not hasattr(snapshots, "saved"):
+            snapshots.EVERY, snapshots.SHARE, snapshots.saved = 0.0, float("inf"), snapshots.Snapshots.save
+            snapshots.Snapshots.save = lambda *all: (snapshots.saved(*all), time.sleep(0.05))
+        return orders.perform(*arguments)
+
+    monkeypatch.setattr(launchers, "perform", perform)
+
+
+@contextmanager
+def signalled(out, *numbers):
+    """The first processes that have written snapshots of a cell get a signal each; the list of those cells."""
+    victims, over = [], threading.Event()
+
+    def watch():
+        while len(victims) < len(numbers) and not over.wait(0.02):
+            for cell in [cell for cell in CELLS if cell not in victims]:
+                folder = cell_folder(out, *cell)
+                pid = claims._read(claims._newest(folder) or out).get("pid")
+                if pid and snapshots.reached(folder) > 2 and len(victims) < len(numbers):
+                    os.kill(pid, numbers[len(victims)])
+                    victims.append(cell)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield victims
+    finally:
+        over.set()
+        thread.join()
+
+
+def check_same(alone, out, cells):
+    for cell in cells:
+        one, other = (cell_folder(at, *cell) for at in (alone, out))
+        ours, theirs = (json.loads((at / "result.json").read_text()) for at in (one, other))
+        assert {key: ours[key] for key in SAME} == {key: theirs[key] for key in SAME}
+        ours, theirs = (load_file(at / "best.safetensors") for at in (one, other))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def check_survives(alone, out, send, cells, *more):
+    watch = Watch()
+    with signalled(out, signal.SIGKILL, *more) as victims:
+        assert orders.run(cells, order(out), send, watch) == 0
+    assert len(victims) == 1 + len(more)
+    assert [note for note in watch.notes if "sent again" in note and note.startswith("{} seed {}".format(*victims[0]))]
+    assert sorted((o["arm"], o["seed"]) for o in watch.outcomes) == sorted(cells)
+    check_same(alone, out, cells)
+
+
+@pytest.fixture
+def cluster():
+    """A Ray cluster of this machine, at a port of its own."""
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets' paths are short
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"]
+    options = ["--node-ip-address=127.0.0.1", f"--port={address[10:]}", f"--temp-dir={folder}"]
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [*command, *options, "--include-dashboard=false", "--disable-usage-stats"],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 30
+    while socket.socket().connect_ex(("127.0.0.1", int(address[10:]))):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    yield address
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(10)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_ray_cluster_survives_a_killed_worker(alone, cluster, tmp_path, slowly):
+    out = tmp_path / "study"
+    with launchers.launched("ray", order(out), cluster, ()) as send:
+        orders.one(send, order(out), "open")
+        check_survives(alone, out, send, CELLS)
+
+
+def test_ray_of_this_machine(alone, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setattr(ray, "init", partial(ray.init, address="local", num_cpus=2))
+    out = tmp_path / "study"
+    with launchers.launched("ray", order(out), "", ()) as send:
+        assert orders.run(CELLS, order(out), send, Watch()) == 0
+        check_same(alone, out, CELLS)
+        with pytest.raises(InputError, match="unknown data set 'nothing'"):
+            orders.one(send, order(out, recipe=Recipe(data="nothing", device="cpu")), "open")
+
+
+def test_jobs_of_an_array_survive_a_kill_and_the_end_of_their_time(alone, tmp_path, slowly):
+    pytest.importorskip("submitit", reason="the extra slurm is not installed")
+    out = tmp_path / "study"
+    with launchers.launched("slurm", order(out), "", ["cluster=local"]) as send:
+        check_survives(alone, out, send, CELLS[:2], signal.SIGUSR2)  # what Slurm sends before the end
+    requeued = [path.read_text() for path in (tmp_path / "study.slurm").glob("*_log.*")]
+    assert sum("Requeued" in text for text in requeued) == 1
+
+
+def test_a_package_that_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(launchers, "find_spec", lambda name: None)
+    for name, package in (("ray", "ray"), ("slurm", "submitit")):
+        with pytest.raises(InputError, match=rf"package {package}: pip install 'vit-ablations\[{name}\]'"):
+            launchers.launched(name, order(tmp_path), "", ())
+
+
+def test_a_device_must_be_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(launchers, "find_spec", lambda name: True)
+    with pytest.raises(InputError, match="pass --device cuda or --device cpu"):
+        launchers.launched("ray", order(tmp_path, recipe=Recipe()), "", ())
+
+
+def test_an_address_that_nobody_answers():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # bound, and not listened at
+        port = free.getsockname()[1]
+        with pytest.raises(InputError, match=rf"nobody answers at --ray-address 127.0.0.1:{port}"):
+            launchers._answers(f"127.0.0.1:{port}")
+    for address in ("127.0.0.1", "here:now", ":6379"):
+        with pytest.raises(InputError, match="is no HOST:PORT"):
+            launchers._answers(address)
+
+
+def test_machines_that_are_too_small():
+    launchers._fits({"num_cpus": 4, "num_gpus": 1}, [{"CPU": 2}, {"CPU": 8.0, "GPU": 1.0}])
+    with pytest.raises(InputError, match="takes 4 CPUs and 1 GPUs, and the cluster's machines have 2 CPUs and 0 GPUs"):
+        launchers._fits({"num_cpus": 4, "num_gpus": 1}, [{"CPU": 2}])
+
+
+def test_slurm_is_not_here_or_refuses_a_setting(tmp_path, monkeypatch):
+    pytest.importorskip("submitit", reason="the extra slurm is not installed")
+    monkeypatch.setattr(launchers.shutil, "which", lambda name: None)
+    with (
+        pytest.raises(InputError, match="no Slurm here"),
+        launchers.launched("slurm", order(tmp_path / "study"), "", ["partition=gpu"]),
+    ):
+        pass
+    with (
+        pytest.raises(InputError, match="--slurm colour=red: .*colour"),
+        launchers.launched("slurm", order(tmp_path / "study"), "", ["cluster=local", "colour=red"]),
+    ):
+        pass
+
+
+def ended(result):
+    """A job that has ended so."""
+
+    def tell():
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return SimpleNamespace(done=lambda: True, result=tell)
+
+
+def test_what_dies_before_it_begins_is_not_sent_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "PAUSE", 0)
+    sent, watch = [], Watch()
+
+    def send(calls):
+        sent.extend(calls)
+        return [ended(RuntimeError("traceback\nNo module named 'ablations'")) for _ in calls]
+
+    with pytest.raises(InputError, match=r"baseline seed 0: \d processes died .* No module named 'ablations'"):
+        orders.run(CELLS[:1], order(tmp_path), send, watch)
+    assert len(sent) == running.DEATHS + 2 == len(watch.notes) + 1
+    with pytest.raises(InputError, match="open: .* processes died"):
+        orders.one(send, order(tmp_path), "open")
+
+
+def test_what_is_wrong_elsewhere_is_told_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "PAUSE", 0)
+    with pytest.raises(InputError, match="device 'cuda' is not available"):
+        orders.run(CELLS, order(tmp_path), lambda calls: [ended("device 'cuda' is not available") for _ in calls],
+                   Watch())  # fmt: skip
+
+
+def test_a_cell_of_another_process_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "PAUSE", 0.01)
+    folder = cell_folder(tmp_path, *CELLS[0])
+    sent, watch = [], Watch()
+
+    def finish():
+        with claims.claimed(folder):
+            taken.set()
+            time.sleep(0.3)
+            folder.mkdir(parents=True)
+            (folder / "failed.json").write_text(json.dumps({"arm": "baseline", "seed": 0, "error": "a test"}))
+
+    taken, other = threading.Event(), threading.Thread(target=finish)
+    other.start()
+    taken.wait()
+    assert orders.run(CELLS[:1], order(tmp_path), lambda calls: sent.extend(calls) or [], watch) == 1
+    other.join()
+    assert (sent, watch.outcomes) == ([], [{"arm": "baseline", "seed": 0, "error": "a test"}])
+
+
+def test_a_process_takes_the_threads_of_its_order(tmp_path, monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setitem(orders.TASKS, "ask", lambda study, *about: about[-1].append(torch.get_num_threads()))
+    monkeypatch.setattr(machine, "deterministic", lambda: None)
+    monkeypatch.setattr(running, "prepare", lambda *about: None)
+    monkeypatch.setattr(running, "record", lambda *about: None)
+    found = []
+    assert orders.perform(order(tmp_path), "ask", found) is None
+    torch.set_num_threads(threads)
+    orders._study.cache_clear()
+    assert found == [1]
