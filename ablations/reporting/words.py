@@ -167,7 +167,7 @@ def _holes(comparisons: Comparisons) -> Iterable[str]:
         yield f"These arms do not tell apart the interactions {text}; effects are fitted as if there were none."
     if comparisons.compared:
         aliased = [pairs for pairs in found.design.aliases if set(pairs) <= set(found.lost)]
-        for pairs in aliased:
-            yield f"Aliases, which these arms do not tell from each other: {', '.join(map(label, pairs))}."
+        for terms in aliased:
+            yield f"Aliases, which these arms do not tell from each other: {', '.join(map(label, terms))}."
         if lost := set(found.lost).difference(*aliased):
             yield f"These arms do not determine the effects {', '.join(label(t) for t in found.lost if t in lost)}."

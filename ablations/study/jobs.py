@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
 
 import torch
@@ -19,6 +20,13 @@ PATIENCE = 60.0  # seconds to leave in good order
 def command(*more: str) -> list[str]:
     """This process's command line, with more; what is done at once at the beginning is not done again."""
     return [sys.executable, *(word for word in sys.orig_argv[1:] if word != "--retry-failed"), *more]
+
+
+def suggested() -> int:
+    """Processes for cells that do not fill several threads: one a thread, at most 8; 1 in a program that only calls the
+    command, and could not be started again for a worker."""
+    script = Path(sys.orig_argv[1]).name if len(sys.orig_argv) > 1 else ""
+    return min(torch.get_num_threads(), 8) if script in ("run.py", "vit-ablations") else 1
 
 
 def divide_threads(jobs: int, device: str) -> None:

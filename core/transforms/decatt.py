@@ -31,8 +31,8 @@ def decatt(weight: float = 1.0, norm: str = "per_head", layers: str | Sequence[i
 
     def penalty(inner: Callable[..., Tensor], site: Site, heads: Tensor) -> Tensor:
         depth = site.config.depth
-        chosen = range(depth) if isinstance(layers, str) else [_existing(i, depth) for i in layers]
-        times = 1 if isinstance(layers, str) else chosen.count(site.block)
+        chosen = list(range(depth)) if isinstance(layers, str) else [_existing(i, depth) for i in layers]
+        times = 1 if isinstance(layers, str) else sum(i == site.block for i in chosen)
         before = inner(site, heads)
         return before + weight * times / len(chosen) * decorrelation(heads, norm) if times else before
 

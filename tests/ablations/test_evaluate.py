@@ -8,7 +8,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch.func import functional_call
 
-from ablations import evaluate, run
+from ablations import evaluate
+from ablations.commands.main import main
 from ablations.study import reading, running
 from ablations.study.recipes import Recipe
 from core.data import sets as data
@@ -25,7 +26,7 @@ def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["run.py", "--out", str(out), "--arms", ARMS, *TINY.split()])
         with pytest.raises(SystemExit) as stop:
-            run.main()
+            main()
     assert stop.value.code == 0
     return out
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-import vit_ablations
-from ablations import evaluate, report, run
+import ablations
+from ablations import evaluate, report
+from ablations.commands.main import main
 from ablations.reporting import figures as drawing
 from ablations.study import reading, timing
 from core.errors import InputError
@@ -91,11 +92,11 @@ def options(model, out, arms=ARMS):
 
 def test_a_study_of_four_arms(model, tmp_path, capsys):
     out = tmp_path / "study"
-    assert call(run.main, *options(model, out)) == 0
+    assert call(main, *options(model, out)) == 0
     said = capsys.readouterr().out
     assert "transforms reach 5 linear maps, 2 LayerNorms and 1 attentions in 1 blocks" in said
     assert sorted(r["arm"] for r in reading.results(out)) == sorted(ARMS.split(","))
-    found = vit_ablations.load(out)
+    found = ablations.load(out)
     assert set(found.cells["arm"]) == set(ARMS.split(","))
     assert {"crs@0.5", "decatt", "flash"} <= set(found.verdicts["optimization"])
     assert not len(found.failed)
@@ -112,13 +113,13 @@ def test_a_study_of_four_arms(model, tmp_path, capsys):
 
 
 def test_what_a_model_cannot_take_is_left_out_of_a_group_and_refused_by_name(model, tmp_path, capsys):
-    assert call(run.main, *options(model, tmp_path / "a", "baseline,mrt")) == 2
+    assert call(main, *options(model, tmp_path / "a", "baseline,mrt")) == 2
     error = capsys.readouterr().err
     assert "arm 'mrt': mrt changes the model's tokenize, which is not reached in module:" in error
     assert "leave it out, or use our own model" in error
-    assert call(run.main, *options(model, tmp_path / "a"), "--width", "8") == 2
+    assert call(main, *options(model, tmp_path / "a"), "--width", "8") == 2
     assert "--width is for our own model, and --model module:" in capsys.readouterr().err
-    assert call(run.main, *options(model, tmp_path / "a", "all"), "--plan", "--json") == 0
+    assert call(main, *options(model, tmp_path / "a", "all"), "--plan", "--json") == 0
     planned = json.loads(capsys.readouterr().out)
     assert {"baseline", "flash", "crs@0.3+decatt+flash", "recompute"} <= {entry["arm"] for entry in planned}
     assert not any("mrt" in entry["arm"] or "uniform" in entry["arm"] for entry in planned)
@@ -162,12 +163,12 @@ def test_an_installed_package_appears_and_runs(installed, tmp_path):
 
 def test_from_python(tmp_path):
     values = {"image": 8, "width": 16, "depth": 1, "heads": 2, "mlp": 32, "epochs": 1, "batch_size": 128}
-    study = vit_ablations.run(tmp_path / "study", "baseline,flash", device="cpu", engine="eager", **values)
+    study = ablations.run(tmp_path / "study", "baseline,flash", device="cpu", engine="eager", **values)
     assert all(isinstance(table, pd.DataFrame) for table in study)
     assert set(study.means.index) == {"baseline", "flash"}
-    assert study.verdicts.equals(vit_ablations.load(tmp_path / "study").verdicts)
+    assert study.verdicts.equals(ablations.load(tmp_path / "study").verdicts)
     with pytest.raises(InputError, match="unknown recipe value 'epoch'.*did you mean 'epochs'"):
-        vit_ablations.run(tmp_path / "other", epoch=1)
+        ablations.run(tmp_path / "other", epoch=1)
 
 
 def test_reports_know_files(tmp_path, capsys):

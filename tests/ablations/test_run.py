@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ablations import report, run
+from ablations import report
+from ablations.commands import conducting
+from ablations.commands.main import main
 from ablations.reporting import compose
 from ablations.reporting import figures as drawing
 from ablations.study import arms, cells, evaluation, profiling, reading, running, schema, store, timing
@@ -49,7 +51,7 @@ def command(tmp_path, monkeypatch):
         monkeypatch.setattr("sys.argv", ["run.py", "--out", str(tmp_path / "study"), *TINY, *options])
         monkeypatch.chdir(tmp_path)
         try:
-            run.main()
+            main()
         except SystemExit as stop:
             return stop.code or 0
         return 0
@@ -262,15 +264,15 @@ def test_the_best_weights_are_kept_and_not_the_last(command, monkeypatch):
 
 def test_no_name_in_ablations_hides_pythons_own():
     """`python ablations/run.py` puts them before the standard library, up to Python 3.15's."""
-    names = {path.stem for path in Path(run.__file__).parent.iterdir()}
+    names = {path.stem for path in Path(report.__file__).parent.iterdir()}
     assert not names & {*sys.stdlib_module_names, "annotationlib", "compression", "profiling"} - {"__init__"}
 
 
 def test_a_refusal_imports_neither_figures_nor_statistics():
     """They take longer than torch does."""
     script = (
-        "import sys; from ablations import run; sys.argv = ['run.py', '--arms', 'falsh']\n"
-        "try: run.main()\nexcept SystemExit: print(*sys.modules)"
+        "import sys; from ablations.commands.main import main; sys.argv = ['run.py', '--arms', 'falsh']\n"
+        "try: main()\nexcept SystemExit: print(*sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     slow = {"scipy", "pandas", "matplotlib", "sklearn", "torchvision", "statsmodels", "markdown", "tensorboard"}
@@ -363,7 +365,7 @@ def test_after_an_error_that_stays_a_fresh_process_goes_on(command, monkeypatch)
 
 
 def test_a_disk_without_room_is_refused(command, monkeypatch, capsys):
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(conducting.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     assert "the cells that are left need 0 MiB of disk" in refused(command, capsys, "--arms", "baseline")
 
 
@@ -471,7 +473,7 @@ def exits(monkeypatch, *options):
     """The exit status of the command."""
     monkeypatch.setattr("sys.argv", ["run.py", *map(str, options)])
     with pytest.raises(SystemExit) as stop:
-        run.main()
+        main()
     return stop.value.code
 
 
@@ -557,7 +559,9 @@ def test_several_data_sets(image_folder, tmp_path, monkeypatch, capsys):
     shutil.copytree(image_folder, tmp_path / "others")
     assert call(f"folder:{image_folder},folder:others") == 0
     assert {p.name for p in (tmp_path / "runs").iterdir()} == {"quick-images", "quick-others"}
-    monkeypatch.setattr(run, "execute", lambda command, console, stop: int(command.recipe.data == "digits"))
+    monkeypatch.setattr(
+        "ablations.commands.main.execute", lambda command, console, stop: int(command.recipe.data == "digits")
+    )
     assert call("digits,folder:others") == 1
 
 

@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from ablations import run
+from ablations.commands.main import main as command
 from ablations.reporting import figures, terminal
 from ablations.study import cells, snapshots, timing
 from core import engine
@@ -53,9 +53,9 @@ def main(words, environment, log):
     os.setpgid(0, 0)
     sys.argv = ["run.py", *words]
     prepare()
-    run.main()
+    command()
 
 
 if __name__ == "__main__":
     prepare()
-    run.main()
+    command()

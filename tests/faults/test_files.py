@@ -20,7 +20,6 @@ from PIL import Image
 from rich.console import Console
 from synthetic import study
 
-from ablations import run
 from ablations.analysis.comparisons import compare
 from ablations.reporting import compose, sections
 from ablations.reporting.words import pays, sentences
@@ -394,9 +393,9 @@ CONSOLE = Console(file=open("/dev/null", "w"), markup=False)  # noqa: SIM115
 def test_a_command_line_is_refused_or_read(tried, options):
     words = [word for pair in options for word in pair]
     with refusable(), suppress(SystemExit):  # tyro's refusals
-        command = run.read(["--preset", "quick", "--device", "cpu", *words], CONSOLE)
+        command = options.read(["--preset", "quick", "--device", "cpu", *words], CONSOLE)
         recipe = command.recipe.resolve_machine().resolve_data(DIGITS)
         recipe.plain_config(arms.parse("baseline"), DIGITS)
         recipe.optimizer(10)
-        run.each(command)
+        options.each(command)
     tried["command lines"] += 1

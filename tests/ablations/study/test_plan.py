@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ablations import run as command
+from ablations.commands.main import main
 from ablations.study import arms, plan, running
 from ablations.study.presets import PRESETS
 from core import vit
@@ -21,7 +21,7 @@ def run(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["run.py", "--preset", "quick", *plan, *options])
         code = 0
         try:
-            command.main()
+            main()
         except SystemExit as stop:
             code = stop.code
         out, err = capsys.readouterr()

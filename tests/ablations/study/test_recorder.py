@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from ablations import run
+from ablations.commands.main import main
 from ablations.study.store import cell_folder
 
 
@@ -22,7 +22,7 @@ def study(tmp_path_factory):
             "sys.argv", ["run.py", "--out", str(out), "--arms", "baseline,decatt", "--seeds", "2", *options.split()]
         )
         with pytest.raises(SystemExit) as stop:
-            run.main()
+            main()
     assert stop.value.code == 0
     multiplexer = EventMultiplexer().AddRunsFromDirectory(str(out))
     multiplexer.Reload()

@@ -1,7 +1,7 @@
 """A study from Python, as tables: `run` trains what the command would, `load` reads what it left.
 
-import vit_ablations as va
-study = va.run("runs/mine", arms="baseline,flash", epochs=1)
+import ablations
+study = ablations.run("runs/mine", arms="baseline,flash", epochs=1)
 study.verdicts
 """
 
@@ -16,14 +16,13 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the me
 import pandas as pd
 from rich.console import Console
 
-from ablations import run as command
 from ablations.analysis.comparisons import compare
+from ablations.commands.conducting import execute
+from ablations.commands.options import Command, of_its_model
 from ablations.study.presets import PRESETS
 from ablations.study.signals import Stop
 from core import plugins
 from core.errors import choose
-
-__all__ = ["Study", "load", "run"]
 
 
 class Study(NamedTuple):
@@ -72,9 +71,7 @@ def run(
     for name in values:
         choose("recipe value", name, vars(base))
     values["set"] = (*base.set, *values.get("set", ()))
-    changed = command.of_its_model(replace(base, **values), base)
-    whole = command.Command(
-        arms=arms, preset=recipe, seeds=seeds, out=Path(out), data_root=Path(data_root), recipe=changed
-    )
-    command.execute(whole, Console(quiet=quiet), Stop())
+    changed = of_its_model(replace(base, **values), base)
+    whole = Command(arms=arms, preset=recipe, seeds=seeds, out=Path(out), data_root=Path(data_root), recipe=changed)
+    execute(whole, Console(quiet=quiet), Stop())
     return load(out, plugin=changed.plugin)

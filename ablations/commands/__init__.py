@@ -1,0 +1,1 @@
+"""What run.py does: its options, and what it does with them."""

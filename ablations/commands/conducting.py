@@ -1,0 +1,163 @@
+"""A study of these options, from its first cell to its report."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ablations.commands.options import Command, folder, margins
+from ablations.study import claims, jobs, machine, processes, reading, running, store, timing
+from ablations.study.progress import Terminal
+from ablations.study.signals import Stop, Stopped
+from core.errors import InputError
+from core.foreign.model import Foreign
+
+Cells = Sequence[tuple[running.Prepared, int]]
+
+
+def execute(command: Command, console: Console, stop: Stop) -> int:
+    """Run or continue the study of a command; returns the number of failed cells. Stopped, with its report written, if
+    told to."""
+    if command.deterministic:
+        machine.deterministic()
+    if command.jobs > 1 and not command.worker:
+        jobs.divide_threads(command.jobs, machine.named(command.recipe.device))
+    versions = machine.environment(machine.named(command.recipe.device))
+    same = {name: versions[name] for name in ("torch", "revision")}
+    processes.agree({"arms": command.arms, **asdict(command.recipe), **same})
+    study = processes.in_turn(lambda: running.prepare(command.arms, command.recipe, command.data_root))
+    if not processes.leads():
+        running.follow(study)
+        return 0
+    with processes.leading():
+        return _lead(command, study, console, stop)
+
+
+def _lead(command: Command, study: running.Study, console: Console, stop: Stop) -> int:
+    out = folder(command, study.data.name)
+    running.record(study, command.preset, out, command.deterministic, command.accept_changes)
+    seeds = range(command.first_seed, command.first_seed + command.seeds)
+    planned = [] if command.timing_only else study.planned(seeds, command.every_arm)
+    folders = [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
+    retry(command, folders)
+    left = _left(command, study, planned, out)
+    if not command.worker:
+        _introduce(console, study, out, len(folders), len(left), len(seeds) * len(study.cells) - len(planned))
+        for name, why in study.refused.items():
+            console.print(f"left out: {name} ({why})", soft_wrap=True)
+        for why in filter(None, map(reading.damage, (f for f in folders if (f / "result.json").exists()))):
+            console.print(f"trained again: {why}", soft_wrap=True)
+        if many := sum(map(reading.failed, folders)):
+            console.print(f"{many} cells failed before; --retry-failed trains them again")
+    try:
+        failed = _run(command, study, planned, seeds, out, Terminal(console, len(left), command.jobs == 1), stop)
+    except Stopped:
+        if not command.worker:
+            conclude(out, console, wait=False)
+        raise
+    if not command.worker:
+        conclude(out, console)
+    return failed
+
+
+def _run(
+    command: Command,
+    study: running.Study,
+    planned: Cells,
+    seeds: Sequence[int],
+    out: Path,
+    terminal: Terminal,
+    stop: Stop,
+) -> int:
+    """The cells, then what needs the machine alone; returns how many failed."""
+    with terminal as progress:
+        if command.margin or command.until:
+            decide_by(command, out)
+        spawning = command.jobs > 1 and not command.worker and bool(planned)
+        for cell in study.cells if spawning else ():
+            timing.ceiling(out, cell)  # measured before others compute beside
+        with (
+            jobs.workers(command.jobs - 1, progress.note, "--data", command.recipe.data) if spawning else nullcontext()
+        ):
+            train = partial(running.run, preset=command.preset, out=out, progress=progress, stop=stop)
+            seedwise = bool(command.until and planned)
+            failed = train_until(command, study, seeds, out, progress, train) if seedwise else train(planned)
+        if command.worker:
+            return failed
+        failed += running.measured(study, out, progress, command.timing_only, command.profile)
+    return failed
+
+
+def retry(command: Command, folders: Sequence[Path]) -> None:
+    for path in filter(reading.failed, folders if command.retry_failed else ()):
+        (path / "failed.json").unlink()
+
+
+def _left(command: Command, study: running.Study, planned: Cells, out: Path) -> list[tuple[running.Prepared, int]]:
+    """The cells without result or failure; InputError if the disk has no room for them."""
+    left = [cell for cell in planned if not running.settled(store.cell_folder(out, cell[0].arm.name, cell[1]))]
+    need, free = running.need(left), shutil.disk_usage(out).free
+    if free < need:
+        need_, free_ = (f"{size / 2**20:,.0f} MiB" for size in (need, free))
+        raise InputError(f"the cells that are left need {need_} of disk, and '{out}' has {free_} free; free some")
+    return left
+
+
+def _introduce(console: Console, study: running.Study, out: Path, cells: int, left: int, spared: int) -> None:
+    """What will run, where and how."""
+    recipe, data = study.recipe, study.data
+    known = f" ({spared} more are known from their twins; --every-arm trains them too)" if cells and spared else ""
+    console.print(
+        f"{out}: {cells - left} of {cells} cells finished before, {left} to run{known}; device "
+        f"{recipe.device}, engine {recipe.engine} ({study.why}), {recipe.precision}, {torch.get_num_threads()} "
+        f"threads, data {data.name} ({len(data.train.labels):,} + {len(data.val.labels):,} images)",
+        soft_wrap=True,
+    )
+    if isinstance(first := study.cells[0].config, Foreign):
+        console.print(first.sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def conclude(out: Path, console: Console, wait: bool = True) -> None:
+    """Write the report of what is there, one process at a time."""
+    if any(out.glob("cells/*/seed*/result.json")):
+        from ablations.reporting import terminal  # figures and statistics: not for --list or a refusal
+
+        with claims.waited(out / "report") if wait else claims.claimed(out / "report") as mine:
+            if wait or mine:
+                terminal.conclude(out, console)
+
+
+def decide_by(command: Command, out: Path) -> None:
+    """Keep the margins, and how often a run looks before it stops, for the report."""
+    from ablations.analysis import verdicts
+
+    before, looks = verdicts.read_decisions(out)
+    looks = max(looks, command.seeds - 1) if command.until else looks
+    store.write_json(out / "margins.json", {"margins": before | margins(command)["margin"], "looks": looks})
+
+
+def train_until(
+    command: Command,
+    study: running.Study,
+    seeds: Sequence[int],
+    out: Path,
+    progress: Terminal,
+    train: Callable[[Cells], int],
+) -> int:
+    """Train until all is decided; returns how many cells failed."""
+    from ablations.analysis import comparisons, verdicts
+
+    asked = margins(command)["until"]
+    count, failed, why = running.until(
+        lambda: verdicts.decided(comparisons.compare([out]), asked),
+        seeds,
+        60.0 if command.max_minutes is None else command.max_minutes,
+        lambda seed: train([(c, s) for c, s in study.planned(seeds, command.every_arm) if s == seed]),
+    )
+    progress.note(f"--until {' '.join(command.until)}: {count} of at most {len(seeds)} seeds; {why}")
+    return failed

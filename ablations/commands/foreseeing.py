@@ -1,0 +1,67 @@
+"""What is told without training: what there is, what arms cost, how long cells take."""
+
+import json
+
+from rich.console import Console
+
+from ablations.commands.options import Command, folder, margins
+from ablations.study import arms as arm_names
+from ablations.study import hours, machine, plan, reading, running, store
+from ablations.study.presets import ABOUT
+from ablations.study.recipes import PRECISIONS
+from core.data import sets
+from core.engine import ENGINES
+from core.sizes import read_bytes
+from core.transforms.registry import REGISTRY
+
+
+def describe(console: Console) -> None:
+    """What can be asked for."""
+    lines = ["arms (--arms all):", *(f"  {name}" for name in arm_names.lattice()), "", "optimizations:"]
+    lines += [f"  {name:<10} {t.about} ({t.contract})" for name, t in REGISTRY.items()]
+    lines += ["", "presets:", *(f"  {name:<10} {text}" for name, text in ABOUT.items())]
+    lines += [
+        "",
+        f"data:       {', '.join([*sets.NAMES, *(f'plugin:{name}' for name in sets.PLUGGED)])}",
+        f"engines:    {', '.join(ENGINES)}",
+    ]
+    lines += [f"devices:    {', '.join(machine.DEVICES)}", f"precisions: auto, {', '.join(PRECISIONS)}"]
+    console.print("\n".join(lines))
+
+
+def foresee(command: Command, console: Console) -> None:
+    """Print the account of every arm."""
+    budget = None if command.budget is None else read_bytes(command.budget)
+    study = running.foresee(command.arms, command.recipe, command.data_root, present=False)
+    planned = []
+    for entry in plan.entries(study.cells, command.recipe.engine == "compiled", budget):
+        planned.append(entry)
+        if not command.json and console.is_terminal:
+            console.print(f"{len(planned)} of {len(study.cells)}: {entry['arm']}", end="\r")
+    if command.json:
+        print(json.dumps(planned, indent=2))
+    else:
+        recipe = study.recipe
+        share = f"{study.cells[0].images} of " if recipe.parallel else ""
+        of = f" in one of {recipe.processes} processes ({recipe.parallel})" if recipe.parallel else ""
+        what = f"{share}{recipe.batch_size} images{of} on {recipe.device}, {recipe.precision}, engine {recipe.engine}"
+        plan.show(console, planned, what, budget)
+
+
+def foresee_hours(command: Command, console: Console) -> None:
+    """Print how long the cells take that are left."""
+    from ablations.analysis import factors, planning  # statistics, which no refusal should wait for
+
+    study = running.foresee(command.arms, command.recipe, command.data_root, present=command.recipe.parallel is None)
+    out, each = folder(command, study.data.name), study.recipe.processes or 1
+    seconds, source = hours.step_seconds(study, out)
+    planned = study.planned(range(command.first_seed, command.first_seed + command.seeds), command.every_arm)
+    left = [(cell, seed) for cell, seed in planned if not reading.finished(store.cell_folder(out, cell.arm.name, seed))]
+    cells = hours.cells(left, seconds)
+    if command.json:
+        print(json.dumps({"step_seconds": seconds, "source": source, **hours.summary(cells, each)}, indent=2))
+        return
+    hours.show(console, cells, seconds, source, each)
+    margin = margins(command)["margin"].get("accuracy", 0.5)
+    names = {name for arm in seconds for name in factors.levels(arm)}
+    console.print(planning.sentence(out, margin, len(names)), highlight=False, soft_wrap=True)

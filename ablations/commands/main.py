@@ -1,0 +1,51 @@
+"""The command vit-ablations."""
+
+import os
+import sys
+
+from rich.console import Console
+
+from ablations.commands.conducting import execute
+from ablations.commands.foreseeing import describe, foresee, foresee_hours
+from ablations.commands.options import all_values, each, read
+from ablations.commands.sending import launch
+from ablations.study import jobs, machine, processes, running
+from ablations.study.signals import Stop, Stopped, minutes_left
+from ablations.study.speaking import one_message
+from core import plugins
+
+
+def main() -> None:
+    """Exit status: 0; 1 if a cell failed; 2 for bad input or a full disk; 75 if --max-minutes were over; 130 and 143
+    if told to end by SIGINT and SIGTERM. After the last three, the same command continues."""
+    console = Console(stderr="--json" in sys.argv[1:], quiet=not processes.leads(), markup=False, highlight=False)
+    stop = Stop()
+    try:
+        with one_message(processes.named):
+            plugins.load(all_values("--plugin", sys.argv[1:]))
+            if "--list" in sys.argv[1:]:
+                describe(console)
+                return
+            command = read(sys.argv[1:], console)
+            commands = each(command)
+            if command.plan:
+                (foresee_hours if command.hours else foresee)(command, console)
+                return
+            with stop.listening(command.max_minutes):
+                if command.worker:
+                    jobs.follow_parent()
+                try:
+                    with processes.joined(machine.named(command.recipe.device)):
+                        elsewhere = command.launcher != "here"
+                        failed = sum(
+                            launch(one, console) if elsewhere else execute(one, console, stop) for one in commands
+                        )
+                except running.Poisoned as error:
+                    print(f"{error}: the next cell begins in a fresh process", file=sys.stderr, flush=True)
+                    left = minutes_left()
+                    os.execv(sys.executable, jobs.command(*(["--max-minutes", str(left)] if left else [])))
+    except KeyboardInterrupt as error:
+        told = error.status if isinstance(error, Stopped) else 130
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(told)
+    sys.exit(1 if failed else 0)

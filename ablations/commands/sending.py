@@ -1,0 +1,71 @@
+"""A study whose cells are trained elsewhere: this process only sends them, and writes the report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ablations.commands.conducting import Cells, conclude, decide_by, retry, train_until
+from ablations.commands.options import Command, folder
+from ablations.study import launchers, orders, running, store
+from ablations.study.progress import Terminal
+from ablations.study.signals import Stopped
+
+
+def launch(command: Command, console: Console) -> int:
+    """The same with every cell trained elsewhere; this process only sends them, and writes the report."""
+    study = running.foresee(command.arms, command.recipe, command.data_root, present=False)
+    out = folder(command, study.data.name)
+    seeds = range(command.first_seed, command.first_seed + command.seeds)
+    planned = [] if command.timing_only else study.planned(seeds, command.every_arm)
+    folders = [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
+    retry(command, folders)
+    terminal = Terminal(console, sum(not running.settled(folder) for folder in folders), bar=False)
+    where = Path.cwd()
+    order = orders.Order(
+        arms=command.arms,
+        recipe=command.recipe,
+        root=command.data_root,
+        preset=command.preset,
+        out=out,
+        deterministic=command.deterministic,
+        accept_changes=command.accept_changes,
+        threads=command.cpus,
+        here=where,
+    )
+    try:
+        with launchers.launched(command.launcher, order, command.ray_address, command.slurm) as send:
+            failed = _send(command, study, planned, seeds, order, terminal, send)
+    except Stopped:
+        conclude(out, console, wait=False)
+        raise
+    conclude(out, console)
+    return failed
+
+
+def _send(
+    command: Command,
+    study: running.Study,
+    planned: Cells,
+    seeds: Sequence[int],
+    order: orders.Order,
+    progress: Terminal,
+    send: orders.Send,
+) -> int:
+    """The cells, then what needs a machine alone; returns how many failed."""
+
+    def train(cells: Cells) -> int:
+        return orders.run([(cell.arm.name, seed) for cell, seed in cells], order, send, progress)
+
+    out = order.out
+    if not (out / "study.json").is_file():
+        orders.one(send, order, "open")
+    if command.margin or command.until:
+        decide_by(command, out)
+    progress.note(f"{out}: {len(planned)} cells, by {command.launcher}")
+    failed = train_until(command, study, seeds, out, progress, train) if command.until and planned else train(planned)
+    if command.profile or running.timing_due(study, out, command.timing_only):
+        orders.one(send, order, "measure", command.timing_only, command.profile)
+    if command.profile:
+        failed += sum((store.profile_folder(out, cell.arm.name) / "failed.json").is_file() for cell in study.cells)
+    return failed
