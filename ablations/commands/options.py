@@ -50,6 +50,16 @@ class Command:
     """Processes on this machine that share the cells and its threads, one GPU each where there are several; of the
     preset quick on a CPU as many as there are threads, at most 8. Two of this command on one folder share its cells,
     too, on any machines that see it."""
+    launcher: str = "here"
+    """Where cells are trained: here, ray (each a task of a Ray cluster) or slurm (each a job of an array). All may
+    work on one folder at once, which all their machines must see."""
+    cpus: int = 1
+    """With --launcher: processor threads of a cell; with --device cuda it has a GPU, too."""
+    ray_address: str = ""
+    """HOST:PORT of a Ray cluster that this machine belongs to; without it the one that runs here, or a new one."""
+    slurm: tuple[str, ...] = ()
+    """partition=NAME time=MINUTES array_parallelism=8 mem=32GB …: of the jobs. One whose time is over is queued again
+    and goes on."""
     retry_failed: Flag = False
     """Train failed cells again."""
     deterministic: Flag = False
