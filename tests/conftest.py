@@ -9,6 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of several threads 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from long import LONG
 from PIL import Image
 
 from core import plugins, rng, vit
@@ -18,6 +19,7 @@ from core.step import Batch
 
 def pytest_addoption(parser):
     parser.addoption("--faults", choices=("short", "long"), default="short", help="how many faults tests/faults tries")
+    parser.addoption("--long", action="store_true", help="also what takes long (tests/long.py)")
     parser.addoption("--plugin", action="append", default=[], metavar="FILE", help="put this file through the laws")
 
 
@@ -28,7 +30,11 @@ def pytest_configure(config):
         raise pytest.UsageError(str(error)) from error
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long") and config.getoption("--faults") == "short":
+        for item in items if len(items) > 300 else ():  # asked for by name, it runs
+            if LONG.search(item.nodeid):
+                item.add_marker(pytest.mark.skip(reason="takes long: pytest --long"))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

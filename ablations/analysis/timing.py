@@ -37,8 +37,7 @@ class Timing:
 def read(folders: Sequence[Path]) -> Timing | None:
     """The timing pass in a study's folder; None if there is none, or several studies are joined: their passes may be of
     different hours. Damaged if it cannot be read."""
-    path = folders[0] / "timing.json"
-    if len(folders) > 1 or not path.is_file():
+    if len(folders) != 1 or not (path := folders[0] / "timing.json").is_file():
         return None
     found = schema.read(path, schema.TimingFile)
     return Timing(found["rounds"], found["quiet"], found["seconds"])

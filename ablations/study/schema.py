@@ -141,12 +141,18 @@ class Shape(Checked, extra="forbid"):
     eps: float = 1e-6
 
 
-class ModuleShape(Checked):
-    """What there is to say of a model that others wrote."""
+class ModuleShape(Checked, extra="forbid"):
+    """The fields of core.foreign.places.Shape."""
 
     image: Count
     channels: Count
     classes: Count
+    width: Count
+    depth: Count
+    heads: Count
+    mlp: Count
+    eps: float
+    dropout: float
 
 
 class About(Checked):

@@ -183,7 +183,9 @@ def _outside(calls: Sequence[Call], prefix: str) -> dict[str, str]:
 
 
 def _within(calls: Sequence[Call], prefix: str) -> dict[str, str]:
-    roles = {call.name: re.sub(rf"^{re.escape(prefix)}\.\d+\.", "", call.name) for call in calls}
+    short = {call.name: re.sub(rf"^{re.escape(prefix)}\.\d+\.", "", call.name) for call in calls}
+    # What is named like a map of ours, and may read something else, keeps its whole name.
+    roles = {name: name if rest in ("attn.qkv", "mlp.fc1", "mlp.fc2") else rest for name, rest in short.items()}
     kinds = [call.kind for call in calls]
     attention = next((i for i, kind in enumerate(kinds) if kind in ("attend", "masked")), None)
     if attention is None:

@@ -51,8 +51,10 @@ def budget(size: str = "0.5", plan: Sequence[Level] | None = None) -> Rewrite:
     Raises InputError for what is no size, and for unknown tensors.
     """
     read_size(size)
+    if plan is not None and not (isinstance(plan, tuple | list) and all(isinstance(level, tuple) for level in plan)):
+        raise InputError(f"budget plan {plan!r} is no tuple of tuples of names; write for example (('norm1', 'gelu'),)")
     for name in (name for level in plan or () for name in level):
-        choose("tensor of a budget's plan", name, TENSORS)
+        choose("tensor of a budget's plan", str(name), TENSORS)
 
     def chosen(rest: Ops, config: VitConfig, cost: Cost) -> Ops:
         hidden = {"attention", "block"} if _observed(rest) else set()

@@ -106,6 +106,29 @@ REGISTRY: dict[str, Transform] = {
         "control for crs: LayerNorm and GELU outputs rebuilt in the backward pass",
         settings=({"fc1": True},),
     ),
+    "uniform": Transform(
+        uniform,
+        "changes the objective",
+        "control for mrt: uniform patches with its sinusoidal positions",
+        settings=({"patch": 8, "image": 64},),
+    ),
+    "readout": Transform(readout, "exact", "the last block for the class token alone", lattice=False),
+    "droppath": Transform(
+        droppath, "changes the objective", "branches left out, more often the deeper", {"rate": 0.0}, lattice=False
+    ),
+    "patchdrop": Transform(
+        patchdrop, "changes the objective", "training on a share of the patches", {"share": 0.0}, lattice=False
+    ),
+    "tome": Transform(tome, "changes the objective", "similar tokens merged in every block", {"r": 0}, lattice=False),
+    "registers": Transform(
+        registers, "changes the objective", "learned tokens beside the patches", {"count": 0}, lattice=False
+    ),
+    "qknorm": Transform(qknorm, "changes the objective", "normalised queries and keys", lattice=False),
+    "layerscale": Transform(layerscale, "changes the objective", "a learned scale of each branch", lattice=False),
+    "lora": Transform(
+        lora, "changes the objective", "low-rank updates, the rest frozen", lattice=False, pretrained=True
+    ),
+    "muon": Transform(muon, "changes the update", "orthogonalised momentum for the blocks' matrices", lattice=False),
     "int8": Transform(
         int8,
         "unbiased gradient",
@@ -143,29 +166,6 @@ REGISTRY: dict[str, Transform] = {
         control="recompute",
         lattice=False,
     ),
-    "uniform": Transform(
-        uniform,
-        "changes the objective",
-        "control for mrt: uniform patches with its sinusoidal positions",
-        settings=({"patch": 8, "image": 64},),
-    ),
-    "readout": Transform(readout, "exact", "the last block for the class token alone", lattice=False),
-    "droppath": Transform(
-        droppath, "changes the objective", "branches left out, more often the deeper", {"rate": 0.0}, lattice=False
-    ),
-    "patchdrop": Transform(
-        patchdrop, "changes the objective", "training on a share of the patches", {"share": 0.0}, lattice=False
-    ),
-    "tome": Transform(tome, "changes the objective", "similar tokens merged in every block", {"r": 0}, lattice=False),
-    "registers": Transform(
-        registers, "changes the objective", "learned tokens beside the patches", {"count": 0}, lattice=False
-    ),
-    "qknorm": Transform(qknorm, "changes the objective", "normalised queries and keys", lattice=False),
-    "layerscale": Transform(layerscale, "changes the objective", "a learned scale of each branch", lattice=False),
-    "lora": Transform(
-        lora, "changes the objective", "low-rank updates, the rest frozen", lattice=False, pretrained=True
-    ),
-    "muon": Transform(muon, "changes the update", "orthogonalised momentum for the blocks' matrices", lattice=False),
 }
 
 

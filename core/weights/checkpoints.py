@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core import files
 from core.errors import InputError
+from core.foreign.model import Foreign
 from core.layers import EXACT
 from core.model import Config, shapes
 from core.ops import Ops, Params
@@ -20,7 +21,7 @@ from core.ops import Ops, Params
 def check(state: Mapping[str, Tensor], config: Config, ops: Ops = EXACT) -> Params:
     """The parameters in the model's order, if they are exactly those of `config` under `ops`; else InputError."""
     blocks = len({name.split(".")[1] for name in state if name.startswith("blocks.") and name.count(".") > 1})
-    if blocks != config.depth:
+    if not isinstance(config, Foreign) and blocks != config.depth:
         raise InputError(f"the weights have {blocks} blocks, the model needs {config.depth}: {config}")
     wanted = shapes(config, ops)
     for problem, names in (

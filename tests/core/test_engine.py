@@ -24,7 +24,7 @@ CONFIG = vit.VitConfig(16, 2, 16, 1, 2, 32, 5, dropout=0.1)
 MRT = {"mrt": {"tokens": 16, "min_patch": 2, "max_patch": 4}}
 HOW = ("eager", "compiled")
 MORE = "droppath+flash@tiled+layerscale+lora+muon+patchdrop+qknorm+readout+registers+tome"
-ARMS = ("baseline", "decatt+flash", "mrt", "crs@0.3+flash", "recompute@True", MORE)
+ARMS = ("baseline", "decatt+flash", "mrt", "crs@0.3+flash", "recompute@True", MORE, "int8", "lowbp", "dropit", "budget")
 
 
 def keep(images, key):

@@ -10,7 +10,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from ablations.reporting import compose
 from ablations.reporting.tensorboard import RUNS
-from ablations.study.profiling import Profile
+from ablations.study.profiling import Operation, Profile
 from ablations.study.reading import read
 from ablations.study.store import cell_folder, write_json
 
@@ -128,11 +128,11 @@ def test_of_many_arms_the_most_important_ones_are_runs(synthetic, tmp_path):
 def test_profiles_lie_in_the_run_of_their_arm(synthetic, tmp_path):
     folder = synthetic(tmp_path / "study", arms=("baseline", "flash"), seeds=1, epochs=1)
     for arm in ("baseline", "flash"):
-        made = Profile(arm, "cpu", 3, 7.0, 8.0, (), [0.0, 1.0], [2**20, 2**21])
+        made = Profile(arm, "cpu", 3, 7.0, 8.0, (Operation("mm", "matmul", 1.0, 1.0, 0.0),), [0.0, 1.0], [2**20, 2**21])
         place = cell_folder(folder, arm, 0).parent / "profile"
         place.mkdir()
         (place / "trace.json.gz").write_text(arm)
-        write_json(place / "profile.json", asdict(made))
+        write_json(place / "profile.json", asdict(made) | {"operations": [o._asdict() for o in made.operations]})
     board = found(folder)
     for arm in ("baseline", "flash"):
         assert {"profile/categories", "profile/memory"} == set(board.Runs()[arm]["images"])

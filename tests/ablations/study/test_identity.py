@@ -48,14 +48,14 @@ def test_every_source_file_counts(tmp_path, monkeypatch):
     (tmp_path / "core").mkdir()
     (tmp_path / "core" / "a.py").write_text("x = 1")
     monkeypatch.setattr(identity, "_ROOT", tmp_path)
-    found = [identity.code.__wrapped__()]
+    found = [identity.code()]
     (tmp_path / "core" / "a.py").write_text("x = 2")
-    found.append(identity.code.__wrapped__())
+    found.append(identity.code())
     (tmp_path / "core" / "a.py").rename(tmp_path / "core" / "b.py")
-    found.append(identity.code.__wrapped__())
+    found.append(identity.code())
     (tmp_path / "core" / "b.pyc").write_text("")
     assert len({*found}) == 3
-    assert identity.code.__wrapped__() == found[-1]
+    assert identity.code() == found[-1]
 
 
 def test_every_image_label_and_class_counts(image_folder, tmp_path):

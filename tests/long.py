@@ -1,0 +1,26 @@
+"""What `pytest --long` runs beside the rest: what takes longest, each of a kind of which another case runs always."""
+
+import re
+
+LONG = re.compile(
+    "|".join(
+        (
+            r"laws\.py::test_one_graph\[(?!flash\]|decatt\]|mrt\]|crs,ratio=0\.3\]|recompute\]|readout\]|tome)",
+            r"test_a_region_for_all_blocks_gives_the_numbers_of_eager\[(?!crs)",
+            r"test_budget\.py::test_peaks_are_within_the_size_and_monotonic_in_it\[(?!decatt)",
+            r"test_budget\.py::test_a_size_below_the_least_names_it",
+            r"foreign/test_model\.py::test_one_graph\[(?!recompute-hand)",
+            r"foreign/test_model\.py::.*\[.*(deit3|dinov2|siglip|beit|rope)",
+            r"test_plugins\.py::test_the_laws_of_a_file",
+            r"test_graphs\.py::test_(a_deep|recompute|flash)",
+            r"test_recompute\.py::test_(the_compiler|recomputing_the_mlp_compiles)",
+            r"test_vit\.py::test_equals_torchvision_vit_b_16",
+            r"test_processes\.py::test_a_study_of_two_processes_is_that_of_one",
+            r"test_launchers\.py::test_ray",
+            r"test_run\.py::test_(pretraining_then|several_data)",
+            r"test_damage\.py::test_(a_full_disk|damaged_snapshots\[(truncated|emptied))",
+            r"test_kills\.py::test_killed_(again|at_random_moments\[(compiled|graphed))",
+            r"test_sharing\.py::test_two_at_once_and_one",
+        )
+    )
+)
