@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny model, a batch, and small folders of images written for the test."""
 
 import os
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -39,6 +40,32 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+_TRIED: Counter[str] = Counter()  # faults tried and survived, by what was damaged
+
+
+@pytest.fixture(scope="session")
+def tried():
+    """A counter: of each kind of fault how many were tried and survived."""
+    return _TRIED
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tried"] = dict(_TRIED)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Another process of pytest-xdist has ended."""
+    _TRIED.update(getattr(node, "workeroutput", {}).get("tried", {}))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _TRIED:
+        each = ", ".join(f"{count:,} {what}" for what, count in _TRIED.items())
+        terminalreporter.line(f"{sum(_TRIED.values()):,} faults tried and survived: {each}")
 
 
 @pytest.fixture

@@ -205,7 +205,9 @@ def test_a_processs_memory_is_what_the_account_predicts(seen, kind):
         state, kept, peak = one["bytes"][kind]
         assert state == predicted.state_bytes
         assert kept == pytest.approx(predicted.kept_bytes, rel=1e-3)
-        assert peak == pytest.approx(predicted.peak_bytes, rel=0.02)  # gloo's threads free their buffers late
+        # gloo's threads hold buffers of their own: of what is gathered and scattered, the more the later they run
+        room = 1e-3 * predicted.peak_bytes + (4 * vit.parameters(LARGER) if kind == "fsdp" else 0)
+        assert predicted.peak_bytes * 0.999 <= peak <= predicted.peak_bytes + room
     assert predicted.kept_bytes == pytest.approx(alone.kept_bytes, rel=1e-3)  # no whole parameter among them
     assert predicted.kept_by_block == pytest.approx(alone.kept_by_block, rel=1e-3)
     assert predicted.state_bytes / alone.state_bytes == pytest.approx(0.5 if kind == "fsdp" else 1, rel=0.01)
