@@ -55,8 +55,11 @@ class Design:
 
         A main effect is the mean of (level - off) over all settings of the other factors, levels left out that it never
         met; an interaction the mean of ((both) - (first)) - ((second) - (neither)): by how much one effect changes when
-        the other is on.
+        the other is on. Where arms do not tell all interactions apart, a main effect is the mean over those arms that
+        have it of (with it - the same without it), if all of these are there: it needs no model of the rest.
         """
+        if len(term) == 1 and self.apart and (matched := _matched(term, present)) is not None:
+            return matched
         terms = [*self.mains, *self.pairs]
         X = self.rows(present, terms)
         others = {
@@ -96,6 +99,19 @@ class Design:
 
     def _mains_determined(self) -> bool:
         return all(self.weights(term, self.arms) is not None for term in self.mains)
+
+
+def _matched(term: Term, present: Sequence[str]) -> Values | None:
+    """The mean over the arms with this level of (arm - the arm without it); None if one of these is not there."""
+    settings = [frozenset(levels(arm).items()) for arm in present]
+    mine = [setting for setting in settings if set(term) <= setting]
+    w = np.zeros(len(present))
+    for setting in mine:
+        if (other := setting - set(term)) not in settings:
+            return None
+        w[settings.index(setting)] += 1 / len(mine)
+        w[settings.index(other)] -= 1 / len(mine)
+    return w if mine else None
 
 
 def _has(setting: Mapping[str, str], term: Term) -> bool:

@@ -282,3 +282,19 @@ def test_a_study_of_many_optimizations_is_fitted_in_no_time():
     names = ["baseline", *alone, "flash", *(f"{name}+flash" for name in alone)]
     table = {(arm, 0): np.array([float(len(arm))]) for arm in names}
     assert len(effects.fit(table).of_order(1)) == len(alone) + 1
+
+
+def test_beside_a_lattice_an_effect_is_that_of_its_own_pairs():
+    """Interactions of three in the lattice, which the model lacks, are no effect of an exact arm outside of it."""
+    rng = np.random.default_rng(5)
+    values = {arm: rng.normal(size=1) for arm in [*LATTICE, "patchdrop"]}
+    values |= {"readout": values["baseline"], "flash+readout": values["flash"]}
+    table = {(arm, seed): value for arm, value in values.items() for seed in range(3)}
+    found = {factors.label(e.term): e.estimate.value for e in effects.fit(table).of_order(1)}
+    assert found["readout"] == 0
+    assert found["patchdrop"] == pytest.approx(float(values["patchdrop"][0] - values["baseline"][0]), abs=1e-12)
+    whole = {
+        factors.label(e.term): e.estimate.value
+        for e in effects.fit({k: table[k] for k in table if k[0] in LATTICE}).of_order(1)
+    }
+    assert found["mrt"] == pytest.approx(whole["mrt"], abs=1e-12)
