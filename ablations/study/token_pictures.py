@@ -9,7 +9,7 @@ DIMMED = 0.25
 
 
 def tokenized(images: Tensor, selection: Tensor, side: int = 128) -> Tensor:
-    """uint8 images [B,3,S,S] and their patches [B,L,3] (x0, y0, size) -> one uint8 picture [3,H,W].
+    """uint8 images [B,C,S,S], grey or in colour, and their patches [B,L,3] (x0, y0, size) -> one uint8 picture [3,H,W].
 
     A row an image, about `side` pixels high: the image, all its patches, then a panel for each size, from the
     largest, with the rest dimmed.
@@ -17,7 +17,7 @@ def tokenized(images: Tensor, selection: Tensor, side: int = 128) -> Tensor:
     scale = max(1, side // images.shape[-1])
     sizes = sorted(selection[..., 2].unique().tolist(), reverse=True)
     rows = []
-    for image, chosen in zip(images.cpu(), selection.cpu().tolist(), strict=True):
+    for image, chosen in zip(images.cpu().expand(-1, 3, -1, -1), selection.cpu().tolist(), strict=True):
         large = F.interpolate(image[None], scale_factor=scale)[0]
         panels = [large, _panel(large, chosen, scale, sizes)]
         panels += [_panel(large, chosen, scale, [size]) for size in sizes]

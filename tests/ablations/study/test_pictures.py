@@ -15,3 +15,9 @@ def test_a_panel_a_scale_with_borders():
     assert large[0, 8, 8] == 25  # size 2 lies there: dimmed
     assert small[0, 40, 40] == 25
     assert large[0, 40, 40] == every[0, 40, 40] == 100
+
+
+def test_grey_images_have_one_channel():
+    image = (torch.arange(64).view(1, 1, 8, 8) * 3).to(torch.uint8)
+    patches = torch.tensor([[[0, 0, 8]]])
+    assert torch.equal(tokenized(image, patches), tokenized(image.expand(-1, 3, -1, -1), patches))
