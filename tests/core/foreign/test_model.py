@@ -37,11 +37,12 @@ def load(request, monkeypatch):
     sources.load.cache_clear()
 
     def loaded(name):
+        image = 32 if "16" in name else IMAGE
         if name.startswith("hf:"):
             name = f"hf:{request.getfixturevalue('hugging_face') / name[3:]}"
         if name == "hand_written":
             name = request.getfixturevalue("hand_written")
-        return sources.load(name, 32 if "16" in name else IMAGE, 3, CLASSES)
+        return sources.load(name, image, 3, CLASSES)
 
     yield loaded
     sources.load.cache_clear()
