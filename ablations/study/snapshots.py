@@ -7,7 +7,6 @@ content: what is torn or flipped does not have its name. It is written aside, sy
 import errno
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -17,6 +16,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+from core import files
 
 EVERY, SHARE = 30.0, 0.01  # seconds between snapshots at least, and their share of the time at most
 SPEED = 2e8  # bytes a second at which the first is expected to be written
@@ -50,16 +51,9 @@ class Snapshots:
         if shutil.disk_usage(self.folder).free < len(data):
             size = f"{len(data) / 2**20:,.1f} MiB"
             raise OSError(errno.ENOSPC, f"no room for a snapshot of {size}; the same command continues", self.folder)
-        temporary = self.folder / "partial"
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.folder / f"{step:09d}-{_digest(data)}.safetensors")
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync(self.folder)
+        for left in self.folder.glob(".*.partial"):  # by a process that was killed
+            left.unlink(missing_ok=True)
+        files.write(self.folder / f"{step:09d}-{_digest(data)}.safetensors", data)
         for path in self._paths()[:-2]:
             path.unlink(missing_ok=True)
         self._last = time.monotonic()
@@ -104,12 +98,3 @@ def _paths(folder: Path) -> list[Path]:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _sync(folder: Path) -> None:
-    """Make a folder's list of files outlast a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -56,7 +56,7 @@ def test_anything_else_that_is_left_is_made_anew(cut_short, start, reference, ma
             data = path.read_bytes()
             path.write_bytes(CUTS[draw.choice(list(CUTS))](data, draw) if data else b"x")
             tried["damaged leftovers"] += 1
-        (out / "cells" / "decatt" / "seed0.snapshots" / "partial").write_bytes(b"torn")
+        (out / "cells" / "decatt" / "seed0.snapshots" / ".000000001-0.safetensors.1.partial").write_bytes(b"torn")
         for claim in out.glob("cells/decatt/*.claim-*"):  # unreadable, it is free when its heartbeat is old
             os.utime(claim, (0, 0))
         assert start(out).wait() == 0
