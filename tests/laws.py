@@ -24,7 +24,7 @@ from core.transforms.registry import REGISTRY, Transform
 
 CONFIG = vit.VitConfig(image=32, patch=8, width=16, depth=2, heads=2, mlp=32, classes=5)
 NO_REGION = {"int8", "budget"} if torch.__version__ < "2.14" else {}  # torch.func within one: --regions False
-DRAWS = 150  # for the mean of an unbiased gradient
+DRAWS = 100  # for the mean of an unbiased gradient
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,16 @@ def test_identity(name, transform):
 
 @cache
 def in_both_orders(first, second):
-    """What comes of two cases, by their places, and the refusals."""
-    outcomes, refusals = [], []
+    """What comes of two cases, by their places, and the refusals. The same parts in the same order are one outcome."""
+    outcomes, refusals = {}, []
     pair = CASES[first].rewrite, CASES[second].rewrite
     for one, two in (pair, pair[::-1]):
         try:
-            outcomes.append(run(two(one(EXACT))))
+            ops = two(one(EXACT))
+            outcomes[ops.parts] = outcomes.get(ops.parts) or run(ops)
         except InputError as refusal:
             refusals.append(str(refusal))
-    return outcomes, refusals
+    return [*outcomes.values()], refusals
 
 
 @each
@@ -146,7 +147,7 @@ def test_commutation_or_a_named_refusal(case):
             assert case.name in text
             assert other.name in text or "model of that patch" in text
         assert len(refusals) in (0, 2), str(other)
-        assert refusals or equal(*outcomes), str(other)
+        assert refusals or equal(outcomes[0], outcomes[-1]), str(other)
 
 
 @each
@@ -284,7 +285,7 @@ def test_float32_is_near_float64(case):
     (exact_loss, exact), (loss, gradient) = run(case.ops), run(case.ops, torch.float32)
     assert loss.item() == pytest.approx(exact_loss.item(), rel=1e-5)
     if case.transform.contract == "unbiased gradient":  # rows of nearly equal size are drawn in another order
-        check_mean([run(case.ops, torch.float32, key=k)[1] for k in range(DRAWS)], unmodified(case)[1], 1e-4)
+        check_mean([run(case.ops, torch.float32, key=k)[1] for k in range(DRAWS // 3)], unmodified(case)[1], 1e-4)
     else:
         assert distance({n: g.double() for n, g in gradient.items()}, exact) < 1e-3
 

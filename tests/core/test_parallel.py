@@ -53,7 +53,7 @@ def built(transform):
 
 LATTICE = [
     "+".join(filter(None, parts)) or "baseline"
-    for parts in product(("", "crs@0.3", "crs@0.5"), ("", "decatt"), ("", "flash"), ("", "mrt"))
+    for parts in product(("", "crs@0.3"), ("", "decatt"), ("", "flash"), ("", "mrt"))
 ]
 OTHERS = [name for name in REGISTRY if name not in ("crs", "decatt", "flash", "mrt")]
 ARMS = {name: parse(name, MRT).ops for name in LATTICE} | {name: built(REGISTRY[name])(EXACT) for name in OTHERS}
