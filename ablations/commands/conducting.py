@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from ablations.commands.options import Command, folder, margins
-from ablations.study import claims, jobs, machine, processes, reading, running, store, timing
+from ablations.study import claims, jobs, machine, passes, processes, reading, running, store, timing
 from ablations.study.progress import Terminal
 from ablations.study.signals import Stop, Stopped
 from core.errors import InputError
@@ -89,7 +89,7 @@ def _run(
             failed = train_until(command, study, seeds, out, progress, train) if seedwise else train(planned)
         if command.worker:
             return failed
-        failed += running.measured(study, out, progress, command.timing_only, command.profile)
+        failed += passes.measured(study.cells, out, progress, command.timing_only, command.profile)
     return failed
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from ablations.commands.conducting import Cells, conclude, decide_by, retry, train_until
 from ablations.commands.options import Command, folder
-from ablations.study import launchers, orders, running, store
+from ablations.study import launchers, orders, passes, running, store
 from ablations.study.progress import Terminal
 from ablations.study.signals import Stopped
 
@@ -64,7 +64,7 @@ def _send(
         decide_by(command, out)
     progress.note(f"{out}: {len(planned)} cells, by {command.launcher}")
     failed = train_until(command, study, seeds, out, progress, train) if command.until and planned else train(planned)
-    if command.profile or running.timing_due(study, out, command.timing_only):
+    if command.profile or passes.timing_due(study.cells, out, command.timing_only):
         orders.one(send, order, "measure", command.timing_only, command.profile)
     if command.profile:
         failed += sum((store.profile_folder(out, cell.arm.name) / "failed.json").is_file() for cell in study.cells)

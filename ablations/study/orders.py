@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from rich.console import Console
 
-from ablations.study import claims, machine, running, snapshots, timing
+from ablations.study import claims, machine, passes, running, snapshots, timing
 from ablations.study.progress import Progress, Terminal
 from ablations.study.reading import finished
 from ablations.study.recipes import Recipe
@@ -84,7 +84,7 @@ def _open(study: running.Study, order: Order, progress: Progress, stop: Stop) ->
 
 
 def _train(study: running.Study, order: Order, progress: Progress, stop: Stop, arm: str, seed: int) -> None:
-    while claims.taken(running.timing_claim(order.out)):
+    while claims.taken(passes.timing_claim(order.out)):
         time.sleep(claims.PAUSE)
     cell = next(cell for cell in study.cells if cell.arm.name == arm)
     running.run_cell(cell, seed, order.preset, order.out, progress, stop)
@@ -94,7 +94,7 @@ def _train(study: running.Study, order: Order, progress: Progress, stop: Stop, a
 def _measure(
     study: running.Study, order: Order, progress: Progress, stop: Stop, timing_only: bool, profiled: bool
 ) -> None:
-    running.measured(study, order.out, progress, timing_only, profiled)
+    passes.measured(study.cells, order.out, progress, timing_only, profiled)
 
 
 TASKS: dict[str, Callable[..., None]] = {"open": _open, "train": _train, "measure": _measure}

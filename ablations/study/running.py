@@ -1,19 +1,18 @@
-"""Runs a study: prepares its arms, refuses what cannot run before anything is written, trains, and profiles."""
+"""Runs a study: prepares its arms, refuses what cannot run before anything is written, and trains."""
 
 import errno
 import signal
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from ablations.study import claims, identity, initialization, processes, profiling, snapshots, timing
-from ablations.study.arms import BASELINE, read_settings, select, twin
+from ablations.study import claims, identity, initialization, passes, processes, snapshots, timing
+from ablations.study.arms import read_settings, select, twin
 from ablations.study.cells import Prepared, prepared
 from ablations.study.claims import Claim, Lost
 from ablations.study.evaluation import describe
@@ -24,9 +23,9 @@ from ablations.study.recipes import Recipe
 from ablations.study.recorder import Recorder
 from ablations.study.signals import NUMBERS, Stop, Stopped
 from ablations.study.snapshots import Snapshots
-from ablations.study.store import Result, cell_folder, open_study, profile_folder, read_study, write_json
+from ablations.study.store import Result, cell_folder, open_study, read_study, write_json
 from ablations.study.training import train
-from core import measure, model, plugins, rng
+from core import measure, model, plugins
 from core.data import sets
 from core.data.splits import Data
 from core.transforms.registry import REGISTRY
@@ -141,7 +140,7 @@ def run_cell(cell: Prepared, seed: int, preset: str, out: Path, progress: Progre
     itself; returns whether it was this process's."""
     folder = cell_folder(out, cell.arm.name, seed)
     with claims.claimed(folder, snapshots.reached(folder)) as claim:
-        if claim is None or claims.taken(timing_claim(out)) or settled(folder):
+        if claim is None or claims.taken(passes.timing_claim(out)) or settled(folder):
             return False
         _attempt(cell, seed, preset, out, progress, stop, claim)
     return True
@@ -197,7 +196,7 @@ def _attempt(cell: Prepared, seed: int, preset: str, out: Path, progress: Progre
             processes.leave_after(error)
         if _full(error):
             raise OSError(errno.ENOSPC, "no space left; free some, and the same command continues", str(out)) from error
-        failure, cause = about | _failure(error), error
+        failure, cause = about | passes.failure(error), error
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "failed.json", failure)
     progress.done(failure)
@@ -226,37 +225,6 @@ def _usable(device: torch.device) -> bool:
     return True
 
 
-def timing_claim(out: Path) -> Path:
-    """What a process claims to have this machine to itself."""
-    return out / f"timing-{claims.host().partition(' ')[0]}"
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """This machine to oneself: waits until no process here has a cell of the study, and lets none begin one."""
-    with claims.waited(timing_claim(out)):
-        while claims.working_here(out):
-            time.sleep(claims.PAUSE)
-        yield
-
-
-def measured(study: Study, out: Path, progress: Progress, timing_only: bool, profiled: bool) -> int:
-    """What needs the machine alone: the timing pass, where there is none of all arms yet or it is asked for, and the
-    profiles; returns how many of these failed."""
-    if not profiled and not timing_due(study, out, timing_only):
-        return 0
-    with alone(out):
-        if timing_due(study, out, timing_only):
-            timing.measure_arms(study.cells, out, progress, asked=timing_only)
-        return profile(study, out, progress) if profiled else 0
-
-
-def timing_due(study: Study, out: Path, asked: bool) -> bool:
-    """Whether there is a timing pass to make."""
-    timed = BASELINE in (cell.arm.name for cell in study.cells)
-    return asked or (timed and not timing.complete(out, study.cells))
-
-
 def until(
     decided: Callable[[], bool], seeds: Sequence[int], minutes: float, one: Callable[[int], int]
 ) -> tuple[int, int, str]:
@@ -275,35 +243,10 @@ def until(
     return len(seeds), failed, "not all is decided, and these were all seeds"
 
 
-def profile(study: Study, out: Path, progress: Progress) -> int:
-    """A pass of its own over each arm's step (see profiling.py), where there is none yet; returns how many failed. Of
-    the engine graphed it shows the compiled step that the graph replays."""
-    failed = 0
-    for cell in study.cells:
-        name = cell.arm.name
-        folder = profile_folder(out, name)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "failed.json").unlink(missing_ok=True)
-        try:
-            if not profiling.finished(folder):
-                state = cell.start(0, rng.key(0, cell.device))
-                profiling.profile(cell.step, state, cell.batch(cell.recipe.batch_size), folder, name)
-            progress.note(f"profile of {name}: {folder / 'profile.json'}")
-        except Exception as error:  # recorded and counted; the other arms go on
-            failed += 1
-            write_json(folder / "failed.json", {"arm": name, **_failure(error)})
-            progress.note(f"profile of {name}: failed: {_failure(error)['error']}")
-    return failed
-
-
 def need(cells: Sequence[tuple[Prepared, int]]) -> int:
     """Bytes that these cells write, about: the best weights of each, and snapshots of the largest."""
     sizes = [4 * model.parameters(cell.config, cell.ops) for cell, _ in cells]
     return sum(sizes) + 3 * 4 * max(sizes, default=0)
-
-
-def _failure(error: Exception) -> Result:
-    return {"error": f"{type(error).__name__}: {error}", "traceback": "".join(traceback.format_exception(error))}
 
 
 def _describe(cell: Prepared, seed: int, result: Result) -> Result:

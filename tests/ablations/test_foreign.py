@@ -1,7 +1,6 @@
 """A study of another's model and a package of one's own, by the commands and from Python."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,13 +8,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from commands import call, hurry
 
 import ablations
 from ablations import evaluate, report
 from ablations.commands.main import main
-from ablations.reporting import figures as drawing
-from ablations.study import reading, timing
+from ablations.study import reading
+from core import plugins
+from core.data import sets
 from core.errors import InputError
+from core.transforms.registry import REGISTRY
 from core.weights import checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -59,23 +61,7 @@ def build(classes):
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """Figures are not drawn, and nothing is timed for long."""
-    monkeypatch.setattr(drawing, "draw", lambda comparisons, out: {})
-    monkeypatch.setattr(timing, "BLOCK", 0.001)
-    monkeypatch.setattr(timing, "ROUNDS", 2)
-    monkeypatch.setattr(timing, "SHARE", 0)
-    monkeypatch.setattr(timing.measure, "ceiling", lambda dtype, device: 1e11)
-
-
-def call(main, *words):
-    """Exit status of a command."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["command", *map(str, words)])
-        try:
-            main()
-        except SystemExit as stop:
-            return stop.code or 0
-        return 0
+    hurry(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -128,37 +114,46 @@ def test_what_a_model_cannot_take_is_left_out_of_a_group_and_refused_by_name(mod
     assert by_arm["baseline"]["kept_bytes_per_block"] > 0
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """The environment of a process that has the package of tests/plugin."""
-    folder = tmp_path_factory.mktemp("plugin")
-    shutil.copytree(ROOT / "tests/plugin", folder / "source")
-    target = ["--no-deps", "--no-build-isolation", "--quiet", "--target", str(folder / "site")]
-    subprocess.run([sys.executable, "-m", "pip", "install", *target, str(folder / "source")], check=True)
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder / "site")])}
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """The package of tests/plugin is installed; a function that takes it away."""
+    shutil.copytree(ROOT / "tests/plugin", tmp_path / "source")
+    target = ["--no-deps", "--no-build-isolation", "--quiet", "--target", str(tmp_path / "site")]
+    subprocess.run([sys.executable, "-m", "pip", "install", *target, str(tmp_path / "source")], check=True)
+    before = dict(REGISTRY)
+
+    def forget():
+        monkeypatch.setattr(plugins, "_from", {})
+        monkeypatch.setattr(sets, "PLUGGED", {})
+        REGISTRY.clear()
+        REGISTRY.update(before)
+
+    def uninstall():
+        monkeypatch.setattr(sys, "path", [at for at in sys.path if at != str(tmp_path / "site")])
+        forget()
+
+    forget()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    yield uninstall
+    forget()
 
 
-def test_an_installed_package_appears_and_runs(installed, tmp_path):
-    def command(file, *words):
-        words = [sys.executable, str(ROOT / "ablations" / file), *map(str, words)]
-        return subprocess.run(words, cwd=tmp_path, env=installed, capture_output=True, text=True, check=False)
-
-    listed = command("run.py", "--list").stdout
+def test_an_installed_package_appears_and_runs(installed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(main, "--list") == 0
+    listed = capsys.readouterr().out
     assert "activity   penalty on large head outputs (changes the objective)" in listed
     assert "plugin:stripes" in listed
     words = "--preset quick --device cpu --engine eager --image 8 --width 16 --depth 1 --heads 2 --mlp 32 --epochs 1"
     words += " --batch-size 32 --seeds 1 --arms baseline,activity@0.1 --data plugin:stripes --out study"
-    result = command("run.py", *words.split())
-    assert result.returncode == 0, result.stderr
+    assert call(main, *words.split()) == 0
     assert {r["arm"] for r in reading.results(tmp_path / "study")} == {"baseline", "activity@0.1"}
-    assert command("evaluate.py", "study/cells/activity@0.1/seed0").returncode == 0
-    without = subprocess.run(
-        [sys.executable, str(ROOT / "ablations/report.py"), "study"],
-        cwd=tmp_path, env=installed | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert without.returncode == 2
-    assert "optimization activity is not registered here; pass --plugin FILE, or install" in without.stderr
-    assert command("report.py", "study").returncode == 0
+    assert call(evaluate.main, "study/cells/activity@0.1/seed0") == 0
+    assert call(report.main, "study") == 0
+    installed()
+    assert call(report.main, "study") == 2
+    without = capsys.readouterr().err
+    assert "optimization activity is not registered here; pass --plugin FILE, or install" in without
 
 
 def test_from_python(tmp_path):

@@ -1,3 +1,5 @@
+"""How a step runs: loops over data, buffers that a graph replays, and what a device must not be asked."""
+
 import re
 from dataclasses import replace
 from functools import partial
@@ -16,19 +18,13 @@ from core.errors import InputError
 from core.layers import EXACT
 from core.optimizers import AdamW
 from core.step import make_step, objective, start
-from core.transforms.decatt import decatt
 from core.transforms.registry import REGISTRY
 
 CPU = torch.device("cpu")
 CONFIG = vit.VitConfig(16, 2, 16, 1, 2, 32, 5, dropout=0.1)
 MRT = {"mrt": {"tokens": 16, "min_patch": 2, "max_patch": 4}}
-HOW = ("eager", "compiled")
 MORE = "droppath+flash@tiled+layerscale+lora+muon+patchdrop+qknorm+readout+registers+tome"
 ARMS = ("baseline", "decatt+flash", "mrt", "crs@0.3+flash", "recompute@True", MORE, "int8", "lowbp", "dropit", "budget")
-
-
-def keep(images, key):
-    return images.to(torch.float32) / 255
 
 
 def split(count=40):
@@ -53,105 +49,6 @@ def run(loop, epochs=4, ops=EXACT):
     return losses, state
 
 
-def test_compiled_equals_eager_for_20_steps():
-    """The real compiler, one block, flash and DeCAtt together."""
-    losses = {how: run(engine.Stepwise(step_of("decatt+flash", how), split(), 8, CPU))[0] for how in HOW}
-    assert len(losses["eager"]) == 20
-    assert losses["compiled"] == pytest.approx(losses["eager"], rel=1e-5)
-    assert losses["eager"][-1] < losses["eager"][0]
-
-
-class Counting:
-    """A cheap backend that keeps dynamo's graphs: autograd of the compiler, kernels of eager torch."""
-
-    def __init__(self):
-        self.graphs = []
-
-    def __call__(self, graph, inputs):
-        self.graphs.append(graph)
-        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
-
-    def regions(self):
-        """The bodies that the graphs' regions call, one a call."""
-        return [
-            getattr(graph, node.args[0].target)
-            for graph in self.graphs
-            for node in graph.graph.nodes
-            if node.target is torch.ops.higher_order.invoke_subgraph
-        ]
-
-
-def keep64(images, key):
-    return images.to(torch.float64) / 255
-
-
-@pytest.fixture
-def compiler(monkeypatch):
-    backend = Counting()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    return backend
-
-
-REGIONS = {
-    "plain": parse("baseline").ops,
-    "crs, decatt and flash": parse("crs@0.5+decatt+flash").ops,
-    "decatt of two layers": decatt(3.0, layers=(0, -1))(EXACT),
-    "recompute": parse("recompute@True").ops,
-}
-
-
-def two_steps(config, ops, how, **options):
-    """Losses, penalties and the last state of two steps in float64."""
-    optimizer = AdamW(1e-2)
-    step = engine.build(config, ops, keep64, torch.float64, optimizer, how, **options)
-    params = {n: p.double() for n, p in vit.init(config, 0, ops).items()}
-    state, measured = start(params, optimizer, rng.key(0), ops), []
-    for batch in split(16).images.split(8):
-        state, metrics = step(state, (batch, torch.arange(8) % 5))
-        measured += [metrics.loss, metrics.penalty]
-    return torch.stack(measured), state.optimizer.mean, state.optimizer.square, state.params
-
-
-def assert_same(mine, other):
-    # The gradient of the keys' bias is zero, and Adam turns its rounding errors into moves: compared by its moments.
-    for a, b in zip(tree_leaves(mine[:3]), tree_leaves(other[:3]), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-    for name, p in mine[3].items():
-        tolerance = 1e-1 if name.endswith("qkv.bias") else 1e-8
-        torch.testing.assert_close(p, other[3][name], rtol=1e-8, atol=tolerance)
-
-
-@pytest.mark.parametrize("name", REGIONS)
-def test_a_region_for_all_blocks_gives_the_numbers_of_eager(name, compiler):
-    """And all blocks call one body; where a transform tells two kinds of blocks apart, one body each."""
-    config, ops = replace(CONFIG, depth=3, patch=4), REGIONS[name]
-    eager = two_steps(config, ops, "eager")
-    assert_same(two_steps(config, ops, "compiled"), eager)
-    bodies = compiler.regions()
-    assert len(compiler.graphs) == 1  # the loss
-    if len({ops.number(i, 3) for i in range(3)}) > 1:  # a body called once may be inlined
-        assert len(bodies) in (2, 3)
-        assert len(set(map(id, bodies))) == len(bodies) - 1
-    else:
-        assert len(bodies) == 3
-        assert len(set(map(id, bodies))) == 1
-
-
-def test_without_regions_the_numbers_are_the_same(compiler):
-    config, ops = replace(CONFIG, depth=3, patch=4), REGIONS["plain"]
-    eager = two_steps(config, ops, "eager")
-    assert_same(two_steps(config, ops, "compiled", regions=False), eager)
-    assert len(compiler.graphs) == 1
-    assert compiler.regions() == []
-
-
-def test_two_blocks_are_compiled_without_a_region(compiler):
-    """A region costs more to compile than a second block."""
-    config = replace(CONFIG, depth=2, patch=4)
-    assert_same(two_steps(config, EXACT, "compiled"), two_steps(config, EXACT, "eager"))
-    assert compiler.regions() == []
-
-
 @pytest.mark.parametrize("arm", ARMS)
 def test_static_buffers_give_the_same_numbers(arm):
     """What a CUDA graph would replay, run here as it is captured: the buffers carry state, order and position."""
@@ -171,15 +68,6 @@ def test_a_returned_state_survives_the_next_epoch():
     kept = {name: p.clone() for name, p in first.params.items()}
     graphed.epoch(first, torch.arange(40))
     assert all(torch.equal(first.params[name], p) for name, p in kept.items())
-
-
-def test_a_second_epoch_and_a_second_seed_compile_nothing(compiler):
-    step = engine.build(CONFIG, EXACT, keep, torch.float32, AdamW(), "compiled")
-    loop = engine.Stepwise(step, split(), 8, CPU)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for _ in range(2):
-            run(loop, epochs=2)
-    assert len(compiler.graphs) == 1  # the loss
 
 
 class HostWork(TorchDispatchMode):
@@ -296,23 +184,6 @@ def test_streamed_equals_resident_on_cuda():
 
 def test_registry_is_covered_here():
     assert {part.split("@")[0] for arm in ARMS for part in arm.split("+")} >= set(REGISTRY) - {"uniform"}
-
-
-@pytest.mark.parametrize("arm", ["baseline", "decatt+flash"])
-def test_regions_under_the_real_compiler_give_the_metrics_of_eager(arm):
-    """Value and parts too, where the gradient alone would not tell: three blocks, dropout on, float64."""
-    ops = parse(arm).ops
-    config = vit.VitConfig(image=16, patch=8, width=16, depth=3, heads=2, mlp=32, classes=5, dropout=0.1)
-    params = {n: p.double() for n, p in vit.init(config, 0, ops).items()}
-    batch = rng.uniform(rng.key(1), (6, 3, 16, 16)).double(), torch.arange(6) % 5
-    results = []
-    for how in ("eager", "compiled"):
-        step = engine.build(config, ops, lambda images, key: images, torch.float64, AdamW(), how)
-        results.append(step(start(params, AdamW(), rng.key(0), ops), batch))
-    (expected, metrics), (state, compiled) = results
-    for name, value in metrics._asdict().items():
-        assert getattr(compiled, name).item() == pytest.approx(value.item(), rel=1e-12), name
-    assert all((state.params[n] - p).abs().max() < 1e-9 for n, p in expected.params.items())
 
 
 def test_a_graph_keeps_what_an_optimizer_keeps_of_the_old_state(batch, config):

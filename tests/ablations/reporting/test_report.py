@@ -3,14 +3,13 @@
 import io
 import json
 import re
-import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from planted import NAMES, cell, study, timed
 from rich.console import Console
 
-from ablations import report as command
 from ablations.analysis.comparisons import Comparisons, compare
 from ablations.analysis.responses import BY_NAME, COMPARED
 from ablations.reporting import compose as report
@@ -18,66 +17,8 @@ from ablations.reporting.formatting import written
 from ablations.reporting.terminal import verdict_table
 from ablations.reporting.words import pays, sentences
 from ablations.study import arms
-from ablations.study.presets import PRESETS
 from ablations.study.reading import read
 from ablations.study.store import cell_folder
-from core.errors import InputError
-
-IMAGES, EPOCHS = 100, 4
-NAMES = [arm for arm in arms.lattice() if "crs@0.5" not in arm]  # four factors at two levels
-COST = {"flash": (0.9, 0.8), "decatt": (1.2, 1.0), "mrt": (1.1, 0.98), "crs@0.3": (1.4, 0.8)}
-
-
-def cell(folder, arm, seed, share=0.8, noise=0.02, **changed):
-    """A finished cell: its accuracy near `share`, time and memory the product of its optimizations' ratios."""
-    rng = np.random.default_rng([seed, *arm.encode()])
-    parts = [] if arm.startswith("baseline") else arm.split("+")
-    ratios = np.prod([COST.get(part, (1.0, 1.0)) for part in parts], axis=0) if parts else (1.0, 1.0)
-    step, peak = 20 * ratios[0] * np.exp(noise * rng.standard_normal()), int(ratios[1] * 2**24)
-    growth = [share - 0.1, share - 0.05, share - 0.02, share]
-    correct = np.array([rng.permutation(IMAGES) < round(IMAGES * (a + noise * rng.standard_normal())) for a in growth])
-    seconds = step / 1000 * 50
-    rows = [
-        {"epoch": i + 1, "val/accuracy": float(c.mean()), "val/loss": 1 - c.mean(), "train/loss": 1.1 - c.mean(),
-         "seconds": seconds * (i + 1), "speed/images_per_second": 32 / step * 1000}
-        for i, c in enumerate(correct)
-    ]  # fmt: skip
-    result = {
-        "arm": arm, "seed": seed, "preset": "quick", "data": "digits", "parameters": 1000, "epochs": EPOCHS,
-        "best_val_accuracy": max(r["val/accuracy"] for r in rows), "final_val_accuracy": rows[-1]["val/accuracy"],
-        "final_val_loss": rows[-1]["val/loss"], "final_train_loss": 0.2, "train_seconds": seconds * EPOCHS,
-        "images_per_second": 32 / step * 1000, "step_ms_median": step, "peak_bytes": peak, "reserved_bytes": peak,
-        "predicted_peak_bytes": peak, "bytes_per_image": 2**18, "kept_bytes": peak // 2,
-        "kept_by_op": {"qkv mm": peak // 2}, "flops_per_image": 10**6, "mfu": 0.3, "gpu": {}, "batch_size": 32,
-    }  # fmt: skip
-    path = cell_folder(folder, arm, seed)
-    path.mkdir(parents=True)
-    np.savez_compressed(path / "correct.npz", correct=correct)
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (path / "result.json").write_text(json.dumps(result | changed))
-
-
-def study(folder, names, seeds, accuracy=lambda arm: 0.8, **configuration):
-    """A folder with these cells."""
-    folder.mkdir(parents=True)
-    recipe = {k: v for k, v in vars(PRESETS["quick"]).items() if k != "set"}
-    given = {"preset": "quick", **recipe, "set": [], "epochs": EPOCHS, "batch_size": 32, **configuration}
-    machine = {"torch": "2.15.0", "device_name": "a processor", "threads": "2", "revision": "abc"}
-    (folder / "study.json").write_text(json.dumps({"configuration": given, "environment": machine}))
-    for arm in names:
-        for seed in seeds:
-            cell(folder, arm, seed, accuracy(arm))
-    return folder
-
-
-def timed(folder, names, rounds=12):
-    """A timing pass: COST's ratios with a hundredth of noise."""
-    rng, seconds = np.random.default_rng(0), {}
-    for arm in [*names, arms.AGAIN]:
-        ratio = np.prod([COST.get(part, (1.0, 1.0))[0] for part in arm.split("+")])
-        seconds[arm] = (ratio * np.exp(0.01 * rng.standard_normal(rounds))).tolist()
-    made = {"baseline": "baseline", "rounds": rounds, "quiet": False, "seconds": seconds, "ratios": {}}
-    (folder / "timing.json").write_text(json.dumps(made))
 
 
 @pytest.fixture(scope="module")
@@ -233,24 +174,6 @@ def test_a_listing_that_points_elsewhere_removes_nothing(tmp_path):
     assert precious.exists()
 
 
-def test_missing_and_failed_cells_are_named(tmp_path):
-    folder = study(tmp_path / "holes", ["baseline", "flash", "mrt", "flash+mrt"], range(3))
-    shutil.rmtree(cell_folder(folder, "mrt", 1))
-    cell_folder(folder, "mrt", 1).mkdir()
-    (cell_folder(folder, "mrt", 1) / "failed.json").write_text(
-        json.dumps({"arm": "mrt", "seed": 1, "error": "FloatingPointError: loss is nan"})
-    )
-    report.write([folder])
-    text = (folder / "report" / "report.md").read_text()
-    assert "Not there" not in text
-    assert "1 of its 6 cells failed" in text
-    assert "11 cells finished, 1 failed" in text
-    assert "mrt, seed 1: FloatingPointError: loss is nan" in text
-    shutil.rmtree(cell_folder(folder, "mrt", 1))
-    report.write([folder])
-    assert "Not there, and fitted without: `mrt` seed 1" in (folder / "report" / "report.md").read_text()
-
-
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
@@ -281,39 +204,6 @@ def test_arms_without_a_seed_of_the_baseline_are_not_compared(tmp_path):
     assert "No arm has a better" not in text
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("timing.json", "{"),
-        ("margins.json", '{"margins": {"accuracy": "a"}}'),
-        ("cells/mrt/seed0/result.json", "{"),
-        ("cells/mrt/seed0/result.json", "{}"),
-        ("cells/mrt/seed0/correct.npz", ""),
-        ("cells/mrt/seed0/correct.npz", "x"),
-        ("cells/mrt/seed0/metrics.jsonl", "{}"),
-        ("cells/mrt/seed0/metrics.jsonl", None),
-    ],
-)
-def test_a_damaged_file_is_named_and_left_out(tmp_path, name, content):
-    folder = study(tmp_path / "damaged", ["baseline", "mrt"], range(2))
-    (folder / name).unlink(missing_ok=True)
-    if content is not None:
-        (folder / name).write_text(content)
-    report.write([folder])
-    text = (folder / "report" / "report.md").read_text()
-    assert re.search(rf"\*\*Left out:\*\* '{re.escape(str(folder / name))}' (cannot be read|is not there)", text)
-    assert f"{3 if name.startswith('cells') else 4} cells finished" in text
-
-
-@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"configuration": {"preset": "quick"}, "environment": {}}'])
-def test_a_damaged_study_is_one_message(tmp_path, content):
-    folder = study(tmp_path / "damaged", ["baseline", "mrt"], range(2))
-    (folder / "study.json").write_text(content)
-    with pytest.raises(InputError, match=r"study.json' cannot be read \(.*\); restore it, or train again: python"):
-        report.write([folder])
-    assert not (folder / "report" / "report.md").exists()
-
-
 @pytest.mark.parametrize("another", [{"baseline_width": 384}, {"baseline_heads": 6}])
 def test_a_baseline_of_another_size_is_left_out_of_the_effects(tmp_path, another):
     names = [*arms.PUBLISHED]
@@ -334,51 +224,3 @@ def test_studies_of_other_seeds_are_joined(tmp_path):
     report.write([whole])
     joined, alone = ((f / "report" / "effects.csv").read_text() for f in (tmp_path / "a+b", whole))
     assert joined == alone
-
-
-@pytest.mark.parametrize(
-    ("configuration", "expected"),
-    [
-        ({"preset": "matched"}, "preset 'quick' and 'matched'"),
-        ({"data": "cifar10"}, "data 'digits' and 'cifar10'"),
-        ({"learning_rate": 1.0, "mlp": 7}, "mlp 128 and 7, learning_rate 0.005 and 1.0"),
-        ({}, "two of the studies have 'baseline' at seed 0; train other seeds (run.py --first-seed)"),
-    ],
-)
-def test_studies_that_differ_are_not_joined(tmp_path, configuration, expected):
-    a, b = (study(tmp_path / n, ["baseline"], [0], **given) for n, given in (("a", {}), ("b", configuration)))
-    with pytest.raises(InputError, match=re.escape(expected)):
-        report.write([a, b])
-    assert not (tmp_path / "a+b").exists()
-
-
-def test_studies_of_other_machines_are_not_joined(tmp_path):
-    a, b = study(tmp_path / "a", ["baseline"], [0]), study(tmp_path / "b", ["baseline"], [1])
-    kept = json.loads((b / "study.json").read_text())
-    kept["environment"]["device_name"] = "another"
-    (b / "study.json").write_text(json.dumps(kept))
-    with pytest.raises(InputError, match="device_name 'a processor' and 'another'"):
-        report.write([a, b])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["{tmp}/none"], "holds no study"),
-        (["{tmp}/empty"], "has no finished cell yet"),
-        (["{tmp}/old"], "correct.npz' is not there"),
-        (["{tmp}/good", "--target", "120"], "target 120 is outside 0 to 100 %"),
-        ([], "no study given"),
-    ],
-)
-def test_bad_input_is_one_message(tmp_path, monkeypatch, capsys, arguments, expected):
-    study(tmp_path / "empty", [], [])
-    study(tmp_path / "good", ["baseline"], [0])
-    (cell_folder(study(tmp_path / "old", ["baseline"], [0]), "baseline", 0) / "correct.npz").unlink()
-    monkeypatch.setattr("sys.argv", ["report.py", *(a.format(tmp=tmp_path) for a in arguments)])
-    with pytest.raises(SystemExit) as stop:
-        command.main()
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert expected in error
-    assert len(error.splitlines()) == 1

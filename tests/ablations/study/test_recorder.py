@@ -7,29 +7,14 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from ablations.commands.main import main
 from ablations.study.store import cell_folder
+
+CELLS = tuple(cell_folder(Path(), arm, 0).as_posix() for arm in ("baseline", "decatt+mrt", "crs@0.5+flash"))
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    out = tmp_path_factory.mktemp("tensorboard") / "study"
-    options = (
-        "--preset quick --device cpu --image 8 --width 16 --depth 1 --heads 2 --mlp 32 --epochs 2 --batch-size 128"
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "sys.argv", ["run.py", "--out", str(out), "--arms", "baseline,decatt", "--seeds", "2", *options.split()]
-        )
-        with pytest.raises(SystemExit) as stop:
-            main()
-    assert stop.value.code == 0
-    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(out))
-    multiplexer.Reload()
-    return multiplexer
-
-
-CELLS = tuple(cell_folder(Path(), arm, seed).as_posix() for arm in ("baseline", "decatt") for seed in (0, 1))
+def study(trained):
+    return EventMultiplexer().AddRunsFromDirectory(str(trained)).Reload()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,110 @@
+"""Cells that failed, are missing or damaged, in a report; and what it refuses."""
+
+import json
+import re
+import shutil
+
+import pytest
+from commands import call
+from planted import study
+
+from ablations import report as command
+from ablations.reporting import compose as report
+from ablations.study.store import cell_folder
+from core.errors import InputError
+
+
+def test_missing_and_failed_cells_are_named(tmp_path):
+    folder = study(tmp_path / "holes", ["baseline", "flash", "mrt", "flash+mrt"], range(3))
+    shutil.rmtree(cell_folder(folder, "mrt", 1))
+    cell_folder(folder, "mrt", 1).mkdir()
+    (cell_folder(folder, "mrt", 1) / "failed.json").write_text(
+        json.dumps({"arm": "mrt", "seed": 1, "error": "FloatingPointError: loss is nan"})
+    )
+    report.write([folder])
+    text = (folder / "report" / "report.md").read_text()
+    assert "Not there" not in text
+    assert "1 of its 6 cells failed" in text
+    assert "11 cells finished, 1 failed" in text
+    assert "mrt, seed 1: FloatingPointError: loss is nan" in text
+    shutil.rmtree(cell_folder(folder, "mrt", 1))
+    report.write([folder])
+    assert "Not there, and fitted without: `mrt` seed 1" in (folder / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("timing.json", "{"),
+        ("margins.json", '{"margins": {"accuracy": "a"}}'),
+        ("cells/mrt/seed0/result.json", "{"),
+        ("cells/mrt/seed0/result.json", "{}"),
+        ("cells/mrt/seed0/correct.npz", ""),
+        ("cells/mrt/seed0/correct.npz", "x"),
+        ("cells/mrt/seed0/metrics.jsonl", "{}"),
+        ("cells/mrt/seed0/metrics.jsonl", None),
+    ],
+)
+def test_a_damaged_file_is_named_and_left_out(tmp_path, name, content):
+    folder = study(tmp_path / "damaged", ["baseline", "mrt"], range(2))
+    (folder / name).unlink(missing_ok=True)
+    if content is not None:
+        (folder / name).write_text(content)
+    report.write([folder])
+    text = (folder / "report" / "report.md").read_text()
+    assert re.search(rf"\*\*Left out:\*\* '{re.escape(str(folder / name))}' (cannot be read|is not there)", text)
+    assert f"{3 if name.startswith('cells') else 4} cells finished" in text
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"configuration": {"preset": "quick"}, "environment": {}}'])
+def test_a_damaged_study_is_one_message(tmp_path, content):
+    folder = study(tmp_path / "damaged", ["baseline", "mrt"], range(2))
+    (folder / "study.json").write_text(content)
+    with pytest.raises(InputError, match=r"study.json' cannot be read \(.*\); restore it, or train again: python"):
+        report.write([folder])
+    assert not (folder / "report" / "report.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("configuration", "expected"),
+    [
+        ({"preset": "matched"}, "preset 'quick' and 'matched'"),
+        ({"data": "cifar10"}, "data 'digits' and 'cifar10'"),
+        ({"learning_rate": 1.0, "mlp": 7}, "mlp 128 and 7, learning_rate 0.005 and 1.0"),
+        ({}, "two of the studies have 'baseline' at seed 0; train other seeds (run.py --first-seed)"),
+    ],
+)
+def test_studies_that_differ_are_not_joined(tmp_path, configuration, expected):
+    a, b = (study(tmp_path / n, ["baseline"], [0], **given) for n, given in (("a", {}), ("b", configuration)))
+    with pytest.raises(InputError, match=re.escape(expected)):
+        report.write([a, b])
+    assert not (tmp_path / "a+b").exists()
+
+
+def test_studies_of_other_machines_are_not_joined(tmp_path):
+    a, b = study(tmp_path / "a", ["baseline"], [0]), study(tmp_path / "b", ["baseline"], [1])
+    kept = json.loads((b / "study.json").read_text())
+    kept["environment"]["device_name"] = "another"
+    (b / "study.json").write_text(json.dumps(kept))
+    with pytest.raises(InputError, match="device_name 'a processor' and 'another'"):
+        report.write([a, b])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["{tmp}/none"], "holds no study"),
+        (["{tmp}/empty"], "has no finished cell yet"),
+        (["{tmp}/old"], "correct.npz' is not there"),
+        (["{tmp}/good", "--target", "120"], "target 120 is outside 0 to 100 %"),
+        ([], "no study given"),
+    ],
+)
+def test_bad_input_is_one_message(tmp_path, capsys, arguments, expected):
+    study(tmp_path / "empty", [], [])
+    study(tmp_path / "good", ["baseline"], [0])
+    (cell_folder(study(tmp_path / "old", ["baseline"], [0]), "baseline", 0) / "correct.npz").unlink()
+    assert call(command.main, *(a.format(tmp=tmp_path) for a in arguments)) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert len(error.splitlines()) == 1

@@ -1,0 +1,80 @@
+"""Cells that fail or are killed: recorded, told, and trained again."""
+
+import json
+import os
+import re
+import sys
+
+from ablations.study import cells, reading, running
+
+
+def test_a_killed_cell_is_trained_again_from_scratch(command, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cells, "evaluate", killed)
+    assert command("--arms", "baseline") == 130
+    folder = command.out / "cells" / "baseline" / "seed0"
+    assert not (folder / "result.json").exists()
+    monkeypatch.undo()
+    assert reading.results(command.out) == []
+
+
+def test_a_failed_cell_is_recorded_and_the_others_go_on(command, monkeypatch, capsys):
+    train = running.train
+
+    def failing(cell, *rest):
+        if cell.arm.name == "flash":
+            raise FloatingPointError("loss is nan after epoch 1")
+        return train(cell, *rest)
+
+    monkeypatch.setattr(running, "train", failing)
+    assert command("--arms", "flash,baseline") == 1
+    failure = json.loads((command.out / "cells" / "flash" / "seed0" / "failed.json").read_text())
+    assert failure["error"] == "FloatingPointError: loss is nan after epoch 1"
+    assert "Traceback" in failure["traceback"]
+    assert "flash, seed 0: FloatingPointError" in (command.out / "report" / "report.md").read_text()
+    assert "failed: FloatingPointError" in capsys.readouterr().out
+    monkeypatch.setattr(running, "train", train)
+    assert command("--arms", "flash,baseline") == 1
+    assert "1 cells failed before; --retry-failed trains them again" in capsys.readouterr().out
+    assert command("--arms", "flash,baseline", "--retry-failed") == 0
+    assert not (command.out / "cells" / "flash" / "seed0" / "failed.json").exists()
+
+
+def test_a_loss_that_is_not_finite_fails_the_cell(command):
+    assert command("--arms", "baseline", "--learning-rate", "1e30") == 1
+    failure = json.loads((command.out / "cells" / "baseline" / "seed0" / "failed.json").read_text())
+    assert re.match(
+        r"FloatingPointError: loss is (nan|inf) at step [23] \(epoch 1\); the last finite one was \d", failure["error"]
+    )
+    assert not (command.out / "cells" / "baseline" / "seed0" / "result.json").exists()
+
+
+def test_an_arm_that_breaks_in_the_first_check_fails_alone(command, monkeypatch):
+    def broken(self, seed, key, start=cells.Prepared.start):
+        if self.arm.name == "decatt":
+            raise RuntimeError("no kernel image is available")
+        return start(self, seed, key)
+
+    monkeypatch.setattr(cells.Prepared, "start", broken)
+    assert command("--arms", "decatt,flash") == 1
+    failure = json.loads((command.out / "cells" / "decatt" / "seed0" / "failed.json").read_text())
+    assert failure["error"] == "RuntimeError: no kernel image is available"
+    assert [r["arm"] for r in reading.results(command.out)] == ["flash"]
+
+
+def test_after_an_error_that_stays_a_fresh_process_goes_on(command, monkeypatch):
+    """The failure is recorded, and the same command is executed again without what it asks for once."""
+    monkeypatch.setattr(running, "train", lambda *rest: 1 / 0)
+    monkeypatch.setattr(running, "_usable", lambda device: False)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "run.py", "--arms", "flash", "--retry-failed"])
+    executed = []
+    monkeypatch.setattr(os, "execv", lambda path, words: executed.append(words) or sys.exit(99))
+    assert command("--arms", "flash,baseline", "--max-minutes", "5") == 99
+    assert (command.out / "cells" / "flash" / "seed0" / "failed.json").exists()
+    assert not (command.out / "cells" / "baseline").exists()
+    ((_, *words),) = executed
+    assert words[:3] == ["run.py", "--arms", "flash"]
+    assert words[3] == "--max-minutes"
+    assert 4 < float(words[4]) < 5

@@ -1,0 +1,128 @@
+"""What the command refuses, in one message and before it writes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from commands import call
+
+from ablations import report
+from ablations.commands import conducting
+from ablations.study import arms, reading, store
+from core.errors import InputError
+
+
+def test_other_settings_in_the_same_folder_are_refused(command, refused):
+    assert command("--arms", "baseline") == 0
+    error = refused("--arms", "flash", "--learning-rate", "0.1", "--mlp", "48")
+    assert "mlp 32 -> 48, learning_rate 0.005 -> 0.1" in error
+    assert not (command.out / "cells" / "flash").exists()
+
+
+def test_cells_of_another_machine_are_not_continued(command, refused):
+    assert command("--arms", "baseline") == 0
+    study = json.loads((command.out / "study.json").read_text())
+    study["environment"]["torch"] = "2.0.0"
+    store.write_json(command.out / "study.json", study)
+    assert "other settings (torch '2.0.0' -> " in refused("--arms", "flash")
+
+
+def test_a_study_of_the_old_layout_is_one_message(command, refused):
+    assert command("--arms", "baseline", "--epochs", "1") == 0
+    (command.out / "cells" / "baseline").rename(command.out / "baseline")
+    (command.out / "cells").rmdir()
+    assert "its cells lie beside study.json, not in cells/" in refused("--arms", "flash")
+    with pytest.raises(InputError, match="train it again: python ablations/run.py --out"):
+        reading.read([command.out])
+
+
+def test_no_name_in_ablations_hides_pythons_own():
+    """`python ablations/run.py` puts them before the standard library, up to Python 3.15's."""
+    names = {path.stem for path in Path(report.__file__).parent.iterdir()}
+    assert not names & {*sys.stdlib_module_names, "annotationlib", "compression", "profiling"} - {"__init__"}
+
+
+def test_a_refusal_imports_neither_figures_nor_statistics():
+    """They take longer than torch does."""
+    script = (
+        "import sys; from ablations.commands.main import main; sys.argv = ['run.py', '--arms', 'falsh']\n"
+        "try: main()\nexcept SystemExit: print(*sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    slow = {"scipy", "pandas", "matplotlib", "sklearn", "torchvision", "statsmodels", "markdown", "tensorboard"}
+    assert not slow & set(out.split())
+
+
+def test_a_file_in_the_way_is_one_message(command, refused):
+    command.out.write_text("")
+    assert "Not a directory" in refused() or "exists" in refused()
+
+
+def test_a_disk_without_room_is_refused(refused, monkeypatch):
+    monkeypatch.setattr(conducting.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert "the cells that are left need 0 MiB of disk" in refused("--arms", "baseline")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ["--arms", "falsh"],
+            f"unknown optimization 'falsh'; legal: {', '.join(arms.REGISTRY)}, baseline, fp32, bf16; did you mean "
+            "'flash'?",
+        ),
+        (
+            ["--preset", "quik"],
+            "unknown preset 'quik'; legal: quick, matched, matched-256, published, finetune, pretrain; did you mean "
+            "'quick'?",
+        ),
+        (["--data", "digit"], "did you mean 'digits'?"),
+        (["--engine", "compild"], "did you mean 'compiled'?"),
+        (["--precision", "fp16"], "unknown precision 'fp16'; legal: auto, fp32, bf16"),
+        (["--data", "folder:nowhere"], "folder 'nowhere' does not exist"),
+        (["--heads", "3"], "heads 3 do not divide width 16; legal: 1, 2, 4, 8, 16"),
+        (["--patch", "3"], "patch 3 does not divide image 8; legal: 1, 2, 4, 8"),
+        (["--batch-size", "1438"], "batch size 1438 does not fit the 1437 training images"),
+        (["--set", "decatt.norm=frob"], "unknown decatt norm 'frob'"),
+        (["--set", "mrt.tokens=8"], "tokens 8 cannot be had from image 8 with patches 2 to 8; nearest: 7 or 10"),
+        (["--seeds", "0"], "seeds 0 is outside 1 to 10,000"),
+        (["--until", "accuracy=0.5"], "--until with one seed decides nothing: pass --seeds with the most there may be"),
+        (["--seeds", "4", "--until", "time=2"], "--until is of accuracy: seeds tell nothing of time or memory"),
+        (["--margin", "acuracy=1"], "unknown margin of 'acuracy'; legal: accuracy, time, memory"),
+        (["--margin", "accuracy"], "margin accuracy= is no positive number; write for example accuracy=0.5"),
+        (["--max-minutes", "0"], "max minutes 0 must be above 0"),
+        (["--plan", "--timing-only"], "--timing-only belongs to a run"),
+        (["--weights", "vit_b_61"], "unknown weights 'vit_b_61'; legal: vit_b_16,"),
+        (["--weights", "none.safetensors"], "checkpoint 'none.safetensors' does not exist"),
+        (["--data", "digits,cifar10"], "--out is for one data set, and --data has 2; leave it out, or pass one"),
+        (["--design", "half"], "--design half is half of a lattice, and --arms has none: write --arms lattice:A,B,C,D"),
+        (["--design", "quarter"], "unknown design 'quarter'; legal: full, half"),
+        (["--arms", "lora"], "arm 'lora': lora is for pretrained weights; pass --weights, or leave it out"),
+        (["--arms", "tome@9"], "tome cannot merge 9 of 5 tokens in every block; legal: 0 to 2"),
+        (["--learning-rate", "-1"], "learning rate -1.0 must be finite and above 0"),
+    ],
+)
+def test_bad_input_is_one_message_and_writes_nothing(command, refused, options, expected):
+    assert expected in refused(*options)
+    assert not command.out.exists()
+
+
+def test_a_folder_that_holds_something_else_is_refused(command, refused):
+    command.out.mkdir()
+    (command.out / "thesis.tex").write_text("…")
+    assert "is not empty and holds no study" in refused()
+
+
+def test_list(command, capsys):
+    assert command("--list") == 0
+    listing = capsys.readouterr().out
+    for word in ("decatt+flash", "matched", "cifar100-coarse", "compiled", "changes the objective"):
+        assert word in listing
+
+
+def test_report_of_no_study_is_refused(tmp_path, capsys):
+    assert call(report.main, tmp_path) == 2
+    assert "holds no study" in capsys.readouterr().err
