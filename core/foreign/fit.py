@@ -14,7 +14,7 @@ from core.foreign import trials
 from core.foreign.forward import PLAIN
 from core.foreign.model import Foreign, split
 from core.foreign.readout import readout
-from core.ops import SITES, Ops, Params, Part, Site, composed
+from core.ops import SITES, Ops, Params, Part, composed
 from core.optimizers import Optimizer
 
 REACHED = ("linear", "norm", "attend", "observe", "penalty")

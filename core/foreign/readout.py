@@ -26,7 +26,7 @@ def linear(inner: Callable[..., Tensor], site: Site, before: Callable[..., Tenso
 
 def norm(inner: Callable[..., Tensor], site: Site, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Likewise of norm2, and of the one behind all blocks."""
-    if x.dim() == 3 and (site.name == "norm" or site.name == "norm2" and _behind(site)):
+    if x.dim() == 3 and (site.name == "norm" or (site.name == "norm2" and _behind(site))):
         return inner(site, x[:, :1].clone(), weight, bias).expand(x.shape)  # of a view, it would keep all of x
     return inner(site, x, weight, bias)
 

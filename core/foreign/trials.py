@@ -3,7 +3,6 @@ values, at which several modules ignore their blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
