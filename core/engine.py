@@ -15,7 +15,7 @@ from core.code import said
 from core.data.batches import batches, gather, resident
 from core.data.splits import Split
 from core.errors import InputError, choose
-from core.model import Config, shapes
+from core.model import Config, of_blocks, shapes
 from core.ops import Ops
 from core.optimizers import Optimizer
 from core.parallel import ALONE, Share, at_use, check, spread
@@ -61,10 +61,11 @@ def build(
     check(ops, share)
     compiled = engine != "eager"
     mark = torch.compiler.nested_compile_region if compiled and regions and config.depth > 2 else _same
-    layout = shapes(config, ops)
-    use = at_use(layout, share)
-    loss = objective(config, ops, prepare, dtype, lambda block: mark(use(block)), share.key)
-    return make_step(spread(loss, layout, share), optimizer, ops, *((_compile, _compile_on_cuda) if compiled else ()))
+    layout, blocks = shapes(config, ops), of_blocks(config)
+    use = at_use(layout, share, blocks)
+    local = objective(config, ops, prepare, dtype, lambda block: mark(use(block)), share.key)
+    loss = spread(local, layout, share, blocks)
+    return make_step(loss, optimizer, ops, *((_compile, _compile_on_cuda) if compiled else ()))
 
 
 def _same(fn: Callable[..., Any]) -> Callable[..., Any]:

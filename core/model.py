@@ -71,6 +71,11 @@ def state_dict(config: Config, params: Params) -> Params:
     return params | foreign.state_dict(config, params) if isinstance(config, Foreign) else params
 
 
+def of_blocks(config: Config) -> tuple[str, ...]:
+    """How the names begin of parameters that reach the forward pass by the function of a block, see `bind`."""
+    return () if isinstance(config, Foreign) else ("blocks.",)
+
+
 def bind(
     config: Config,
     ops: Ops,

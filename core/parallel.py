@@ -27,6 +27,7 @@ from core.transforms.attached import attach
 KINDS = ("ddp", "fsdp")
 Shapes = Mapping[str, tuple[int, ...]]
 Block = Callable[..., tuple[Tensor, Carry]]
+BLOCKS = ("blocks.",)
 
 
 class Share(NamedTuple):
@@ -152,14 +153,15 @@ class _Replicated(torch.autograd.Function):
         return None, *(part.view(G.shape) for part, G in zip(parts, gradients, strict=True))
 
 
-def at_use(shapes: Shapes, share: Share) -> Callable[[Block], Block]:
+def at_use(shapes: Shapes, share: Share, blocks: tuple[str, ...] = BLOCKS) -> Callable[[Block], Block]:
     """Makes the function of a block one of a process's share of the block's parameters (see `core.vit.blockwise`).
 
-    shapes: of all parameters, by full name. Raises InputError where blocks differ in a parameter's shape.
+    shapes: of all parameters, by full name. blocks: how the names of those of blocks begin. Raises InputError where
+    blocks differ in a parameter's shape.
     """
     own_shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
-        if name.startswith("blocks."):
+        if name.startswith(blocks):
             rest = name.split(".", 2)[2]
             if own_shapes.setdefault(rest, shape) != shape:
                 raise InputError(
@@ -175,15 +177,17 @@ def at_use(shapes: Shapes, share: Share) -> Callable[[Block], Block]:
     return _same if share.world == 1 else using
 
 
-def spread(loss: Callable[..., tuple[Tensor, Tensor]], shapes: Shapes, share: Share) -> Callable[..., Any]:
+def spread(
+    loss: Callable[..., tuple[Tensor, Tensor]], shapes: Shapes, share: Share, blocks: tuple[str, ...] = BLOCKS
+) -> Callable[..., Any]:
     """The objective of the global batch (see `core.step.objective`) from that of a process's images: the same function
     of a process's share of the parameters, whose value is the mean over the processes. The blocks' parameters are left
     to `at_use`."""
 
     def of_all(params: Params, batch: Any, key: Tensor) -> tuple[Tensor, Tensor]:
-        outer = {name: p for name, p in params.items() if not name.startswith("blocks.")}
-        blocks = {name: p for name, p in params.items() if name.startswith("blocks.")}
-        value, aux = _using(outer, shapes, share, lambda params: loss(params | blocks, batch, key))
+        inner = {name: p for name, p in params.items() if name.startswith(blocks)}
+        outer = {name: p for name, p in params.items() if name not in inner}
+        value, aux = _using(outer, shapes, share, lambda params: loss(params | inner, batch, key))
         means = summed(torch.cat((value.detach().double()[None], aux)), share) / share.world
         mean = attach(means[0].to(value.dtype), [value], [], lambda G: (G / share.world,))
         return mean, torch.cat((means[1:3], means[3:] * share.world))  # the last are counts

@@ -189,10 +189,10 @@ def account(
         for tensor in tree_leaves((state, data)):
             live.add(tensor, "")
         kept: list[_Storage] = []
-        layout = model.shapes(config, ops)
-        use = at_use(layout, share)
+        layout, blocks = model.shapes(config, ops), model.of_blocks(config)
+        use = at_use(layout, share, blocks)
         local = objective(config, ops, normalised, dtype, lambda block: use(live.naming_block(block)))
-        loss = spread(live.naming(local), layout, share)
+        loss = spread(live.naming(local), layout, share, blocks)
 
         def watched(params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, Tensor]:
             result = loss(params, batch, key)

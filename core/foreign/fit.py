@@ -7,16 +7,27 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from core.errors import InputError
+from core.foreign import trials
+from core.foreign.forward import PLAIN
 from core.foreign.model import Foreign, split
-from core.layers import EXACT
-from core.ops import SITES, Ops, Params, Part, Site, composed
+from core.foreign.readout import readout
+from core.ops import SITES, Ops, Params, Part, composed
 from core.optimizers import Optimizer
 
 REACHED = ("linear", "norm", "attend", "observe", "penalty")
+INSTEAD = "leave it out, or use our own model (without --model)"
+_TOKENS = " (it has not the patches, learned positions and class token of timm's VisionTransformer)"
+HINTS = {
+    "mrt": _TOKENS,
+    "uniform": _TOKENS,
+    "droppath": " (its blocks are not x plus the branches of attention and MLP)",
+    "budget": " (recompute is)",
+    "registers": " (--model timm:vit_small_patch14_reg4_dinov2 has its own)",
+    "layerscale": " (--model timm:deit3_small_patch16_224 has its own)",
+}
 
 
 def fit(ops: Ops, config: Foreign) -> Ops:
@@ -24,10 +35,32 @@ def fit(ops: Ops, config: Foreign) -> Ops:
 
     Raises InputError for a transform of something that the module's calls of torch do not show.
     """
-    for part in ops.parts:
-        _refuse(part, config)
-    exact = replace(EXACT, attend=_fused)
-    return composed(exact, tuple(_renamed(part, config.ours) for part in ops.parts))
+    parts = [_fitted(part, config) for part in ops.parts]
+    return composed(PLAIN, tuple(sorted(parts, key=lambda part: part.name == "readout")))  # others see its class token
+
+
+def _fitted(part: Part, config: Foreign) -> Part:
+    if part.name == "readout":
+        if not trials.class_token(config):
+            raise InputError(
+                f"readout computes the last block for the class token alone, and {config} reads other tokens too, or "
+                f"has no such block; {INSTEAD}"
+            )
+        return readout(PLAIN).parts[0]
+    _refuse(part, config)
+    if "tokenize" in part.replace:
+        part = _tokenizing(part, config)
+    return _renamed(part, config.ours)
+
+
+def _tokenizing(part: Part, config: Foreign) -> Part:
+    """The part, which sees a tokenizer of our own."""
+    ours, tokenize = trials.tokenizer(config), part.replace["tokenize"]
+    wanted = part.config(ours) if part.config and ours else ours
+    for field in ("patch", "patch_norm"):
+        if (value := getattr(wanted, field)) != (has := getattr(ours, field)):
+            raise InputError(f"{part.name} wants {field}={value}, and {config} has {field}={has}; choose that by --set")
+    return replace(part, replace={"tokenize": lambda site, images: tokenize(site._replace(config=ours), images)})
 
 
 def _renamed(part: Part, ours: Mapping[str, str]) -> Part:
@@ -68,30 +101,31 @@ class _Renamed(NamedTuple):
         return {self.ours.get(name, name): tensor for name, tensor in tree.items()}
 
 
-def _fused(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v)
-
-
 def _refuse(part: Part, config: Foreign) -> None:
     changed = (*part.replace, *part.wrap)
-    hidden = [primitive for primitive in changed if primitive not in REACHED] + ["config"] * (part.config is not None)
-    hidden += ["block"] * (part.plan is not None)
-    instead = "leave it out, or use our own model (without --model)"
-    if hidden:
-        raise InputError(f"{part.name} changes the model's {hidden[0]}, which is not reached in {config}; {instead}")
+    reached = {*REACHED}
+    # of all transforms that wrap a branch, this one is known to change what leaves it, and nothing that enters
+    reached |= {"attention", "mlp"} if part.name == "droppath" and trials.branches(config) else set()
+    reached |= {"tokenize", "config"} if "tokenize" in part.replace and trials.tokenizer(config) else set()
+    asked = (*changed, *(["config"] if part.config else []), *(["block"] if part.plan else []))
+    if hidden := [primitive for primitive in asked if primitive not in reached]:
+        raise InputError(
+            f"{part.name} changes the model's {hidden[0]}, which is not reached in {config}{HINTS.get(part.name, '')}; "
+            f"{INSTEAD}"
+        )
     if "attend" in changed and not config.reached["attend"]:
         masked = f" (it has {config.reached['masked']} with a mask)" if config.reached["masked"] else ""
         raise InputError(
             f"{part.name} changes the model's attend, and {config} calls no plain F.scaled_dot_product_attention"
-            f"{masked}; {instead}"
+            f"{masked}; {INSTEAD}"
         )
     if {"observe", "penalty"} & {*changed} and not config.reached["attend"] + config.reached["masked"]:
-        raise InputError(f"{part.name} reads attention heads, and {config} shows none; {instead}")
+        raise InputError(f"{part.name} reads attention heads, and {config} shows none; {INSTEAD}")
     roles = Counter((place.block, place.role) for place in config.places.values())
     if {"linear", "norm"} & {*changed} and part.at is not None and not {role for _, role in roles} & {*part.at}:
-        raise InputError(f"{part.name} changes {', '.join(part.at)}, and {config} has none of them; {instead}")
+        raise InputError(f"{part.name} changes {', '.join(part.at)}, and {config} has none of them; {INSTEAD}")
     for name in part.parameters(config.shape) if part.parameters else ():  # type: ignore[arg-type]
         block, rest = split(name)
         role = next((role for role in SITES if rest.startswith(f"{role}.")), None)
         if block is None or roles[block, role] != 1 if role else not rest.startswith("attn."):
-            raise InputError(f"{part.name} brings {name}, for which {config} has no single map or norm; {instead}")
+            raise InputError(f"{part.name} brings {name}, for which {config} has no single map or norm; {INSTEAD}")

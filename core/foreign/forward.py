@@ -2,12 +2,14 @@
 
 torch.func.functional_call gives it parameters and buffers; a TorchFunctionMode takes its F.linear, F.layer_norm and
 F.scaled_dot_product_attention to `linear`, `norm` and `attend`, and what F.layer_norm or F.gelu computed just before a
-map to that map's `before`. Keys are of the parameters' names. With no transform every call is the module's own.
+map to that map's `before`. What the last map of a branch gives goes through `attention` or `mlp`, and F.conv2d of
+patches to `tokenize`. Keys are of the parameters' names. With no transform every call is the module's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +22,19 @@ from core import rng
 from core.errors import InputError
 from core.foreign.model import Foreign, constants, split, trained
 from core.foreign.places import Place, attention_inputs, linear_arguments, norm_arguments, plain_attention
+from core.layers import EXACT
 from core.ops import Carry, Ops, Params, Site
+
+PLAIN = replace(
+    EXACT,
+    attend=lambda site, q, k, v: F.scaled_dot_product_attention(q, k, v),
+    attention=lambda site, branch: (branch, {}),
+    mlp=lambda site, branch: branch,
+)
+"""The primitives as a module calls them: the branches once they are computed."""
+PATCHES = ("patch_embed.proj.weight", "patch_embed.proj.bias")
+TOKENS = ("cls_token", "pos_embed", *PATCHES)
+"""Parameters of a tokenizer like our own."""
 
 
 def forward(
@@ -42,7 +56,9 @@ def forward(
         if name not in own:
             block, rest = split(name)
             brought.setdefault(block, {})[rest] = params[name]
-    mode = _Primitives(config, tensors, brought, ops, key, dtype)
+    mode = _Primitives(config, tensors, brought, ops, key, dtype, images)
+    if "tokenize" in mode.changed:  # whose tokens have their positions
+        tensors["pos_embed"] = torch.zeros_like(tensors["pos_embed"][:, :1])
     with mode:
         output = functional_call(config.module, tensors, (images.to(dtype),))
     return output if isinstance(output, Tensor) else output.logits, mode.penalty
@@ -60,10 +76,11 @@ class _Primitives(TorchFunctionMode):
         ops: Ops,
         key: Tensor | None,
         dtype: torch.dtype,
+        images: Tensor,
     ) -> None:
         super().__init__()
         self.places = [(tensors[f"{name}.weight"], name, place) for name, place in config.places.items()]
-        self.config = config
+        self.config, self.tensors, self.images = config, tensors, images
         self.brought, self.ops, self.key, self.dtype = brought, ops, key, dtype
         self.changed = {primitive for part in ops.parts for primitive in (*part.replace, *part.wrap)}
         self.penalty = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=self.places[0][0].device)
@@ -89,8 +106,10 @@ class _Primitives(TorchFunctionMode):
         if found is None:
             return func(*args, **kwargs)
         self.last = found
-        if "linear" not in self.changed:
-            return func(*args, **kwargs)
+        y = self._map(found, x, weight, bias) if "linear" in self.changed else func(*args, **kwargs)
+        return self._branch(found[1], y) if found[1].ends in self.changed else y
+
+    def _map(self, found: tuple[str, Place], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         given = weight.new_zeros(weight.shape[0]) if bias is None else bias
         site = self._site(*found, weight, given)
         if self.before is None or not self.fresh or self.fresh[0] is not x:
@@ -109,6 +128,17 @@ class _Primitives(TorchFunctionMode):
 
         return self.ops.linear(site, before, *inputs)
 
+    def _branch(self, place: Place, y: Tensor) -> Tensor:
+        site = self._site(f"blocks.{place.block}", place._replace(role=""))
+        return self.ops.attention(site, y)[0] if place.ends == "attention" else self.ops.mlp(site, y)
+
+    def tokens(self, func: Any, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if "tokenize" not in self.changed or weight is not self.tensors[PATCHES[0]]:
+            return func(input, weight, *args, **kwargs)
+        own = {name: self.tensors[name] for name in TOKENS}
+        site = Site("", own, self.config.shape, self.ops, self.key, self.dtype, {})  # type: ignore[arg-type]
+        return self.ops.tokenize(site, self.images)[:, 1:].mT[..., None]  # the module adds its class token
+
     def norm(self, func: Any, *args: Any, **kwargs: Any) -> Tensor:
         x, weight, bias, _ = norm_arguments(*args, **kwargs)
         if weight is None or bias is None or (found := self._find(weight)) is None:
@@ -117,7 +147,7 @@ class _Primitives(TorchFunctionMode):
         return self._remember(lambda *inputs: self.ops.norm(site, *inputs), x, weight, bias)
 
     def gelu(self, func: Any, x: Tensor, **kwargs: Any) -> Tensor:
-        return self._remember(lambda x: func(x, **kwargs), x)
+        return self._remember(lambda x: _of_rows(lambda x: func(x, **kwargs), x), x)
 
     def attend(self, func: Any, *args: Any, **kwargs: Any) -> Tensor:
         self._forget()
@@ -140,8 +170,7 @@ class _Primitives(TorchFunctionMode):
         if weight is not None and bias is not None:
             params |= {f"{place.role}.weight": weight, f"{place.role}.bias": bias}
         keys = None if self.key is None else rng.named(self.key, name)
-        number = None if place.block is None else self.ops.number(place.block, place.config.depth)
-        return Site(place.role, params, place.config, self.ops, keys, self.dtype, self.carry, number)  # type: ignore[arg-type]
+        return Site(place.role, params, place.config, self.ops, keys, self.dtype, self.carry, place.block)  # type: ignore[arg-type]
 
     def _remember(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         self._forget()
@@ -155,6 +184,11 @@ class _Primitives(TorchFunctionMode):
         self.fresh, self.before = [], None
 
 
+def _of_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x [B,N,D]) of every row, of one where all are that one expanded."""
+    return function(x) if x.dim() != 3 or x.stride(1) else function(x[:, :1]).expand(x.shape)
+
+
 def _dropout(
     self: _Primitives, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor:
@@ -164,6 +198,7 @@ def _dropout(
 
 _OF_WHAT = {"attn.qkv": "a LayerNorm's output", "mlp.fc1": "a LayerNorm's output", "mlp.fc2": "a GELU's output"}
 _REACH: dict[Any, Callable[..., Tensor]] = {
+    F.conv2d: _Primitives.tokens,
     F.dropout: _dropout,
     F.linear: _Primitives.linear,
     F.layer_norm: _Primitives.norm,

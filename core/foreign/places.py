@@ -47,12 +47,13 @@ class Call(NamedTuple):
 
 class Place(NamedTuple):
     """Where a map or norm (`kind`) stands: the block's number (None: outside), its name in our own ViT, and the config
-    that it sees."""
+    that it sees. ends: the branch of the block whose last map it is, "attention", "mlp" or neither."""
 
     kind: str
     block: int | None
     role: str
     config: Shape
+    ends: str = ""
 
 
 class Watch(TorchFunctionMode):
@@ -140,8 +141,10 @@ def places(calls: Sequence[Call], prefix: str, image: int, channels: int, classe
     """The place of every map and norm by the name of its parameter. prefix: of the blocks, see `blocks`."""
     inside = [(_block(call.name, prefix), call) for call in calls]
     roles: dict[str, tuple[int | None, str]] = {}
+    ends: dict[str, str] = {}
     for number in dict.fromkeys(block for block, _ in inside):
         own = [call for block, call in inside if block == number]
+        ends |= {} if number is None else _ends(own)
         roles |= {name: (number, role) for name, role in (_outside if number is None else _within)(own, prefix).items()}
     numbers = {block for block, _ in inside if block is not None}
     sized = {role: call.sizes for call in calls for _, role in [roles[call.name]] if call.kind == "linear"}
@@ -154,7 +157,7 @@ def places(calls: Sequence[Call], prefix: str, image: int, channels: int, classe
         mlp=sized.get("mlp.fc1", (0, 0))[1],
     )
     return {
-        call.name: Place(call.kind, *roles[call.name], shape._replace(eps=call.eps))
+        call.name: Place(call.kind, *roles[call.name], shape._replace(eps=call.eps), ends.get(call.name, ""))
         for call in calls
         if call.kind in ("linear", "norm")
     }
@@ -186,8 +189,7 @@ def _within(calls: Sequence[Call], prefix: str) -> dict[str, str]:
     short = {call.name: re.sub(rf"^{re.escape(prefix)}\.\d+\.", "", call.name) for call in calls}
     # What is named like a map of ours, and may read something else, keeps its whole name.
     roles = {name: name if rest in ("attn.qkv", "mlp.fc1", "mlp.fc2") else rest for name, rest in short.items()}
-    kinds = [call.kind for call in calls]
-    attention = next((i for i, kind in enumerate(kinds) if kind in ("attend", "masked")), None)
+    attention = _attention(calls)
     if attention is None:
         return roles
     maps = [(i, call) for i, call in enumerate(calls) if call.kind == "linear"]
@@ -201,6 +203,17 @@ def _within(calls: Sequence[Call], prefix: str) -> dict[str, str]:
     if len(after) > 1:
         roles |= {name: "norm2" for i, name in norms if after[0][0] < i < after[1][0]}
     return roles
+
+
+def _attention(calls: Sequence[Call]) -> int | None:
+    return next((i for i, call in enumerate(calls) if call.kind in ("attend", "masked")), None)
+
+
+def _ends(calls: Sequence[Call]) -> dict[str, str]:
+    """The branches of a block by their last maps: the first one after the attention, and the last of all."""
+    attention = _attention(calls)
+    after = [call.name for call in calls[attention:] if call.kind == "linear" and attention is not None]
+    return {after[-1]: "mlp", after[0]: "attention"} if after else {}
 
 
 def ours(names: Iterable[str], found: Mapping[str, Place], prefix: str) -> dict[str, str]:

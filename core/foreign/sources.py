@@ -37,10 +37,10 @@ def load(name: str, image: int, channels: int, classes: int, device: str = "cpu"
             torch.manual_seed(seed)
             return make().float().eval()
 
-    return _watched(name, build, image, channels, classes, device)
+    return watched(name, build, image, channels, classes, device)
 
 
-def _watched(
+def watched(
     name: str, build: Callable[[int], nn.Module], image: int, channels: int, classes: int, device: str
 ) -> Foreign:
     """The model, once two images went through it."""

@@ -15,18 +15,20 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed import fake_pg  # noqa: F401  (registers the backend fake)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ablations.study.arms import parse
-from core import rng, vit
+from core import model, rng, vit
 from core.account.step import account, inputs, normalised
 from core.data.augment import preparation
 from core.data.splits import Split
 from core.engine import build, loop
 from core.errors import InputError
+from core.foreign import sources
 from core.layers import EXACT
 from core.measure import peak_bytes, tensor_bytes
 from core.ops import rewrite
@@ -74,19 +76,34 @@ def prepared(share):
     return lambda images, key: prepare(images, key).double()
 
 
+class Others(nn.Module):
+    """A module of others, whose blocks are named like ours and differ."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(768, 7), nn.Linear(7, 5)])
+
+    def forward(self, images):
+        return self.blocks[1](self.blocks[0](images.flatten(1)).relu())
+
+
+def others():
+    return sources.watched("others", lambda seed: torch.manual_seed(seed) and Others(), 16, 3, 5, "cpu")
+
+
 def begun(ops, share=ALONE, config=CONFIG):
-    params = {n: p.double() for n, p in vit.init(config, 0, ops).items()}
+    params = {n: p.double() for n, p in model.init(config, 0, ops).items()}
     return start(shard(params, share), ADAMW, rng.key(3), ops)
 
 
-def train(ops, share):
+def train(ops, share, config=CONFIG):
     """Ten steps of an arm: its losses, correct predictions and whole parameters."""
-    config = ops.config(CONFIG)
+    config = model.asked(config, ops)
     optimizer = replace(ADAMW, norm=share.norm)
     step = build(config, ops, prepared(share), torch.float64, optimizer, "eager", share=share)
     order = rng.permutation(rng.key(4), SIZE * STEPS)
     state, metrics = loop("eager", step, split(), SIZE, CPU, share).epoch(begun(ops, share, config), order)
-    return metrics.loss, metrics.correct, whole(state.params, vit.shapes(config, ops), share)
+    return metrics.loss, metrics.correct, whole(state.params, model.shapes(config, ops), share)
 
 
 @cache
@@ -129,6 +146,9 @@ class Worker:
 
     def arms(self):
         return {(name, kind): train(ARMS[name], self.shares[kind]) for name, kind in CASES}
+
+    def others(self):
+        return {kind: train(EXACT, share, others()) for kind, share in self.shares.items()}
 
     def bytes(self):
         """By kind: of a state, kept between forward and backward pass, and the peak of a step.
@@ -195,6 +215,13 @@ def test_ten_steps_equal_one_process(seen, name, kind):
     found, other = (one["arms"][name, kind] for one in seen[:2])
     compare(found, alone(name))
     compare(found, other)
+
+
+def test_a_module_of_others_equals_one_process(seen):
+    expected = train(EXACT, ALONE, others())
+    for kind in KINDS:
+        for one in seen[:2]:
+            compare(one["others"][kind], expected)
 
 
 def test_processes_draw_rows_of_their_own():
