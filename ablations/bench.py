@@ -2,7 +2,6 @@
 
 import gc
 import os
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from ablations.benchmarks.contest import Figures
 from ablations.benchmarks.peers import PEERS
 from ablations.study.arms import PRECISIONS, parse
 from ablations.study.machine import environment
+from ablations.study.speaking import one_message
 from ablations.study.store import write_json
 from core import engine
 from core.errors import InputError, choose
@@ -68,6 +68,8 @@ def settled(bench: Bench) -> Bench:
             f"rounds {bench.rounds}, steps {bench.steps}, batch size {bench.batch_size}: at least 2, "
             "0 and 0 (which stands for the device's own)"
         )
+    if bench.json and not bench.json.parent.is_dir():
+        raise InputError(f"'{bench.json.parent}' is no folder; pass --json with a file in one")
     bench = replace(
         bench,
         shapes=bench.shapes or (",".join(training.SHAPES) if cuda else "4.2M,quick"),
@@ -129,22 +131,21 @@ def compared(bench: Bench, console: Console) -> dict[str, Figures]:
 
 
 def main() -> None:
-    """The command."""
+    """Exit status: 0, or 2 for bad input."""
     bench, console = tyro.cli(Bench), Console()
     if not console.is_terminal:
         console.width = max(console.width, 120)
     torch.backends.cudnn.allow_tf32 = False
-    try:
+    with one_message():
         bench = settled(bench)
-        figures = compared(bench, console)
-    except (InputError, ModuleNotFoundError) as error:
-        hint = "; pip install -e '.[test]'" if isinstance(error, ModuleNotFoundError) else ""
-        print(f"error: {error}{hint}", file=sys.stderr)
-        sys.exit(2)
-    if bench.json:
-        settings, machine = asdict(replace(bench, json=None)), gpu_state(torch.device(bench.device))
-        environments = environment(bench.device) | machine
-        write_json(bench.json, {"bench": settings, "environment": environments, "figures": figures})
+        try:
+            figures = compared(bench, console)
+        except ModuleNotFoundError as error:
+            raise InputError(f"{error}; pip install -e '.[test]'") from error
+        if bench.json:
+            settings, machine = asdict(replace(bench, json=None)), gpu_state(torch.device(bench.device))
+            environments = environment(bench.device) | machine
+            write_json(bench.json, {"bench": settings, "environment": environments, "figures": figures})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """The timing pass of a study: every arm's seconds in each of its interleaved rounds."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +17,12 @@ from core.measure import drawn_in
 @dataclass(frozen=True)
 class Timing:
     """rounds: how many. quiet: whether the machine was. seconds: of an arm's block, by round; None where it has
-    none."""
+    none. identity: of what was timed (see study/identity.py)."""
 
     rounds: int
     quiet: bool
     seconds: dict[str, list[float | None]]
+    identity: dict[str, Any] | None = None
 
     @cached_property
     def table(self) -> dict[tuple[str, int], Values]:
@@ -37,7 +40,7 @@ class Timing:
 def read(folders: Sequence[Path]) -> Timing | None:
     """The timing pass in a study's folder; None if there is none, or several studies are joined: their passes may be of
     different hours. Damaged if it cannot be read."""
-    if len(folders) != 1 or not (path := folders[0] / "timing.json").is_file():
+    if len(folders) != 1 or not os.path.lexists(path := folders[0] / "timing.json"):
         return None
     found = schema.read(path, schema.TimingFile)
-    return Timing(found["rounds"], found["quiet"], found["seconds"])
+    return Timing(found["rounds"], found["quiet"], found["seconds"], found.get("identity"))

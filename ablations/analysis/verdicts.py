@@ -6,6 +6,7 @@ of studies. "No worse" is two one-sided tests (Schuirmann, J. Pharmacokinetics a
 2.5 % that this interval leaves on each side.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from math import isnan, log1p, nan
 from pathlib import Path
@@ -52,7 +53,7 @@ def read_decisions(folder: Path) -> tuple[dict[str, float], int]:
     """Margins, and how often a run looks at most before it stops: of margins.json in a study's folder, as {"margins":
     {"accuracy": 0.5}, "looks": 8}; the defaults and 1 without it. Damaged if it is something else."""
     path = folder / "margins.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return dict(MARGINS), 1
     found = schema.read(path, schema.MarginsFile)
     try:

@@ -1,6 +1,10 @@
 """The report of a study: report.md, report.html, tables, figures and TensorBoard, all made from its cells."""
 
 import json
+import os
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +21,7 @@ from ablations.study.store import write_text
 from core.errors import InputError
 
 _LISTING = ".written.json"  # what a report wrote, so that the next one may replace it and nothing else
-_FOLDERS = ("figures", "profiles", "tensorboard")
+_WRITING, _OLD = ".writing-", 3600.0  # and where it writes; seconds after which no process does any more
 _WRITTEN = ("report.md", "report.html", "verdicts.csv", "effects.csv", "results.csv")
 
 
@@ -45,57 +49,66 @@ def write(
     if target is not None and not 0 < target <= 1:
         raise InputError(f"target {100 * target:g} is outside 0 to 100 %: write an accuracy in percent, such as 90")
     own = folders[0] if len(folders) == 1 else folders[0].parent / "+".join(f.name for f in folders)
-    if out is not None and not (out / _LISTING).exists():
-        for path in (out / name for name in _WRITTEN):
-            if path.exists():
-                raise InputError(f"'{path}' is not of a report; move it, or pass another --out")
-    return write_comparisons(compare(folders, margins), out or own / "report", target)
+    return write_comparisons(compare(folders, margins), out or own / "report", target, own=out is None)
 
 
-def write_comparisons(comparisons: Comparisons, out: Path, target: float | None = None) -> list[Path]:
-    """The same of cells that are read already, in this folder."""
+def write_comparisons(comparisons: Comparisons, out: Path, target: float | None = None, own: bool = True) -> list[Path]:
+    """The same of cells that are read already, in this folder. own: it is for reports alone; InputError if a file that
+    no report wrote is in the way of another."""
     _ = comparisons.cells  # refused before anything is written
-    out.mkdir(parents=True, exist_ok=True)
-    with _replacing(out):
-        drawn = figures.draw(comparisons, out / "figures")
+    with _replacing(out, own) as made:
+        drawn = figures.draw(comparisons, made / "figures")
         parts = _sections(comparisons, drawn, comparisons.target if target is None else target)
-        text = _markdown(comparisons, parts, drawn, out)
-        write_text(out / "report.md", text)
-        write_text(out / "report.html", html.render(text, out))
+        text = _markdown(comparisons, parts, drawn, made)
+        write_text(made / "report.md", text)
+        write_text(made / "report.html", html.render(text, made))
         flat = [column for column in comparisons.cells if column not in comparisons.tables]
-        comparisons.cells[flat].to_csv(out / "results.csv", index=False)
-        comparisons.effect_table.to_csv(out / "effects.csv", index=False)
-        comparisons.verdicts[COLUMNS].to_csv(out / "verdicts.csv", index=False)
+        comparisons.cells[flat].to_csv(made / "results.csv", index=False)
+        comparisons.effect_table.to_csv(made / "effects.csv", index=False)
+        comparisons.verdicts[COLUMNS].to_csv(made / "verdicts.csv", index=False)
         told = {part.title: part.lines for part in parts}
-        pages = profiles.write(profiles.profiled(comparisons.study), out / "profiles")
-        tensorboard.write(out / "tensorboard", comparisons, told, drawn, pages)
-    return [out / name for name in _WRITTEN] + list(drawn.values())
+        pages = profiles.write(profiles.profiled(comparisons.study), made / "profiles")
+        tensorboard.write(made / "tensorboard", comparisons, told, drawn, pages)
+    return [out / name for name in _WRITTEN] + [out / path.relative_to(made) for path in drawn.values()]
 
 
 @contextmanager
-def _replacing(out: Path) -> Iterator[None]:
-    """Removes what an earlier report wrote in a folder, and notes what this one writes."""
-    listing = out / _LISTING
-    for name in _listed(listing):
-        if (out / name).parent.resolve().is_relative_to(out.resolve()) and not (out / name).is_dir():
-            (out / name).unlink(missing_ok=True)
-    foreign = _files(out)
-    try:
-        yield
-    finally:
-        write_text(listing, json.dumps(sorted(_files(out) - foreign)))
+def _replacing(out: Path, own: bool) -> Iterator[Path]:
+    """An empty folder; what is written there then takes the place of what an earlier report wrote in `out`, and of
+    nothing else unless that is for reports alone."""
+    out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(f"{_WRITING}*"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > _OLD:
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=_WRITING) as name:
+        made = Path(name)
+        yield made
+        before, after = _listed(out), _files(made)
+        if foreign := [name for name in after if name not in before and os.path.lexists(out / name) and not own]:
+            raise InputError(f"'{out / foreign[0]}' is not of a report; move it, or pass another --out")
+        write_text(out / _LISTING, json.dumps([*after, *before]))  # whatever ends this, it knows what is its own
+        for name in before:
+            if (out / name).parent.resolve().is_relative_to(out.resolve()) and not (out / name).is_dir():
+                (out / name).unlink(missing_ok=True)
+        for name in after:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(made / name, out / name)
+        write_text(out / _LISTING, json.dumps(after))
 
 
-def _listed(listing: Path) -> list[str]:
-    """What it lists; nothing where it is damaged, and so nothing is removed."""
+def _listed(out: Path) -> list[str]:
+    """What a report wrote there; nothing where that is not told or damaged."""
     try:
-        return TypeAdapter(list[Annotated[str, Field(pattern=r"^[^\x00]+$")]]).validate_json(listing.read_bytes())
+        found = TypeAdapter(list[Annotated[str, Field(pattern=r"^[^\x00]+$")]]).validate_json(
+            (out / _LISTING).read_bytes()
+        )
     except (OSError, ValidationError):
         return []
+    return [*found, *_WRITTEN]
 
 
-def _files(out: Path) -> set[str]:
-    return {p.relative_to(out).as_posix() for f in _FOLDERS for p in (out / f).rglob("*") if not p.is_dir()}
+def _files(out: Path) -> list[str]:
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
 
 
 def _sections(comparisons: Comparisons, drawn: Drawn, target: float) -> list[Section]:

@@ -10,6 +10,7 @@ from ablations.analysis.responses import BY_NAME, COMPARED
 from ablations.analysis.verdicts import AGAINST_CONTROL, NOT_TIMED, SHORT, UNDECIDED, of_optimization, untimed
 from ablations.reporting.formatting import interval, listed, signed, written
 from ablations.study.arms import AGAIN, BASELINE
+from ablations.study.identity import differences
 
 _WHERE = {"accuracy": "accuracy counts", "step time": "time is short", "peak memory": "memory is short"}
 _MANY = 50  # seeds: more than anyone trains for a verdict
@@ -123,6 +124,8 @@ def _timing(comparisons: Comparisons) -> Iterable[str]:
     yield f"Step time: {timing.rounds} rounds of all arms in shuffled order{noise}."
     if not timing.quiet:
         yield "**The machine was not quiet** while it was timed: intervals of step time are wide."
+    if changed := differences(comparisons.study.identity, timing.identity):
+        yield f"**Timed under others than the cells were made by:** {', '.join(changed)}; `run.py --timing-only`."
     if arms := untimed(comparisons):
         yield f"Arms that were not timed: {listed(arms)}."
 

@@ -151,7 +151,7 @@ def _dead(path: Path) -> bool:
         return True
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent) as now:  # by the clock of the file system, not of machines
-            return os.fstat(now.fileno()).st_mtime - path.stat().st_mtime > SILENCE
+            return abs(os.fstat(now.fileno()).st_mtime - path.stat().st_mtime) > SILENCE  # it may have been set back
     except FileNotFoundError:  # given back just now
         return False
 

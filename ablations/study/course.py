@@ -16,6 +16,8 @@ from ablations.study.store import Row
 from core.ops import Params
 from core.step import Metrics, State
 
+GAP, TIMES = 1.0, 20  # a step of more seconds, and of more of the usual ones, was not at work all the while
+
 
 @dataclass
 class Course:
@@ -32,7 +34,7 @@ class Course:
     correct: list[Tensor] = field(default_factory=list)
     """Which validation images were classified correctly then, bool [images]."""
     intervals: list[float] = field(default_factory=list)
-    """Seconds of every step."""
+    """Seconds of every step, by the clock."""
     pieces: list[Metrics] = field(default_factory=list)
     """Of the steps since the last evaluation, [steps] each."""
     loss: float = float("nan")
@@ -42,6 +44,13 @@ class Course:
     def steps(self) -> int:
         """Steps done."""
         return len(self.intervals)
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of every step; of one that the process was stopped in (Ctrl-Z, a machine that was paused) the median of all,
+        so that training time is that of work: one that took more than GAP seconds and TIMES the median."""
+        usual = median(self.intervals)
+        return [usual if taken > max(GAP, TIMES * usual) else taken for taken in self.intervals]
 
     def advance(self, state: State, metrics: Metrics, seconds: list[float]) -> None:
         """Some more steps. FloatingPointError at the first loss that is not finite."""
@@ -61,12 +70,12 @@ class Course:
     def evaluate(self, evaluated: Evaluation, batch_size: int, peak: int) -> Row:
         """An epoch ends; returns its metrics. FloatingPointError for a validation loss that is not finite."""
         metrics = Metrics(*(torch.cat(column) for column in zip(*self.pieces, strict=True)))
-        seconds = self.intervals[-len(metrics.loss) :]
-        row = _row(len(self.history) + 1, metrics, seconds, batch_size) | {
+        seconds = self.seconds
+        row = _row(len(self.history) + 1, metrics, seconds[-len(metrics.loss) :], batch_size) | {
             "val/accuracy": evaluated.accuracy,
             "val/loss": evaluated.loss,
             "memory/peak_mib": peak / 2**20,
-            "seconds": sum(self.intervals),
+            "seconds": sum(seconds),
         }
         self.history.append(row)
         self.times.append(time.time())

@@ -42,7 +42,7 @@ class Cell:
     def tokens(self) -> Path | None:
         """The picture of how it cuts images, where it has one that can be shown."""
         path = self.folder / "tokens.png"
-        return path if path.is_file() and _shows(path) else None
+        return path if _shows(path) else None
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,24 @@ class Study:
     @property
     def changes(self) -> list[str]:
         """Cells of other code, data or weights than most, a line for each such identity."""
+        return [
+            f"{', '.join(f'`{arm}` seed {seed}' for arm, seed in (cell.key for cell in group))}: "
+            + ", ".join(identity.differences(self.identity, group[0].result.get("identity")))
+            for group in self._alike[1:]
+        ]
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """Of the code, data and weights that most cells were made by."""
+        return self._alike[0][0].result.get("identity")
+
+    @cached_property
+    def _alike(self) -> list[list[Cell]]:
+        """Cells by what made them, most first."""
         groups: dict[str, list[Cell]] = {}
         for cell in self.cells:
             groups.setdefault(repr(cell.result.get("identity")), []).append(cell)
-        most, *others = sorted(groups.values(), key=len, reverse=True)
-        return [
-            f"{', '.join(f'`{arm}` seed {seed}' for arm, seed in (cell.key for cell in group))}: "
-            + ", ".join(identity.differences(most[0].result.get("identity"), group[0].result.get("identity")))
-            for group in others
-        ]
+        return sorted(groups.values(), key=len, reverse=True)
 
 
 def results(out: Path) -> list[Result]:
@@ -265,7 +274,7 @@ def _beside(out: Path) -> Iterator[str]:
 def _shows(path: Path) -> bool:
     """Whether a file is a picture."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(BytesIO(schema.content(path))) as picture:
             picture.load()
     except Exception:  # a damaged file raises nearly anything
         return False

@@ -6,6 +6,8 @@ JSON is found too; without one, as in a file written by hand, the content alone 
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import fields
 from math import isfinite
@@ -176,6 +178,7 @@ class TimingFile(Checked):
     quiet: bool
     seconds: dict[Name, list[Positive | None]]
     ratios: dict[str, Any]
+    identity: Same | None = None
 
     @model_validator(mode="after")
     def _one_a_round(self) -> Self:
@@ -239,12 +242,14 @@ def read(path: Path, kind: type[Checked]) -> dict[str, Any]:
 
 def content(path: Path) -> bytes:
     """A file's bytes; Damaged if it cannot be read."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise Damaged(f"'{path}' is not there")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Damaged(f"'{path}' is no regular file")
         return path.read_bytes()
-    except OSError as error:
-        raise Damaged(f"'{path}' cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # the latter: of a name that cannot be one
+        raise Damaged(f"'{path}' cannot be read ({error})") from error
 
 
 def parse(text: bytes, kind: type[Checked], name: str) -> dict[str, Any]:

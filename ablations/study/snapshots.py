@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ablations.study import schema
 from core import files
 
 EVERY, SHARE = 30.0, 0.01  # seconds between snapshots at least, and their share of the time at most
@@ -47,15 +49,17 @@ class Snapshots:
         tensors, about = content()
         tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}  # none shared
         data = save(tensors, metadata={"about": json.dumps(about)})
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.folder.is_dir():
+            files.remove(self.folder)
+            self.folder.mkdir(parents=True)
         if shutil.disk_usage(self.folder).free < len(data):
             size = f"{len(data) / 2**20:,.1f} MiB"
             raise OSError(errno.ENOSPC, f"no room for a snapshot of {size}; the same command continues", self.folder)
         for left in self.folder.glob(".*.partial"):  # by a process that was killed
-            left.unlink(missing_ok=True)
+            files.remove(left)
         files.write(self.folder / f"{step:09d}-{_digest(data)}.safetensors", data)
         for path in self._paths()[:-2]:
-            path.unlink(missing_ok=True)
+            files.remove(path)
         self._last = time.monotonic()
         self._cost = self._last - begin
 
@@ -63,19 +67,20 @@ class Snapshots:
         """The last one that is whole; of others it is told, and they are removed. None if there is none."""
         for path in reversed(self._paths()):
             try:
-                data = path.read_bytes()
+                data = schema.content(path)
                 if _digest(data) != path.stem.partition("-")[2]:
                     raise ValueError("its content does not have its checksum")
                 length = int.from_bytes(data[:8], "little")
                 return load(data), json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["about"])
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 self._note(f"snapshot {path} is damaged ({error}): the one before it is used, or the cell starts again")
-                path.unlink(missing_ok=True)
+                files.remove(path)
         return None
 
     def remove(self) -> None:
         """Remove them all: the cell has its result."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            files.remove(self.folder)
 
     def _paths(self) -> list[Path]:
         return _paths(self.folder)

@@ -6,7 +6,6 @@ removed.
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def profile_folder(out: Path, arm: str) -> Path:
 
 def emptied(folder: Path) -> Path:
     """The folder of a cell or of a report, made anew without what it held."""
-    shutil.rmtree(folder, ignore_errors=True)
+    files.remove(folder)
     folder.mkdir(parents=True)
     return folder
 

@@ -72,6 +72,7 @@ def measure_arms(cells: Sequence[Prepared], out: Path, progress: Progress, asked
             "load": {"before": load, "after": os.getloadavg()[0], "processors": os.cpu_count()},
             "gpu": measure.gpu_state(baseline.device),
             "ceiling": ceiling(out, baseline),
+            "identity": read_study(out).get("identity"),
         },
     )
     noise = f"the baseline against itself {100 * (ratio - 1):+.1f} % [{100 * (low - 1):+.1f}, {100 * (high - 1):+.1f}]"

@@ -16,7 +16,7 @@ from ablations.study.progress import Progress
 from ablations.study.recorder import Recorder
 from ablations.study.signals import Stop, Stopped
 from ablations.study.snapshots import Snapshots
-from ablations.study.store import Result, Row
+from ablations.study.store import Result
 from ablations.study.token_pictures import tokenized
 from core import measure, parallel, rng
 from core.ops import Params
@@ -80,7 +80,7 @@ def train(
         raise
     mine()
     recorder.correct(torch.stack(course.correct))
-    result = _result(cell, memory, course.history, course.intervals, course.best_accuracy)
+    result = _result(cell, memory, course)
     return result | {"held_out": cell.data.held_out(seed)}, parallel.whole(course.best, cell.shapes, share)
 
 
@@ -118,20 +118,19 @@ def _steps(cell: Prepared, course: Course, order: Tensor, end: Callable[[], bool
     course.advance(state, metrics, ticks.intervals())
 
 
-def _result(
-    cell: Prepared, memory: WarmedUp, history: list[Row], intervals: list[float], best_accuracy: float
-) -> Result:
-    recipe, account, last = cell.recipe, cell.costs, history[-1]
+def _result(cell: Prepared, memory: WarmedUp, course: Course) -> Result:
+    recipe, account, last, seconds = cell.recipe, cell.costs, course.history[-1], course.seconds
     return {
         "parameters": account.parameters,
         "epochs": recipe.epochs,
-        "best_val_accuracy": best_accuracy,
+        "best_val_accuracy": course.best_accuracy,
         "final_val_accuracy": last["val/accuracy"],
         "final_val_loss": last["val/loss"],
         "final_train_loss": last["train/loss"],
-        "train_seconds": sum(intervals),
-        "images_per_second": len(intervals) * recipe.batch_size / sum(intervals),
-        "step_ms_median": median(intervals) * 1000,
+        "train_seconds": sum(seconds),
+        "stopped_seconds": sum(course.intervals) - sum(seconds),
+        "images_per_second": len(seconds) * recipe.batch_size / sum(seconds),
+        "step_ms_median": median(seconds) * 1000,
         "peak_bytes": memory.peak,
         "reserved_bytes": memory.reserved,
         "predicted_peak_bytes": account.peak_bytes,

@@ -19,8 +19,8 @@ OPTIONS = [
     "--arms", "baseline,decatt,crs@0.5",
 ]  # fmt: skip
 TIMES = {  # and what is made of them
-    "mfu", "train_seconds", "images_per_second", "step_ms_median", "warmup_seconds", "seconds", "reserved_bytes",
-    "speed/images_per_second", "speed/step_ms", "files", "sha256",
+    "mfu", "train_seconds", "stopped_seconds", "images_per_second", "step_ms_median", "warmup_seconds", "seconds",
+    "reserved_bytes", "speed/images_per_second", "speed/step_ms", "files", "sha256",
 }  # fmt: skip
 
 

@@ -156,6 +156,11 @@ def test_a_report_replaces_what_it_wrote_and_nothing_else(tmp_path):
     for path in mine:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("mine")
+    (out / "figures" / "effects.png").write_text("mine")
+    with pytest.raises(InputError, match="figures/effects.png. is not of a report; move it, or pass another --out"):
+        report.write([folder], out)
+    assert sorted(path for path in out.rglob("*") if path.is_file()) == sorted([*mine, out / "figures/effects.png"])
+    (out / "figures" / "effects.png").rename(tmp_path / "moved.png")
     report.write([folder], out)
     assert (out / "figures" / "effects.png").exists()
     report.write([study(tmp_path / "alone", ["baseline"], range(2))], out)

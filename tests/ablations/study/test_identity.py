@@ -95,6 +95,10 @@ def test_a_report_names_cells_of_other_code(tmp_path):
             made_by(folder, arm, seed, SAME | {"code": "f" * 64} if (arm, seed) == ("mrt", 1) else SAME)
     said = "\n".join(sentences(compare([folder])))
     assert "**Not made by the same as the other cells:** `mrt` seed 1: code cccccccccccc -> ffffffffffff." in said
+    assert "**Timed under others than the cells were made by:** code cccccccccccc -> unknown" in said
+    timing = json.loads((folder / "timing.json").read_text())
+    store.write_json(folder / "timing.json", timing | {"identity": SAME})
+    assert "Timed under others" not in "\n".join(sentences(compare([folder])))
 
 
 @pytest.mark.parametrize("key", ["data", "weights"])

@@ -110,3 +110,12 @@ def test_the_first_loss_that_is_not_finite_is_named(config):
     bad = torch.tensor([float("nan"), 1.0])
     with pytest.raises(FloatingPointError, match=r"loss is nan at step 3 \(epoch 1\); the last finite one was 2$"):
         course.advance(state, Metrics(bad, bad, bad, bad, bad), [0.1, 0.1])
+
+
+def test_what_a_process_was_stopped_for_is_no_training_time(config):
+    """Eight seconds within a step of hundredths; steps that are long by themselves are as the clock says."""
+    state = start(vit.init(config, 0), AdamW(), rng.key(0))
+    stopped = Course(state, state.params, intervals=[0.01, 0.02, 8.0, 0.02, 0.01])
+    assert stopped.seconds == [0.01, 0.02, 0.02, 0.02, 0.01]
+    for slow in ([2.0, 3.0, 9.0, 2.0], [0.001] * 9 + [0.9]):
+        assert Course(state, state.params, intervals=slow).seconds == slow

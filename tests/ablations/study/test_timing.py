@@ -10,7 +10,7 @@ import torch
 from ablations.study import running, timing
 from ablations.study.presets import PRESETS
 from ablations.study.recipes import replace
-from ablations.study.store import read_study
+from ablations.study.store import read_study, write_json
 from core.errors import InputError
 
 TINY = replace(
@@ -18,9 +18,14 @@ TINY = replace(
 )
 
 
+SAME = {"code": "c", "data": "d", "weights": None}
+
+
 @pytest.fixture
 def out(tmp_path):
-    return synthetic.study(tmp_path / "study", [], timed=False)
+    folder = synthetic.study(tmp_path / "study", [], timed=False)
+    write_json(folder / "study.json", read_study(folder) | {"identity": SAME})
+    return folder
 
 
 @pytest.fixture
@@ -49,6 +54,7 @@ def test_every_arm_and_the_baseline_twice(out, short):
     assert found["ratios"]["baseline"] == {"ratio": 1, "low": 1, "high": 1}
     assert all(r["low"] <= r["ratio"] <= r["high"] for r in found["ratios"].values())
     assert found["ceiling"] == 1e12
+    assert found["identity"] == SAME
     assert "4 arms, 3 rounds" in said[-1]
 
 

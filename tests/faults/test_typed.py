@@ -1,0 +1,76 @@
+"""What is typed: arms, settings and options are refused in one message, or read."""
+
+from contextlib import suppress
+
+from faults.hostile import WORDS, refusable, tries
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from ablations.commands import options as commands
+from ablations.study import arms
+from ablations.study.recipes import Recipe
+from core import vit
+from core.data import sets
+from core.transforms.registry import REGISTRY
+
+PARTS = st.one_of(st.sampled_from([*REGISTRY, "baseline", "bf16", "fp32", "published"]), WORDS)
+ARMS = st.lists(st.tuples(PARTS, st.none() | WORDS), min_size=1, max_size=4).map(
+    lambda parts: "+".join(name if value is None else f"{name}@{value}" for name, value in parts)
+)
+
+
+@given(ARMS)
+@tries(400)
+def test_an_arm_is_refused_or_has_one_name(tried, text):
+    with refusable():
+        arm = arms.parse(text)
+        assert arms.parse(arm.name).name == arm.name
+        arms.select(text)
+    tried["names of arms"] += 1
+
+
+@given(st.lists(st.tuples(st.sampled_from([*REGISTRY, "x", ""]), WORDS | st.sampled_from(["weight", "norm"]), WORDS)))
+@tries(200)
+def test_settings_are_refused_or_read(tried, parts):
+    with refusable():
+        for base, values in arms.read_settings([f"{a}.{b}={c}" for a, b, c in parts]).items():
+            arms.parse(base, {base: values})
+    tried["settings"] += 1
+
+
+def settable():
+    """Every setting of every optimization."""
+    import inspect
+
+    return [f"{name}.{p}" for name, t in REGISTRY.items() for p in inspect.signature(t.build).parameters]
+
+
+@given(st.sampled_from(settable()), WORDS)
+@tries(300)
+def test_a_value_of_a_setting_is_refused_or_taken(tried, name, value):
+    with refusable():
+        base = name.partition(".")[0]
+        parameters = arms.read_settings([f"{name}={value}"])
+        arm = arms.parse(base if base != "crs" or "ratio" in name else "crs@0.5", parameters)
+        arm.ops.config(vit.VitConfig(image=32, patch=4, width=8, depth=2, heads=2, mlp=16, classes=3))
+    tried["values of settings"] += 1
+
+
+NAMES = [*vars(Recipe()), "seeds", "first_seed", "arms", "until", "margin", "max_minutes"]
+OPTIONS = [f"--{name.replace('_', '-')}" for name in NAMES]
+DIGITS = sets.outline("digits")
+CONSOLE = Console(file=open("/dev/null", "w"), markup=False)  # noqa: SIM115
+
+
+@given(st.lists(st.tuples(st.sampled_from(OPTIONS), WORDS), min_size=1, max_size=3))
+@tries(200)
+def test_a_command_line_is_refused_or_read(tried, options):
+    words = [word for pair in options for word in pair]
+    with refusable(), suppress(SystemExit):  # tyro's refusals
+        command = commands.read(["--preset", "quick", "--device", "cpu", *words], CONSOLE)
+        recipe = command.recipe.resolve_machine().resolve_data(DIGITS)
+        recipe.plain_config(arms.parse("baseline"), DIGITS)
+        recipe.optimizer(10)
+        commands.each(command)
+    tried["command lines"] += 1
