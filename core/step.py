@@ -80,8 +80,7 @@ def objective(
 
     def loss(params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = batch
-        data_key, model_key = rng.split(key, 2)
-        output = forward(params, prepare(images, data_key), own(model_key))
+        output = forward(params, prepare(images, rng.named(key, "data")), own(rng.named(key, "model")))
         logits = output.logits.to(torch.promote_types(dtype, torch.float32))
         cross_entropy = F.cross_entropy(logits, labels)
         correct = (logits.detach().argmax(-1) == labels).sum()

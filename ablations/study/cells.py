@@ -106,6 +106,11 @@ class Prepared:
         measure.synchronize(self.device)
         return WarmedUp(alone - begin + time.perf_counter() - again, peak, reserved)
 
+    @property
+    def met(self) -> bool:
+        """Whether this process has warmed it up."""
+        return "warmed_up" in vars(self)
+
     def start(self, seed: int, key: Tensor) -> State:
         """This process's share of the state before the first step."""
         return parallel.shard_state(self.start_whole(seed, key), self.share)
@@ -167,7 +172,8 @@ class Prepared:
 
     def release(self) -> None:
         """Give back the memory of the loop: a graph, its static state and its buffers. It is made again if need be."""
-        vars(self).pop("loop", None)
+        if vars(self).pop("loop", None) is None:
+            return
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -119,20 +119,22 @@ def run(cells: Sequence[tuple[Prepared, int]], preset: str, out: Path, progress:
     """
     folders = {(cell, seed): cell_folder(out, cell.arm.name, seed) for cell, seed in cells}
     waiting = 0
-    while left := [key for key, folder in folders.items() if not settled(folder)]:
-        idle = True
+    while True:
+        left = [key for key, folder in folders.items() if not settled(folder)]
+        for cell in {cell for cell, _ in cells} - {cell for cell, _ in left}:
+            cell.release()
+        if not left:
+            return sum(failed(folder) for folder in folders.values())
+        progress.left(len(left))
+        left.sort(key=lambda key: (key[1], not key[0].met))  # processes divide arms, whose preparation costs a second
         for cell, seed in left:
-            progress.left(sum(not settled(other) for other in folders.values()))
             if run_cell(cell, seed, preset, out, progress, stop):
-                idle = False
-            if not any(other is cell and not settled(at) for (other, _), at in folders.items()):
-                cell.release()
-        if idle and len(left) != waiting:
-            waiting = len(left)
-            progress.note(f"waiting for {waiting} cells of other processes")
-        if idle:
+                break
+        else:
+            if len(left) != waiting:
+                waiting = len(left)
+                progress.note(f"waiting for {waiting} cells of other processes")
             time.sleep(claims.PAUSE)
-    return sum(failed(folder) for folder in folders.values())
 
 
 def run_cell(cell: Prepared, seed: int, preset: str, out: Path, progress: Progress, stop: Stop) -> bool:

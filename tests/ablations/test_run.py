@@ -212,7 +212,7 @@ def test_the_loop_of_an_arm_is_given_back(command, monkeypatch):
     seen = []
     monkeypatch.setattr(cells.Prepared, "release", lambda cell: seen.append(cell.arm.name))
     assert command("--arms", "flash,decatt", "--seeds", "2", "--every-arm") == 0
-    assert seen == ["flash", "decatt"]
+    assert list(dict.fromkeys(seen)) == ["flash", "decatt"]
 
 
 def test_report_can_be_rebuilt_from_the_cells(command):
