@@ -122,7 +122,6 @@ def run(cells: Sequence[tuple[Prepared, int]], preset: str, out: Path, progress:
     while left := [key for key, folder in folders.items() if not settled(folder)]:
         idle = True
         for cell, seed in left:
-            progress.left(sum(not settled(other) for other in folders.values()))
             if run_cell(cell, seed, preset, out, progress, stop):
                 idle = False
             if not any(other is cell and not settled(at) for (other, _), at in folders.items()):
@@ -193,6 +192,7 @@ def _attempt(cell: Prepared, seed: int, preset: str, out: Path, progress: Progre
         return
     except Exception as error:  # recorded; the other cells go on
         if processes.lost(error):
+            claim.leave()
             processes.leave_after(error)
         if _full(error):
             raise OSError(errno.ENOSPC, "no space left; free some, and the same command continues", str(out)) from error
