@@ -29,7 +29,8 @@ def execute(command: Command, console: Console, stop: Stop) -> int:
         jobs.divide_threads(command.jobs, machine.named(command.recipe.device))
     versions = machine.environment(machine.named(command.recipe.device))
     same = {name: versions[name] for name in ("torch", "revision")}
-    processes.agree({"arms": command.arms, **asdict(command.recipe), **same})
+    same |= {"arms": command.arms, "deterministic": command.deterministic}
+    processes.agree(same | asdict(command.recipe))
     study = processes.in_turn(lambda: running.prepare(command.arms, command.recipe, command.data_root))
     if not processes.leads():
         running.follow(study)

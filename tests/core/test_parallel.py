@@ -130,12 +130,12 @@ def simulated(ops, count):
     return metrics.loss, metrics.correct, state.params
 
 
-def compare(found, expected):
+def compare(found, expected, **room):
     for mine, other in zip(found[:2], expected[:2], strict=True):
-        torch.testing.assert_close(mine, other, **ROOM)
+        torch.testing.assert_close(mine, other, **ROOM | room)
     assert found[2].keys() == expected[2].keys()
     for name, p in expected[2].items():
-        torch.testing.assert_close(found[2][name], p, **ROOM)
+        torch.testing.assert_close(found[2][name], p, **ROOM | room)
 
 
 class Worker:
@@ -151,8 +151,7 @@ class Worker:
         return {kind: train(EXACT, share, others()) for kind, share in self.shares.items()}
 
     def compiled(self):
-        small = replace(CONFIG, depth=1)
-        return {kind: train(EXACT, share, small, "compiled") for kind, share in self.shares.items()}
+        return {kind: train(EXACT, share, engine="compiled") for kind, share in self.shares.items()}
 
     def bytes(self):
         """By kind: of a state, kept between forward and backward pass, and the peak of a step.
@@ -242,7 +241,7 @@ def compiled(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_compiled_step_equals_one_process(compiled, kind):
     found, other = (one["compiled"][kind] for one in compiled[:2])
-    compare(found, train(EXACT, ALONE, replace(CONFIG, depth=1)))
+    compare(found, train(EXACT, ALONE), rtol=1e-4, atol=1e-4)  # images are augmented in float32
     compare(found, other)
 
 
