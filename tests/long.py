@@ -19,6 +19,8 @@ LONG = re.compile(
             r"test_recompute\.py::test_(the_compiler|recomputing_the_mlp_compiles)",
             r"test_vit\.py::test_equals_torchvision_vit_b_16",
             r"test_processes\.py::test_a_study_of_two_processes_is_that_of_one",
+            r"test_processes\.py::test_a_lost_process",
+            r"test_parallel\.py::test_the_compiled_step",
             r"test_launchers\.py::test_ray",
             r"test_run\.py::test_(pretraining_then|several_data)",
             r"test_damage\.py::test_(a_full_disk|damaged_snapshots\[(truncated|emptied))",

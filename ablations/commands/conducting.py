@@ -29,7 +29,8 @@ def execute(command: Command, console: Console, stop: Stop) -> int:
         jobs.divide_threads(command.jobs, machine.named(command.recipe.device))
     versions = machine.environment(machine.named(command.recipe.device))
     same = {name: versions[name] for name in ("torch", "revision")}
-    processes.agree({"arms": command.arms, **asdict(command.recipe), **same})
+    same |= {"arms": command.arms, "deterministic": command.deterministic}
+    processes.agree(same | asdict(command.recipe))
     study = processes.in_turn(lambda: running.prepare(command.arms, command.recipe, command.data_root))
     if not processes.leads():
         running.follow(study)
@@ -39,13 +40,10 @@ def execute(command: Command, console: Console, stop: Stop) -> int:
 
 
 def _lead(command: Command, study: running.Study, console: Console, stop: Stop) -> int:
-    out = folder(command, study.data.name)
+    out, seeds, planned, folders = lay_out(command, study)
     running.record(study, command.preset, out, command.deterministic, command.accept_changes)
-    seeds = range(command.first_seed, command.first_seed + command.seeds)
-    planned = [] if command.timing_only else study.planned(seeds, command.every_arm)
-    folders = [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
     retry(command, folders)
-    left = _left(command, study, planned, out)
+    left = _left(planned, folders, out)
     if not command.worker:
         _introduce(console, study, out, len(folders), len(left), len(seeds) * len(study.cells) - len(planned))
         for name, why in study.refused.items():
@@ -55,7 +53,7 @@ def _lead(command: Command, study: running.Study, console: Console, stop: Stop) 
         if many := sum(map(reading.failed, folders)):
             console.print(f"{many} cells failed before; --retry-failed trains them again")
     try:
-        failed = _run(command, study, planned, seeds, out, Terminal(console, len(left), command.jobs == 1), stop)
+        failed = _run(command, study, planned, seeds, out, Terminal(console, folders, command.jobs == 1), stop)
     except Stopped:
         if not command.worker:
             conclude(out, console, wait=False)
@@ -93,14 +91,22 @@ def _run(
     return failed
 
 
+def lay_out(command: Command, study: running.Study) -> tuple[Path, range, Cells, list[Path]]:
+    """A study's folder, its seeds, its cells, and a folder for each of these."""
+    out = folder(command, study.data.name)
+    seeds = range(command.first_seed, command.first_seed + command.seeds)
+    planned = [] if command.timing_only else study.planned(seeds, command.every_arm)
+    return out, seeds, planned, [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
+
+
 def retry(command: Command, folders: Sequence[Path]) -> None:
     for path in filter(reading.failed, folders if command.retry_failed else ()):
         (path / "failed.json").unlink()
 
 
-def _left(command: Command, study: running.Study, planned: Cells, out: Path) -> list[tuple[running.Prepared, int]]:
+def _left(planned: Cells, folders: Sequence[Path], out: Path) -> Cells:
     """The cells without result or failure; InputError if the disk has no room for them."""
-    left = [cell for cell in planned if not running.settled(store.cell_folder(out, cell[0].arm.name, cell[1]))]
+    left = [cell for cell, at in zip(planned, folders, strict=True) if not running.settled(at)]
     need, free = running.need(left), shutil.disk_usage(out).free
     if free < need:
         need_, free_ = (f"{size / 2**20:,.0f} MiB" for size in (need, free))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ablations.commands.conducting import Cells, conclude, decide_by, retry, train_until
-from ablations.commands.options import Command, folder
+from ablations.commands.conducting import Cells, conclude, decide_by, lay_out, retry, train_until
+from ablations.commands.options import Command
 from ablations.study import launchers, orders, passes, running, store
 from ablations.study.progress import Terminal
 from ablations.study.signals import Stopped
@@ -15,12 +15,9 @@ from ablations.study.signals import Stopped
 def launch(command: Command, console: Console) -> int:
     """The same with every cell trained elsewhere; this process only sends them, and writes the report."""
     study = running.foresee(command.arms, command.recipe, command.data_root, present=False)
-    out = folder(command, study.data.name)
-    seeds = range(command.first_seed, command.first_seed + command.seeds)
-    planned = [] if command.timing_only else study.planned(seeds, command.every_arm)
-    folders = [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
+    out, seeds, planned, folders = lay_out(command, study)
     retry(command, folders)
-    terminal = Terminal(console, sum(not running.settled(folder) for folder in folders), bar=False)
+    terminal = Terminal(console, folders, bar=False)
     where = Path.cwd()
     order = orders.Order(
         arms=command.arms,

@@ -29,6 +29,11 @@ class Claim:
 
     def __init__(self, what: Path, path: Path, died: int, token: str) -> None:
         self._what, self._path, self.died, self._token = what, path, died, token
+        self._left = False
+
+    def leave(self) -> None:
+        """Do not give it back: one of the processes that did the work together has died, and that counts."""
+        self._left = True
 
     def check(self) -> None:
         """Lost, if it is another process's by now."""
@@ -56,7 +61,8 @@ def claimed(what: Path, reached: int = 0) -> Iterator[Claim | None]:
         thread.join()
         with suppress(Lost):
             claim.check()
-            claim._path.unlink(missing_ok=True)
+            if not claim._left:
+                claim._path.unlink(missing_ok=True)
 
 
 @contextmanager

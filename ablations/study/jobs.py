@@ -56,7 +56,7 @@ def workers(count: int, note: Callable[[str], None], *more: str) -> Iterator[Non
             except subprocess.TimeoutExpired:
                 process.kill()
                 status = process.wait()
-            if status not in (0, 1, 128 + signal.SIGTERM, 128 + signal.SIGINT, os.EX_TEMPFAIL):
+            if status not in (0, 1) and not sys.exception():
                 note(f"a worker ended with status {status}; its cells went to the others")
 
 

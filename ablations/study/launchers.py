@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -75,12 +75,17 @@ def _ray(order: Order, address: str) -> Iterator[Send]:
         except BaseException:
             for ref in sent:
                 ray.cancel(ref)
-            end = time.monotonic() + jobs.PATIENCE  # to leave at a snapshot
-            while not all(job.done() for job in sent.values()) and time.monotonic() < end:
-                time.sleep(0.1)
+            _wait(sent.values())
             raise
     finally:
         ray.shutdown()
+
+
+def _wait(sent: Collection[Job]) -> None:
+    """Until all that was called back has ended: at a snapshot."""
+    end = time.monotonic() + jobs.PATIENCE
+    while not all(job.done() for job in sent) and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def _give_up(address: str) -> None:
@@ -143,6 +148,7 @@ def _slurm(order: Order, settings: dict[str, str]) -> Iterator[Send]:
     except BaseException:
         for job in sent:
             job.cancel(check=False)
+        _wait(sent)
         raise
 
 

@@ -58,7 +58,7 @@ def perform(order: Order, task: str, *about: str | int) -> str | None:
     """Do a task of TASKS in this process; returns why the study cannot go on: bad input, or a full disk."""
     stop = Stop()
     try:
-        with stop.listening(), Terminal(Console(), 1, bar=False) as progress:
+        with stop.listening(), Terminal(Console(), bar=False) as progress:
             TASKS[task](_study(order), order, progress, stop, *about)
     except (InputError, OSError) as error:
         return str(error)

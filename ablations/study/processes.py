@@ -57,6 +57,10 @@ def joined(device: str) -> Iterator[None]:
     _host()
     try:
         yield
+    except RuntimeError as error:
+        if lost(error):
+            leave_after(error)
+        raise
     finally:
         _host.cache_clear()
         dist.destroy_process_group()
@@ -127,7 +131,7 @@ def in_turn(fn: Callable[[], T]) -> T:
 
 def lost(error: Exception) -> bool:
     """Whether an error tells that another process is gone or does not answer."""
-    gone = ("Connection closed by peer", "Connection reset", "Timed out")
+    gone = ("gloo/transport", "Connection closed by peer", "Connection reset", "Timed out")
     text = isinstance(error, RuntimeError) and any(words in str(error) for words in gone)
     return dist.is_initialized() and (text or isinstance(error, dist.DistError))
 

@@ -1,5 +1,8 @@
 """Who watches a study, and what it shows on the terminal while it runs."""
 
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
@@ -7,14 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from ablations.study.reading import failed, finished
 from ablations.study.store import Result, Row
 
 
 class Progress(Protocol):
     """Who watches a study."""
-
-    def left(self, cells: int) -> None:
-        """So many cells have no result yet, here or with another process."""
 
     def cell(self, arm: str, seed: int, steps: int, done: int = 0) -> None:
         """A cell starts, or goes on after so many of its steps."""
@@ -35,13 +36,13 @@ class Progress(Protocol):
 class Terminal:
     """A progress bar of the whole study above one line a finished cell. Use as a context manager.
 
+    cells: their folders, in which other processes finish some, too; they are counted in the order of finishing.
     bar: False for one of several processes that share the terminal.
     """
 
-    def __init__(self, console: Console, cells: int, bar: bool = True) -> None:
+    def __init__(self, console: Console, cells: Sequence[Path] = (), bar: bool = True) -> None:
         self._console = console
         self._cells = cells
-        self._left = cells
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
@@ -62,16 +63,12 @@ class Terminal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._bar.stop()
 
-    def left(self, cells: int) -> None:
-        """The bar and the lines count what other processes finish, too."""
-        self._left = cells
-
     def cell(self, arm: str, seed: int, steps: int, done: int = 0) -> None:
-        """A cell starts: the bar counts the steps of all cells that were left."""
+        """A cell starts: the bar counts the steps of all cells."""
         self._name = f"{arm} seed {seed}"
+        completed = steps * len(self._ends()) + done
         if self._task is None:
-            self._task = self._bar.add_task(self._name, total=steps * self._cells)
-        completed = steps * (self._cells - self._left) + done
+            self._task = self._bar.add_task(self._name, total=steps * len(self._cells), completed=completed)
         self._bar.update(self._task, completed=completed, description=self._name)
 
     def step(self) -> None:
@@ -90,8 +87,8 @@ class Terminal:
 
     def done(self, outcome: Result) -> None:
         """Print one line for the cell."""
-        self._left -= 1
-        head = f"[{self._cells - self._left}/{self._cells}] {outcome['arm']} seed {outcome['seed']}: "
+        name = f"{outcome['arm']} seed {outcome['seed']}"
+        head = f"{self._place(name)}{name}: "
         if "error" in outcome:
             self._console.print(head + f"failed: {outcome['error']}", markup=False, highlight=False)
             return
@@ -105,3 +102,18 @@ class Terminal:
     def note(self, text: str) -> None:
         """Print a line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _place(self, name: str) -> str:
+        """[3/24], of the third that ended of 24 cells; empty where one is all there is to do."""
+        ends = self._ends()
+        return f"[{sum(end <= ends[name] for end in ends.values())}/{len(self._cells)}] " if name in ends else ""
+
+    def _ends(self) -> dict[str, int]:
+        """When each cell ended that has, by its name."""
+        ends = {}
+        for cell in self._cells:
+            file = cell / "result.json" if finished(cell) else cell / "failed.json" if failed(cell) else None
+            with suppress(FileNotFoundError):  # --retry-failed elsewhere, just now
+                if file:
+                    ends[f"{cell.parent.name} seed {cell.name.removeprefix('seed')}"] = file.stat().st_mtime_ns
+        return ends

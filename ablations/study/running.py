@@ -195,6 +195,7 @@ def _attempt(cell: Prepared, seed: int, preset: str, out: Path, progress: Progre
         return
     except Exception as error:  # recorded; the other cells go on
         if processes.lost(error):
+            claim.leave()
             processes.leave_after(error)
         if _full(error):
             raise OSError(errno.ENOSPC, "no space left; free some, and the same command continues", str(out)) from error

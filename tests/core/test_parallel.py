@@ -96,13 +96,13 @@ def begun(ops, share=ALONE, config=CONFIG):
     return start(shard(params, share), ADAMW, rng.key(3), ops)
 
 
-def train(ops, share, config=CONFIG):
+def train(ops, share, config=CONFIG, engine="eager"):
     """Ten steps of an arm: its losses, correct predictions and whole parameters."""
     config = model.asked(config, ops)
     optimizer = replace(ADAMW, norm=share.norm)
-    step = build(config, ops, prepared(share), torch.float64, optimizer, "eager", share=share)
+    step = build(config, ops, prepared(share), torch.float64, optimizer, engine, share=share)
     order = rng.permutation(rng.key(4), SIZE * STEPS)
-    state, metrics = loop("eager", step, split(), SIZE, CPU, share).epoch(begun(ops, share, config), order)
+    state, metrics = loop(engine, step, split(), SIZE, CPU, share).epoch(begun(ops, share, config), order)
     return metrics.loss, metrics.correct, whole(state.params, model.shapes(config, ops), share)
 
 
@@ -130,16 +130,16 @@ def simulated(ops, count):
     return metrics.loss, metrics.correct, state.params
 
 
-def compare(found, expected):
+def compare(found, expected, **room):
     for mine, other in zip(found[:2], expected[:2], strict=True):
-        torch.testing.assert_close(mine, other, **ROOM)
+        torch.testing.assert_close(mine, other, **ROOM | room)
     assert found[2].keys() == expected[2].keys()
     for name, p in expected[2].items():
-        torch.testing.assert_close(found[2][name], p, **ROOM)
+        torch.testing.assert_close(found[2][name], p, **ROOM | room)
 
 
 class Worker:
-    """What one of the processes does; each method's results go by its name."""
+    """What one of the processes does, of these what it is asked for; a method's results go by its name."""
 
     def __init__(self, index):
         self.shares = {kind: Share(index, 2, sharded, dist.group.WORLD.group_name) for kind, sharded in KINDS.items()}
@@ -149,6 +149,9 @@ class Worker:
 
     def others(self):
         return {kind: train(EXACT, share, others()) for kind, share in self.shares.items()}
+
+    def compiled(self):
+        return {kind: train(EXACT, share, engine="compiled") for kind, share in self.shares.items()}
 
     def bytes(self):
         """By kind: of a state, kept between forward and backward pass, and the peak of a step.
@@ -182,11 +185,11 @@ def held_bytes(loss, state, batch):
     return sum(e.nbytes() for e in trace.profiler.kineto_results.events() if e.name() == "[memory]")
 
 
-def work(index, folder):
+def work(index, folder, *names):
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=index, world_size=2, timeout=timedelta(seconds=60))
     worker = Worker(index)
-    torch.save({name: getattr(worker, name)() for name in vars(Worker) if name[0] != "_"}, folder / f"{index}.pt")
+    torch.save({name: getattr(worker, name)() for name in names}, folder / f"{index}.pt")
     if index == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     begin = time.monotonic()
@@ -199,11 +202,17 @@ def work(index, folder):
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """What each of the two processes saw, and what the first one did after the second was killed."""
-    folder = tmp_path_factory.mktemp("processes")
+    return pair(tmp_path_factory.mktemp("processes"), "arms", "others", "bytes")
+
+
+def pair(folder, *names):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, __file__]
-    pair = [subprocess.Popen([*command, str(i), str(folder)], env=environment, stderr=subprocess.PIPE) for i in (0, 1)]
-    ends = [process.communicate(timeout=120)[1].decode() for process in pair]
+    pair = [
+        subprocess.Popen([*command, str(i), str(folder), *names], env=environment, stderr=subprocess.PIPE)
+        for i in (0, 1)
+    ]
+    ends = [process.communicate(timeout=300)[1].decode() for process in pair]
     assert [process.returncode for process in pair] == [0, -signal.SIGKILL], ends
     return [*(torch.load(folder / f"{i}.pt") for i in (0, 1)), torch.load(folder / "alone.pt")]
 
@@ -222,6 +231,18 @@ def test_a_module_of_others_equals_one_process(seen):
     for kind in KINDS:
         for one in seen[:2]:
             compare(one["others"][kind], expected)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return pair(tmp_path_factory.mktemp("compiled"), "compiled")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_compiled_step_equals_one_process(compiled, kind):
+    found, other = (one["compiled"][kind] for one in compiled[:2])
+    compare(found, train(EXACT, ALONE), rtol=1e-4, atol=1e-4)  # images are augmented in float32
+    compare(found, other)
 
 
 def test_processes_draw_rows_of_their_own():
@@ -317,4 +338,4 @@ def test_bad_input():
 
 
 if __name__ == "__main__":
-    work(int(sys.argv[1]), Path(sys.argv[2]))
+    work(int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults.processes import until
 
-from ablations.study import processes
+from ablations.study import claims, processes, running, snapshots
 from ablations.study.recipes import Recipe
+from ablations.study.store import cell_folder
 from core.data import sets
 from core.errors import InputError
 from core.parallel import ALONE, Share
@@ -23,24 +25,34 @@ TINY = [
 ]  # fmt: skip
 
 
-def start(out, *options, **environment):
+def start(out, *options, script="ablations/run.py", **environment):
     """run.py with these options and variables, beside this process."""
-    command = [sys.executable, str(ROOT / "ablations/run.py"), *TINY, "--out", str(out), *options]
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, str(ROOT / script), *TINY, "--out", str(out), *options]
+    variables = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"} | environment
     return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def pair(out, *options, second=()):
-    """(exit status, output, errors) of each of two processes, with the variables that torchrun gives them."""
+def begin(out, *options, second=(), script="ablations/run.py"):
+    """Two processes, with the variables that torchrun gives them."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = [
-        start(out, *options, *(second if rank else ()), RANK=str(rank), LOCAL_RANK=str(rank), **both) for rank in (0, 1)
+    return [
+        start(out, *options, *(second if rank else ()), script=script, RANK=str(rank), LOCAL_RANK=str(rank), **both)
+        for rank in (0, 1)
     ]
-    ends = [process.communicate(timeout=300) for process in started]
-    return [(process.returncode, *end) for process, end in zip(started, ends, strict=True)]
+
+
+def ended(process, seconds=300):
+    """(exit status, output, errors)"""
+    output, errors = process.communicate(timeout=seconds)
+    return process.returncode, output, errors
+
+
+def pair(out, *options, second=()):
+    """(exit status, output, errors) of each of two processes."""
+    return [ended(process) for process in begin(out, *options, second=second)]
 
 
 def rows(out, arm):
@@ -74,6 +86,27 @@ def test_processes_that_disagree_are_refused(tmp_path):
     message = "error: processes 0 and 1 disagree about epochs 2 and 3; start all with the same command\n"
     assert [errors.splitlines(keepends=True)[-1] for *_, errors in ends] == [message, f"process 1: {message}"]
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_other_and_the_cell_goes_on(tmp_path, lost):
+    """Its claim stays, as of one that died: that counts, and the same command continues from the snapshot."""
+    out, options = tmp_path / "study", ["--arms", "baseline", "--parallel", "fsdp", "--epochs", "5"]
+    cell, slowly = cell_folder(out, "baseline", 0), {"script": "tests/faults/study.py"}  # a snapshot after every step
+    both = begin(out, *options, **slowly)
+    until(lambda: snapshots.reached(cell) > 3)
+    both[lost].kill()
+    status, _, errors = ended(both[1 - lost], 60)
+    assert status == 2, errors
+    assert "the processes are no longer together" in errors
+    assert "Traceback" not in errors
+    assert not running.settled(cell)
+    assert claims._take(cell, snapshots.reached(cell)).died == 1  # and this process gives it back
+    claims._newest(cell).unlink()
+    (status, output, errors), _ = map(ended, begin(out, *options, **slowly))
+    assert status == 0, errors
+    assert "continued from step" in output
+    assert running.settled(cell)
 
 
 def test_how_many_there_are(monkeypatch):
