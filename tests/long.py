@@ -13,7 +13,7 @@ LONG = re.compile(
             r"test_budget\.py::test_a_size_below_the_least_names_it",
             r"foreign/test_model\.py::test_one_graph\[(?!recompute-hand)",
             r"foreign/test_model\.py::.*\[.*(deit3|dinov2|siglip|beit|rope)",
-            r"test_coverage\.py::test_intervals_of_(main|arms).*-5\]",
+            r"test_coverage\.py::test_intervals_of_(main|arms).*-(5|10)\]",
             r"test_plugins\.py::test_the_laws_of_a_file",
             r"test_graphs\.py::test_(a_deep|recompute|flash)",
             r"test_recompute\.py::test_(the_compiler|recomputing_the_mlp_compiles)",

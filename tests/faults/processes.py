@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[2]
 OPTIONS = [
     "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
-    "--mlp", "32", "--epochs", "3", "--batch-size", "128", "--dropout", "0.1", "--seeds", "1",
+    "--mlp", "32", "--epochs", "2", "--batch-size", "128", "--dropout", "0.1", "--seeds", "1",
     "--arms", "baseline,decatt,crs@0.5",
 ]  # fmt: skip
 TIMES = {  # and what is made of them
