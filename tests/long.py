@@ -5,7 +5,7 @@ import re
 LONG = re.compile(
     "|".join(
         (
-            r"laws\.py::test_one_graph\[(?!flash\]|decatt\]|mrt\]|crs,ratio=0\.3\]|recompute\]|readout\]|tome)",
+            r"laws\.py::test_one_graph\[(?!mrt\]|crs,ratio=0\.3\]|recompute\]|tome)",
             r"test_engine_compiled\.py::test_(regions_under_the_real_compiler|without_a_region.*as asked)",
             r"test_a_region_for_all_blocks_gives_the_numbers_of_eager\[(?!decatt)",
             r"test_budget\.py::test_peaks_are_within_the_size_and_monotonic_in_it\[(?!decatt)",
