@@ -15,6 +15,7 @@ LONG = re.compile(
             r"foreign/test_model\.py::.*\[.*(deit3|dinov2|siglip|beit|rope)",
             r"test_coverage\.py::test_intervals_of_(main|arms).*-(5|10)\]",
             r"account/test_step\.py::test_vit_b_16.*crs@0\.5",
+            r"test_parallel\.py::test_ten_steps.*crs@0\.5",
             r"test_plugins\.py::test_the_laws_of_a_file",
             r"test_graphs\.py::test_(a_deep|recompute|flash)",
             r"test_recompute\.py::test_(the_compiler|recomputing_the_mlp_compiles)",
