@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults import study
-from faults.study import OPTIONS
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
+OPTIONS = [
+    "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
+    "--mlp", "32", "--epochs", "3", "--batch-size", "128", "--dropout", "0.1", "--seeds", "1",
+    "--arms", "baseline,decatt,crs@0.5",
+]  # fmt: skip
 TIMES = {  # and what is made of them
     "mfu", "train_seconds", "stopped_seconds", "images_per_second", "step_ms_median", "warmup_seconds", "seconds",
     "reserved_bytes", "speed/images_per_second", "speed/step_ms", "files", "sha256",

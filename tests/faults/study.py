@@ -10,29 +10,17 @@ import importlib
 import os
 import signal
 import sys
-from pathlib import Path
 
 import torch
-from rich.console import Console
 
-from ablations.commands import options
 from ablations.commands.main import main as command
 from ablations.reporting import figures, terminal
-from ablations.study import cells, running, snapshots, timing
+from ablations.study import cells, snapshots, timing
 from core import engine
-
-OPTIONS = [
-    "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
-    "--mlp", "32", "--epochs", "3", "--batch-size", "128", "--dropout", "0.1", "--seeds", "1",
-    "--arms", "baseline,decatt,crs@0.5",
-]  # fmt: skip
 
 for late in ("sklearn.model_selection", "torch.utils.tensorboard", "torch._dynamo", "PIL.Image"):
     importlib.import_module(late)  # once, before processes are forked: the study imports them where it needs them
-RECIPE = options.read(OPTIONS, Console(quiet=True)).recipe
-for cell in running.foresee("baseline,decatt,crs@0.5", RECIPE, Path("data")).cells:
-    cell.account()  # fake tensors remember what they have met
-gc.freeze()
+gc.freeze()  # and what is there now is not collected by each of them again
 
 
 def prepare():
