@@ -10,14 +10,13 @@ import pytest
 from planted import NAMES, cell, study, timed
 from rich.console import Console
 
-from ablations.analysis.comparisons import Comparisons, compare
+from ablations.analysis.comparisons import compare
 from ablations.analysis.responses import BY_NAME, COMPARED
 from ablations.reporting import compose as report
 from ablations.reporting.formatting import written
 from ablations.reporting.terminal import verdict_table
 from ablations.reporting.words import pays, sentences
 from ablations.study import arms
-from ablations.study.reading import read
 from ablations.study.store import cell_folder
 from core.errors import InputError
 
@@ -98,14 +97,14 @@ def test_differences_are_paired_by_seed_and_image(lattice):
 
 
 def test_the_curves_are_the_baseline_each_alone_and_the_best(lattice):
-    chosen = Comparisons(read([lattice])).curves()
+    chosen = compare([lattice]).curves()
     assert chosen[:-1] == ["baseline", "crs@0.3", "decatt", "flash", "mrt", "recompute"]
-    means = Comparisons(read([lattice])).means["accuracy"]
+    means = compare([lattice]).means["accuracy"]
     assert means[chosen[-1]] == means.max()
 
 
 def test_the_front_is_not_dominated(lattice):
-    comparisons = Comparisons(read([lattice]))
+    comparisons = compare([lattice])
     points = {
         a: (comparisons.means.loc[a, "accuracy"], -comparisons.means.loc[a, "step time"])
         for a in comparisons.study.arms
@@ -118,7 +117,7 @@ def test_the_front_is_not_dominated(lattice):
 
 
 def test_time_to_a_target(lattice, monkeypatch):
-    comparisons = Comparisons(read([lattice]))
+    comparisons = compare([lattice])
     first = []
     for c in comparisons.study.arms["mrt"]:
         first += [next((r["seconds"] for r in c.rows if r["val/accuracy"] >= 0.85), np.inf)]
@@ -217,7 +216,7 @@ def test_a_baseline_of_another_size_is_left_out_of_the_effects(tmp_path, undrawn
     report.write([folder])
     text = (folder / "report" / "report.md").read_text()
     assert "The baseline is another model than the other arms: effects and interactions leave it out" in text
-    effects = {e.term: e.estimate.value for e in Comparisons(read([folder])).effects["accuracy"].effects}
+    effects = {e.term: e.estimate.value for e in compare([folder]).effects["accuracy"].effects}
     assert all(abs(value) < 0.1 for value in effects.values())
 
 
