@@ -221,11 +221,4 @@ def gpu_state(device: torch.device) -> dict[str, str]:
     return dict(zip(_GPU, (value.strip() for value in answer.split(",")), strict=True))
 
 
-_GPU = (
-    "clocks.sm",
-    "clocks.max.sm",
-    "clocks.mem",
-    "clocks_event_reasons.active",
-    "temperature.gpu",
-    "power.draw",
-)
+_GPU = ["clocks.sm", "clocks.max.sm", "clocks.mem", "clocks_event_reasons.active", "temperature.gpu", "power.draw"]

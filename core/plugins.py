@@ -16,17 +16,8 @@ from core.errors import InputError
 from core.transforms.registry import REGISTRY, Transform
 
 RESERVED = (
-    "baseline",
-    "baseline-again",
-    "fp32",
-    "bf16",
-    "all",
-    "published",
-    "finetune",
-    "controls",
-    "lattice",
-    "half",
-    "more",
+    *("baseline", "baseline-again", "fp32", "bf16"),
+    *("all", "published", "finetune", "controls", "lattice", "half", "more"),
 )
 _OWN = frozenset(REGISTRY)
 _from: dict[str, str] = {}  # name -> the package or file that registered it

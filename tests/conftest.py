@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny model, a batch, and small folders of images written for the test."""
 
+import gc
 import os
 from collections import Counter
 
@@ -40,6 +41,12 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish():
+    """What is there before the first test stays: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 _TRIED: Counter[str] = Counter()  # faults tried and survived, by what was damaged

@@ -42,12 +42,14 @@ class Comparisons:
     """A study's arms against one another.
 
     margins: of MARGINS' responses. looks: at how many numbers of seeds the study might have stopped (see
-    `verdicts.decided`). unread: files beside the cells that could not be read, and why.
+    `verdicts.decided`). timing: the timing pass, if there is one. unread: files beside the cells that could not be
+    read, and why.
     """
 
     study: Study
     margins: Mapping[str, float] = field(default_factory=lambda: dict(judging.MARGINS))
     looks: int = 1
+    timing: Timing | None = None
     unread: tuple[str, ...] = ()
 
     @property
@@ -55,22 +57,10 @@ class Comparisons:
         """Of every interval: over all looks 95 %."""
         return 1 - (1 - CONFIDENCE) / self.looks
 
-    @cached_property
-    def timing(self) -> Timing | None:
-        """The study's timing pass."""
-        return self._timing[0]
-
-    @cached_property
-    def _timing(self) -> tuple[Timing | None, tuple[str, ...]]:
-        try:
-            return timing_pass.read(self.study.folders), ()
-        except Damaged as error:
-            return None, (str(error),)
-
     @property
     def damaged(self) -> tuple[str, ...]:
         """What of the study could not be read, and why: all is said without it."""
-        return self.study.damaged + self.unread + self._timing[1]
+        return self.study.damaged + self.unread
 
     @cached_property
     def twins(self) -> dict[str, str]:
@@ -218,9 +208,16 @@ def compare(folders: Sequence[Path], margins: Mapping[str, float] | None = None)
     """The study in this folder, or several joined, with its own margins (margins.json) unless others are given. Raises
     InputError for what `reading.read` refuses."""
     study = read(folders)
-    unread: tuple[str, ...] = ()
+    own, looks = dict(judging.MARGINS), 1
+    timing: Timing | None = None
+    unread: list[str] = []
     try:
         own, looks = judging.read_decisions(folders[0])
     except Damaged as error:
-        own, looks, unread = dict(judging.MARGINS), 1, (str(error),)
-    return Comparisons(study, own if margins is None else judging.read_margins(margins), looks, unread)
+        unread.append(str(error))
+    try:
+        timing = timing_pass.read(folders)
+    except Damaged as error:
+        unread.append(str(error))
+    given = own if margins is None else judging.read_margins(margins)
+    return Comparisons(study, given, looks, timing, tuple(unread))

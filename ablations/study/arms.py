@@ -19,14 +19,8 @@ BASELINE = "baseline"
 AGAIN = "baseline-again"  # the same arm a second time: what differs between the two is noise
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PUBLISHED = (  # the eight arms of study 1
-    BASELINE,
-    "decatt",
-    "mrt",
-    "flash",
-    "flash+mrt",
-    "decatt+flash",
-    "decatt+mrt",
-    "decatt+flash+mrt",
+    *(BASELINE, "decatt", "mrt", "flash"),
+    *("flash+mrt", "decatt+flash", "decatt+mrt", "decatt+flash+mrt"),
 )
 FINETUNE = (BASELINE, "crs@0.5", "crs@0.3", "recompute", "bf16")  # study 2, and the controls that save memory too
 

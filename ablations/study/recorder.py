@@ -19,15 +19,8 @@ LAYOUT = {
     }
 }
 METRICS = (  # of a result, in HParams
-    "best_val_accuracy",
-    "final_val_accuracy",
-    "final_val_loss",
-    "final_train_loss",
-    "images_per_second",
-    "step_ms_median",
-    "train_seconds",
-    "mfu",
-    "parameters",
+    *("best_val_accuracy", "final_val_accuracy", "final_val_loss", "final_train_loss"),
+    *("images_per_second", "step_ms_median", "train_seconds", "mfu", "parameters"),
 )
 
 

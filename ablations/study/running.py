@@ -182,9 +182,8 @@ def _attempt(cell: Prepared, seed: int, preset: str, out: Path, progress: Progre
             result["mfu"] = cell.plain_flops * 1000 / result["step_ms_median"] / timing.ceiling(out, cell)
             made_by = read_study(out).get("identity")
             result = {**about, "preset": preset, "data": cell.data.name, "identity": made_by, **result}
-            checkpoints.save(
-                folder / "best.safetensors", model.state_dict(cell.config, best), _describe(cell, seed, result)
-            )
+            told = describe(cell.arm, seed, cell.config, cell.recipe, cell.data, result["best_val_accuracy"])
+            checkpoints.save(folder / "best.safetensors", model.state_dict(cell.config, best), told)
             recorder.finish(result, _settings(cell, seed, preset))
         kept.remove()
         progress.done(result)
@@ -250,10 +249,6 @@ def need(cells: Sequence[tuple[Prepared, int]]) -> int:
     """Bytes that these cells write, about: the best weights of each, and snapshots of the largest."""
     sizes = [4 * model.parameters(cell.config, cell.ops) for cell, _ in cells]
     return sum(sizes) + 3 * 4 * max(sizes, default=0)
-
-
-def _describe(cell: Prepared, seed: int, result: Result) -> Result:
-    return describe(cell.arm, seed, cell.config, cell.recipe, cell.data, result["best_val_accuracy"])
 
 
 def _settings(cell: Prepared, seed: int, preset: str) -> dict[str, str | int | float | bool]:

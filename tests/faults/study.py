@@ -5,6 +5,7 @@ is an arm that kills its process; ENGINE=compiled traces the step, and with BACK
 runs the body of the graphed loop.
 """
 
+import gc
 import importlib
 import os
 import signal
@@ -19,6 +20,7 @@ from core import engine
 
 for late in ("sklearn.model_selection", "torch.utils.tensorboard", "torch._dynamo", "PIL.Image"):
     importlib.import_module(late)  # once, before processes are forked: the study imports them where it needs them
+gc.freeze()  # and what is there now is not collected by each of them again
 
 
 def prepare():

@@ -56,9 +56,7 @@ def timed(rng, names, ratio=None, rounds=20):
 
 
 def compared(study, timing=None, **given):
-    out = Comparisons(study, **given)
-    out.__dict__["timing"] = timing
-    return out
+    return Comparisons(study, timing=timing, **given)
 
 
 def told(comparisons):

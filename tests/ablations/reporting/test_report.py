@@ -1,4 +1,4 @@
-"""Reports of synthetic studies: what they say follows from the cells, and what they refuse."""
+"""Reports of planted studies: what they say follows from the cells."""
 
 import io
 import json
@@ -10,15 +10,15 @@ import pytest
 from planted import NAMES, cell, study, timed
 from rich.console import Console
 
-from ablations.analysis.comparisons import Comparisons, compare
+from ablations.analysis.comparisons import compare
 from ablations.analysis.responses import BY_NAME, COMPARED
 from ablations.reporting import compose as report
 from ablations.reporting.formatting import written
 from ablations.reporting.terminal import verdict_table
 from ablations.reporting.words import pays, sentences
 from ablations.study import arms
-from ablations.study.reading import read
 from ablations.study.store import cell_folder
+from core.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +97,14 @@ def test_differences_are_paired_by_seed_and_image(lattice):
 
 
 def test_the_curves_are_the_baseline_each_alone_and_the_best(lattice):
-    chosen = Comparisons(read([lattice])).curves()
+    chosen = compare([lattice]).curves()
     assert chosen[:-1] == ["baseline", "crs@0.3", "decatt", "flash", "mrt", "recompute"]
-    means = Comparisons(read([lattice])).means["accuracy"]
+    means = compare([lattice]).means["accuracy"]
     assert means[chosen[-1]] == means.max()
 
 
 def test_the_front_is_not_dominated(lattice):
-    comparisons = Comparisons(read([lattice]))
+    comparisons = compare([lattice])
     points = {
         a: (comparisons.means.loc[a, "accuracy"], -comparisons.means.loc[a, "step time"])
         for a in comparisons.study.arms
@@ -117,7 +117,7 @@ def test_the_front_is_not_dominated(lattice):
 
 
 def test_time_to_a_target(lattice, monkeypatch):
-    comparisons = Comparisons(read([lattice]))
+    comparisons = compare([lattice])
     first = []
     for c in comparisons.study.arms["mrt"]:
         first += [next((r["seconds"] for r in c.rows if r["val/accuracy"] >= 0.85), np.inf)]
@@ -136,7 +136,7 @@ def test_effects_are_a_table_for_machines(lattice):
     assert len(pd.read_csv(lattice / "report" / "results.csv")) == 18 * 5
 
 
-def test_one_seed_says_so_and_has_no_interval(tmp_path):
+def test_one_seed_says_so_and_has_no_interval(tmp_path, undrawn):
     folder = study(tmp_path / "one", ["baseline", "flash", "mrt", "flash+mrt"], [0])
     text = said(folder)
     assert "**One seed: accuracy has no interval.** `--seeds 3` gives one." in text
@@ -170,7 +170,7 @@ def test_a_report_replaces_what_it_wrote_and_nothing_else(tmp_path):
     assert not (folder / "report").exists()
 
 
-def test_a_listing_that_points_elsewhere_removes_nothing(tmp_path):
+def test_a_listing_that_points_elsewhere_removes_nothing(tmp_path, undrawn):
     folder, precious = study(tmp_path / "s", ["baseline"], [0]), tmp_path / "precious"
     precious.write_text("")
     (folder / "report").mkdir()
@@ -199,7 +199,7 @@ def test_few_arms(tmp_path, names, expected, seeds):
     assert expected in (folder / "report" / "report.md").read_text()
 
 
-def test_arms_without_a_seed_of_the_baseline_are_not_compared(tmp_path):
+def test_arms_without_a_seed_of_the_baseline_are_not_compared(tmp_path, undrawn):
     folder = study(tmp_path / "apart", ["baseline"], [0])
     cell(folder, "flash", 1)
     cell(folder, "mrt", 1)
@@ -210,17 +210,17 @@ def test_arms_without_a_seed_of_the_baseline_are_not_compared(tmp_path):
 
 
 @pytest.mark.parametrize("another", [{"baseline_width": 384}, {"baseline_heads": 6}])
-def test_a_baseline_of_another_size_is_left_out_of_the_effects(tmp_path, another):
+def test_a_baseline_of_another_size_is_left_out_of_the_effects(tmp_path, undrawn, another):
     names = [*arms.PUBLISHED]
     folder = study(tmp_path / "p", names, range(3), lambda arm: 0.3 if arm == "baseline" else 0.8, **another)
     report.write([folder])
     text = (folder / "report" / "report.md").read_text()
     assert "The baseline is another model than the other arms: effects and interactions leave it out" in text
-    effects = {e.term: e.estimate.value for e in Comparisons(read([folder])).effects["accuracy"].effects}
+    effects = {e.term: e.estimate.value for e in compare([folder]).effects["accuracy"].effects}
     assert all(abs(value) < 0.1 for value in effects.values())
 
 
-def test_studies_of_other_seeds_are_joined(tmp_path):
+def test_studies_of_other_seeds_are_joined(tmp_path, undrawn):
     names = ["baseline", "flash", "mrt", "flash+mrt"]
     a, b = (study(tmp_path / n, names, seeds) for n, seeds in (("a", range(2)), ("b", range(2, 5))))
     whole = study(tmp_path / "whole", names, range(5))

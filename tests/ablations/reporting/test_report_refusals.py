@@ -13,6 +13,8 @@ from ablations.reporting import compose as report
 from ablations.study.store import cell_folder
 from core.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_missing_and_failed_cells_are_named(tmp_path):
     folder = study(tmp_path / "holes", ["baseline", "flash", "mrt", "flash+mrt"], range(3))
