@@ -83,6 +83,16 @@ class Failure(Checked):
     error: str
 
 
+class ClaimFile(Checked):
+    """A claim's file (see claims.py)."""
+
+    host: str
+    pid: Annotated[int, Field(ge=1, lt=2**31)]
+    token: str
+    reached: Bytes
+    died: Bytes
+
+
 class Outcome(Checked):
     """result.json"""
 
