@@ -24,11 +24,17 @@ def run(file: str, what: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
         ran.add(path)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # exit() too: the command would end as if all were well
         raise InputError(f"{what}: '{file}' raises {said(error)}; mend it") from error
     return module
 
 
 def said(error: BaseException) -> str:
     """An error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    try:
+        text = str(error).strip()
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {(text or 'no message').splitlines()[0]}"

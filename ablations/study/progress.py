@@ -1,5 +1,6 @@
 """Who watches a study, and what it shows on the terminal while it runs."""
 
+from contextlib import suppress
 from types import TracebackType
 from typing import Protocol
 
@@ -93,15 +94,14 @@ class Terminal:
         self._left -= 1
         head = f"[{self._cells - self._left}/{self._cells}] {outcome['arm']} seed {outcome['seed']}: "
         if "error" in outcome:
-            self._console.print(head + f"failed: {outcome['error']}", markup=False, highlight=False)
+            self.note(head + f"failed: {outcome['error']}")
             return
-        self._console.print(
+        self.note(
             f"{head}val {100 * outcome['best_val_accuracy']:.2f} %, {outcome['train_seconds']:.1f} s, "
-            f"{outcome['images_per_second']:,.0f} images/s, {outcome['peak_bytes'] / 2**20:,.0f} MiB",
-            markup=False,
-            highlight=False,
+            f"{outcome['images_per_second']:,.0f} images/s, {outcome['peak_bytes'] / 2**20:,.0f} MiB"
         )
 
     def note(self, text: str) -> None:
-        """Print a line."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print a line. Where nobody reads any more, the study goes on."""
+        with suppress(OSError):
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
