@@ -6,6 +6,7 @@ from ast import literal_eval
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
+from math import prod
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -29,6 +30,8 @@ PUBLISHED = (  # the eight arms of study 1
     "decatt+flash+mrt",
 )
 FINETUNE = (BASELINE, "crs@0.5", "crs@0.3", "recompute", "bf16")  # study 2, and the controls that save memory too
+
+MOST = 4096  # arms of a lattice
 
 Settings = Mapping[str, Mapping[str, Any]]  # parameters by transform name
 
@@ -164,6 +167,8 @@ def lattice(parts: Sequence[str] = ()) -> list[str]:
     for part in sorted(chosen):
         base = choose("optimization", part.partition("@")[0], [*REGISTRY, *PRECISIONS])
         factors.setdefault(base, [""]).extend([part] if part != base else _leveled(base))
+    if (count := prod(map(len, factors.values()))) > MOST:
+        raise InputError(f"{len(factors)} factors have {count:,} combinations, and {MOST:,} are the most; name fewer")
     subsets = [[part for part in combination if part] for combination in itertools.product(*factors.values())]
     return ["+".join(parts) or BASELINE for parts in sorted(subsets, key=len)]
 
