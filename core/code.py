@@ -1,6 +1,7 @@
 """Python files of a user's: run where he names them, and nowhere else."""
 
 import importlib.util
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -13,7 +14,7 @@ ran: set[Path] = set()  # the files that this process ran
 
 def run(file: str, what: str) -> ModuleType:
     """What a Python file defines. Raises InputError, which begins with `what`, for no such file and one that raises."""
-    path = Path(file).resolve()
+    path = Path(os.path.realpath(file))
     if not path.is_file():
         raise InputError(f"{what}: '{file}' does not exist")
     name = f"{path.stem}_{zlib.crc32(str(path).encode()):08x}"

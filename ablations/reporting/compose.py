@@ -88,7 +88,8 @@ def _replacing(out: Path, own: bool) -> Iterator[Path]:
             raise InputError(f"'{out / foreign[0]}' is not of a report; move it, or pass another --out")
         write_text(out / _LISTING, json.dumps([*after, *before]))  # whatever ends this, it knows what is its own
         for name in before:
-            if (out / name).parent.resolve().is_relative_to(out.resolve()) and not os.path.isdir(out / name):
+            parent, whole = os.path.realpath((out / name).parent), os.path.realpath(out)
+            if Path(parent).is_relative_to(whole) and not os.path.isdir(out / name):
                 (out / name).unlink(missing_ok=True)
         for name in after:
             (out / name).parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
+from core import code
 from core.errors import InputError, choose
 from core.layers import EXACT
 from core.ops import Ops, Rewrite
@@ -74,7 +75,7 @@ def parse(name: str, settings: Settings | None = None) -> Arm:
     bases = [base for _, base, _ in parts]
     if twice := [base for base in bases if bases.count(base) > 1]:
         raise InputError(f"arm '{name}' has {twice[0]} twice; write each optimization once")
-    rewrites = tuple(REGISTRY[base].build(**parameters) for _, base, parameters in parts)
+    rewrites = tuple(_built(base, parameters) for _, base, parameters in parts)
     arm = Arm(
         "+".join(sorted([*precisions, *(part for part, _, _ in parts)])),
         rewrites,
@@ -111,6 +112,19 @@ def _part(text: str, settings: Settings) -> tuple[str, str, dict[str, Any]]:
     bound = signature.bind(**given)
     bound.apply_defaults()
     return name, base, dict(bound.arguments)
+
+
+def _built(base: str, parameters: Mapping[str, Any]) -> Rewrite:
+    """The transform; InputError, with its name, for one from outside that raises, exits, or is none."""
+    try:
+        made = REGISTRY[base].build(**parameters)
+        if not isinstance(made(EXACT), Ops):
+            raise TypeError("it is no function from Ops to Ops")
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(f"optimization '{base}' cannot be built: {code.said(error)}") from error
+    return made
 
 
 def _at(base: str, value: Any) -> str:

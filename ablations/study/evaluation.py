@@ -152,9 +152,7 @@ def accuracy(trained: Trained, data: Data, device: torch.device) -> Evaluation:
     ops = model.fit(trained.arm.ops, trained.config)
     found = evaluate(params, data.val, trained.config, ops, prepare, dtype, device)
     if not isfinite(found.loss):
-        raise InputError(
-            f"the model's loss on '{data.name}' is {found.loss}: what it says is no number, and no accuracy"
-        )
+        raise InputError(f"the model's loss on '{data.name}' is {found.loss}: its outputs are no numbers")
     return found
 
 

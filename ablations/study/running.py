@@ -191,7 +191,7 @@ def _attempt(cell: Prepared, seed: int, preset: str, out: Path, progress: Progre
         progress.note(str(error))
         processes.leave_after(error)
         return
-    except Exception as error:  # recorded; the other cells go on
+    except (Exception, SystemExit) as error:  # recorded; the other cells go on
         if processes.lost(error):
             processes.leave_after(error)
         if _full(error):
