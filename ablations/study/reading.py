@@ -163,7 +163,7 @@ def read_cell(folder: Path) -> Cell:
 
 def _rows(path: Path, epochs: int) -> list[Row]:
     rows = [schema.parse(line, schema.Line, str(path)) for line in schema.content(path).splitlines()]
-    if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
+    if len(rows) != epochs or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
         raise Damaged(f"'{path}' cannot be read ({len(rows)} of {epochs} epochs)")
     return rows
 
@@ -218,21 +218,25 @@ def _comparable(study: Study) -> dict[str, Any]:
 def _read(folder: Path) -> Study:
     study = read_study(folder)
     damaged: list[str] = []
-    cells = list(_of(study["configuration"]["epochs"], list(_cells(folder, damaged)), damaged))
+    cells = list(_of(study, list(_cells(folder, damaged)), damaged))
     failed = _failed(folder, damaged)
     damaged += _beside(folder)
     return Study((folder,), study["configuration"], study["environment"], cells, failed, tuple(damaged))
 
 
-def _of(epochs: int, cells: Sequence[Cell], damaged: list[str]) -> Iterator[Cell]:
-    """The cells that can be compared: of so many epochs, and of the validation images that most were judged by."""
+def _of(study: dict[str, Any], cells: Sequence[Cell], damaged: list[str]) -> Iterator[Cell]:
+    """The cells that can be compared: of the study's settings, and of the validation images that most were judged
+    by."""
+    epochs, settings = study["configuration"]["epochs"], schema.settings(study)
     images = {
         held_out: Counter(c.correct.shape[1] for c in cells if c.result.get("held_out") == held_out).most_common(1)
         for held_out in {cell.result.get("held_out") for cell in cells}
     }
     for cell in cells:
         shape = epochs, images[cell.result.get("held_out")][0][0]
-        if cell.correct.shape == shape:
+        if cell.result.get("settings", settings) != settings:
+            damaged.append(f"'{cell.folder}' was trained under other settings than study.json has; remove one of them")
+        elif cell.correct.shape == shape:
             yield cell
         else:
             found = " epochs and ".join(map(str, cell.correct.shape))
