@@ -126,7 +126,7 @@ def finished(folder: Path) -> bool:
 def failed(folder: Path) -> bool:
     """Whether the cell was tried and has a failure instead of a result."""
     try:
-        schema.read(folder / "failed.json", schema.Failure)
+        _own(folder / "failed.json", schema.Failure)
     except Damaged:  # or none
         return False
     return not finished(folder)
@@ -151,14 +151,20 @@ def _damage(folder: Path, state: object) -> str | None:
 
 def read_cell(folder: Path) -> Cell:
     """The cell in a folder. Damaged if one of its files is not what was written, or not of this cell."""
-    result = schema.read(folder / "result.json", schema.Outcome)
-    if (result["arm"], f"seed{result['seed']}") != (folder.parent.name, folder.name):
-        raise Damaged(f"'{folder / 'result.json'}' is of another cell ({result['arm']}, seed {result['seed']})")
+    result = _own(folder / "result.json", schema.Outcome)
     for name, known in result.get("files", {}).items():
         if schema.digest(schema.content(folder / name)) != known:
             raise Damaged(f"'{folder / name}' is not as it was written")
     rows = _rows(folder / "metrics.jsonl", result["epochs"])
     return Cell(result, rows, folder, _correct(folder / "correct.npz", rows))
+
+
+def _own(path: Path, kind: type[schema.Checked]) -> Result:
+    """What a file of a cell says. Damaged if that is of another one."""
+    found = schema.read(path, kind)
+    if (found["arm"], f"seed{found['seed']}") != (path.parent.parent.name, path.parent.name):
+        raise Damaged(f"'{path}' is of another cell ({found['arm']}, seed {found['seed']})")
+    return found
 
 
 def _rows(path: Path, epochs: int) -> list[Row]:
@@ -257,7 +263,7 @@ def _failed(out: Path, damaged: list[str]) -> list[Result]:
     found = []
     for path in _files(out, "failed.json"):
         try:
-            found.append(schema.read(path, schema.Failure))
+            found.append(_own(path, schema.Failure))
         except Damaged as error:
             damaged.append(str(error))
     return found
