@@ -19,6 +19,7 @@ from ablations.reporting.words import pays, sentences
 from ablations.study import arms
 from ablations.study.reading import read
 from ablations.study.store import cell_folder
+from core.errors import InputError
 
 
 @pytest.fixture(scope="module")
