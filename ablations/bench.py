@@ -2,10 +2,13 @@
 
 import gc
 import os
+import signal
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the memory pass would print a banner
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
 
 import torch
 import tyro

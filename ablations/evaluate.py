@@ -1,10 +1,14 @@
 """The best model of a cell, evaluated again: python ablations/evaluate.py runs/quick-digits/cells/flash/seed0"""
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
 
 from ablations.study import evaluation
 from ablations.study.machine import named, ready

@@ -14,15 +14,17 @@ from typing import Any, NamedTuple
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the memory pass would print a banner
 
 import pandas as pd
+from pydantic import ValidationError
 from rich.console import Console
 
 from ablations.analysis.comparisons import compare
 from ablations.commands.conducting import execute
-from ablations.commands.options import Command, of_its_model
+from ablations.commands.options import Command, checked, of_its_model
+from ablations.study import schema
 from ablations.study.presets import PRESETS
 from ablations.study.signals import Stop
 from core import plugins
-from core.errors import choose
+from core.errors import InputError, choose
 
 
 class Study(NamedTuple):
@@ -45,6 +47,8 @@ def load(*folders: str | Path, plugin: Sequence[str] = ()) -> Study:
 
     Raises InputError for a folder without a study, and for studies that cannot be joined.
     """
+    if not folders:
+        raise InputError("no study given; write ablations.load('runs/NAME')")
     plugins.load(plugin)
     found = compare([Path(folder) for folder in folders])
     failed = pd.DataFrame(found.study.failed)
@@ -72,6 +76,10 @@ def run(
         choose("recipe value", name, vars(base))
     values["set"] = (*base.set, *values.get("set", ()))
     changed = of_its_model(replace(base, **values), base)
+    try:
+        schema.Settings.model_validate(vars(changed))
+    except ValidationError as error:
+        raise InputError(f"recipe value {schema.said(error)}") from error
     whole = Command(arms=arms, preset=recipe, seeds=seeds, out=Path(out), data_root=Path(data_root), recipe=changed)
-    execute(whole, Console(quiet=quiet), Stop())
+    execute(checked(whole), Console(quiet=quiet), Stop())
     return load(out, plugin=changed.plugin)

@@ -1,10 +1,14 @@
 """What a study concludes, rebuilt from its cells: python ablations/report.py runs/NAME [runs/NAME …]"""
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
 
 from ablations.study.speaking import one_message
 from core import plugins

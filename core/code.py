@@ -1,6 +1,7 @@
 """Python files of a user's: run where he names them, and nowhere else."""
 
 import importlib.util
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -13,7 +14,7 @@ ran: set[Path] = set()  # the files that this process ran
 
 def run(file: str, what: str) -> ModuleType:
     """What a Python file defines. Raises InputError, which begins with `what`, for no such file and one that raises."""
-    path = Path(file).resolve()
+    path = Path(os.path.realpath(file))
     if not path.is_file():
         raise InputError(f"{what}: '{file}' does not exist")
     name = f"{path.stem}_{zlib.crc32(str(path).encode()):08x}"
@@ -24,11 +25,17 @@ def run(file: str, what: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
         ran.add(path)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # exit() too: the command would end as if all were well
         raise InputError(f"{what}: '{file}' raises {said(error)}; mend it") from error
     return module
 
 
 def said(error: BaseException) -> str:
     """An error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    try:
+        text = str(error).strip()
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {(text or 'no message').splitlines()[0]}"

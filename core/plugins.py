@@ -6,7 +6,7 @@ or vit_ablations.data. Files come after packages, so that a package's file may b
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -59,14 +59,14 @@ def _file(file: str) -> list[str]:
     origin = f"plugin '{file}'"
     if origin in _from.values():
         return [name for name, where in _from.items() if where == origin and name in REGISTRY]
-    module = code.run(file, "plugin")
-    found = {kind: getattr(module, kind, {}) for kind in ("TRANSFORMS", "DATA")}
-    if not any(found.values()) or not all(isinstance(value, Mapping) for value in found.values()):
+    defined = vars(code.run(file, "plugin"))
+    found = {kind: defined.get(kind, {}) for kind in ("TRANSFORMS", "DATA")}
+    if not any(found.values()) or not all(isinstance(value, dict) for value in found.values()):
         raise InputError(
             f"{origin} defines no dict TRANSFORMS of Transform by name and no dict DATA of functions by name"
         )
     for kind, register in (("TRANSFORMS", _transform), ("DATA", _data)):
-        for name, value in found[kind].items():
+        for name, value in {**found[kind]}.items():
             register(name, value, origin)
     return list(found["TRANSFORMS"])
 

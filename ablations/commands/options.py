@@ -16,6 +16,7 @@ from core.data import sets
 from core.errors import InputError, choose
 
 SEEDS_MOST = 10_000
+YEAR = 525_600  # minutes
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -120,6 +121,12 @@ def read(arguments: list[str], console: Console) -> Command:
     command = replace(command, recipe=of_its_model(command.recipe, base))
     if command.recipe.set != base.set:
         command = replace(command, recipe=replace(command.recipe, set=base.set + command.recipe.set))
+    return checked(command)
+
+
+def checked(command: Command) -> Command:
+    """The command with what its design stands for; InputError for values out of their range, and for options that do
+    not belong together."""
     if not 1 <= command.seeds <= SEEDS_MOST:
         raise InputError(f"seeds {command.seeds} is outside 1 to {SEEDS_MOST:,}")
     choose("design", command.design, ("full", "half"))
@@ -134,8 +141,8 @@ def read(arguments: list[str], console: Console) -> Command:
     if command.jobs < 1:
         raise InputError(f"jobs {command.jobs} is too small: at least 1")
     _check_launcher(command)
-    if command.max_minutes is not None and not command.max_minutes > 0:
-        raise InputError(f"max minutes {command.max_minutes:g} must be above 0")
+    if command.max_minutes is not None and not 0 < command.max_minutes <= YEAR:
+        raise InputError(f"max minutes {command.max_minutes:g} is outside 0 to {YEAR:,}, a year")
     if command.margin or command.until:
         margins(command)
     if (command.json or command.budget is not None) and not command.plan:

@@ -88,12 +88,22 @@ def _replacing(out: Path, own: bool) -> Iterator[Path]:
             raise InputError(f"'{out / foreign[0]}' is not of a report; move it, or pass another --out")
         write_text(out / _LISTING, json.dumps([*after, *before]))  # whatever ends this, it knows what is its own
         for name in before:
-            if (out / name).parent.resolve().is_relative_to(out.resolve()) and not (out / name).is_dir():
+            parent, whole = os.path.realpath((out / name).parent), os.path.realpath(out)
+            if Path(parent).is_relative_to(whole) and not os.path.isdir(out / name):
                 (out / name).unlink(missing_ok=True)
         for name in after:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(made / name, out / name)
+            _move(made / name, out / name)
         write_text(out / _LISTING, json.dumps(after))
+
+
+def _move(source: Path, to: Path) -> None:
+    """A link goes on pointing to the same."""
+    if source.is_symlink():
+        target = os.path.relpath(source.parent / source.readlink(), to.parent)
+        source.unlink()
+        source.symlink_to(target)
+    os.replace(source, to)
 
 
 def _listed(out: Path) -> list[str]:
@@ -108,7 +118,7 @@ def _listed(out: Path) -> list[str]:
 
 
 def _files(out: Path) -> list[str]:
-    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not os.path.isdir(path))
 
 
 def _sections(comparisons: Comparisons, drawn: Drawn, target: float) -> list[Section]:

@@ -6,10 +6,12 @@ from ast import literal_eval
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
+from math import prod
 from typing import Any, get_args, get_type_hints
 
 import torch
 
+from core import code
 from core.errors import InputError, choose
 from core.layers import EXACT
 from core.ops import Ops, Rewrite
@@ -23,6 +25,8 @@ PUBLISHED = (  # the eight arms of study 1
     *("flash+mrt", "decatt+flash", "decatt+mrt", "decatt+flash+mrt"),
 )
 FINETUNE = (BASELINE, "crs@0.5", "crs@0.3", "recompute", "bf16")  # study 2, and the controls that save memory too
+
+MOST = 4096  # arms of a lattice
 
 Settings = Mapping[str, Mapping[str, Any]]  # parameters by transform name
 
@@ -65,7 +69,7 @@ def parse(name: str, settings: Settings | None = None) -> Arm:
     bases = [base for _, base, _ in parts]
     if twice := [base for base in bases if bases.count(base) > 1]:
         raise InputError(f"arm '{name}' has {twice[0]} twice; write each optimization once")
-    rewrites = tuple(REGISTRY[base].build(**parameters) for _, base, parameters in parts)
+    rewrites = tuple(_built(base, parameters) for _, base, parameters in parts)
     arm = Arm(
         "+".join(sorted([*precisions, *(part for part, _, _ in parts)])),
         rewrites,
@@ -102,6 +106,19 @@ def _part(text: str, settings: Settings) -> tuple[str, str, dict[str, Any]]:
     bound = signature.bind(**given)
     bound.apply_defaults()
     return name, base, dict(bound.arguments)
+
+
+def _built(base: str, parameters: Mapping[str, Any]) -> Rewrite:
+    """The transform; InputError, with its name, for one from outside that raises, exits, or is none."""
+    try:
+        made = REGISTRY[base].build(**parameters)
+        if not isinstance(made(EXACT), Ops):
+            raise TypeError("it is no function from Ops to Ops")
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(f"optimization '{base}' cannot be built: {code.said(error)}") from error
+    return made
 
 
 def _at(base: str, value: Any) -> str:
@@ -158,6 +175,8 @@ def lattice(parts: Sequence[str] = ()) -> list[str]:
     for part in sorted(chosen):
         base = choose("optimization", part.partition("@")[0], [*REGISTRY, *PRECISIONS])
         factors.setdefault(base, [""]).extend([part] if part != base else _leveled(base))
+    if (count := prod(map(len, factors.values()))) > MOST:
+        raise InputError(f"{len(factors)} factors have {count:,} combinations, and {MOST:,} are the most; name fewer")
     subsets = [[part for part in combination if part] for combination in itertools.product(*factors.values())]
     return ["+".join(parts) or BASELINE for parts in sorted(subsets, key=len)]
 

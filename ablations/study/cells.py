@@ -167,7 +167,7 @@ class Prepared:
                 engine.refuse_breaks(f"model '{self.config}'", loss, *given)
         except InputError as error:
             raise InputError(f"arm '{self.arm.name}': {error}") from error
-        except Exception:
+        except (Exception, SystemExit):
             return
 
     def release(self) -> None:

@@ -16,6 +16,9 @@ from threading import Event, Thread
 from typing import Any
 from uuid import uuid4
 
+from ablations.study import schema
+from core import files
+
 BEAT, SILENCE = 5.0, 60.0  # seconds between heartbeats; after which a claim without one is free
 PAUSE = 0.5  # seconds between two looks at what others have
 
@@ -103,7 +106,7 @@ def _take(what: Path, reached: int) -> Claim | None:
         if not _dead(old):
             return None
         before, number = _read(old), _number(old)
-        died = before.get("died", 0) + 1 if reached <= before.get("reached", 0) else 1
+        died = before["died"] + 1 if before and reached <= before["reached"] else 1
     path, token = what.with_name(f"{what.name}.claim-{number + 1}"), uuid4().hex
     content = {"host": host(), "pid": os.getpid(), "token": token, "reached": reached, "died": died}
     try:
@@ -118,7 +121,7 @@ def _take(what: Path, reached: int) -> Claim | None:
         path.unlink()
         return None
     if old is not None:
-        old.unlink(missing_ok=True)
+        files.remove(old)
     return Claim(what, path, died, token)
 
 
@@ -144,20 +147,20 @@ def _number(path: Path) -> int:
 def _read(path: Path) -> dict[str, Any]:
     """What a claim says; {} where it is being written, given back or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):
+        return schema.read(path, schema.ClaimFile)
+    except schema.Damaged:
         return {}
 
 
 def _dead(path: Path) -> bool:
-    """Whether a claim's owner does not run on this machine any more, or its heartbeat has stopped."""
+    """Whether a claim's owner does not run on this machine any more, or its heartbeat has stopped, or is of a time to
+    come: the clock was set back."""
     content = _read(path)
     if content.get("host") == host() and not _running(content["pid"]):
         return True
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent) as now:  # by the clock of the file system, not of machines
-            return abs(os.fstat(now.fileno()).st_mtime - path.stat().st_mtime) > SILENCE  # it may have been set back
+            return abs(os.fstat(now.fileno()).st_mtime - path.lstat().st_mtime) > SILENCE
     except FileNotFoundError:  # given back just now
         return False
 

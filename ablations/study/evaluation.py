@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,7 +137,8 @@ def _config(recipe: Recipe, values: dict[str, Any], named: str | None) -> model.
 
 
 def accuracy(trained: Trained, data: Data, device: torch.device) -> Evaluation:
-    """A trained model on the validation images of a data set, normalised as its training images were."""
+    """A trained model on the validation images of a data set, normalised as its training images were. InputError for
+    other classes, and where its outputs are not finite."""
     classes = tuple(trained.about["classes"])
     if data.classes != classes:
         raise InputError(
@@ -148,7 +150,10 @@ def accuracy(trained: Trained, data: Data, device: torch.device) -> Evaluation:
     params = {name: tensor.to(device) for name, tensor in trained.params.items()}
     dtype = trained.recipe.dtype(trained.arm)
     ops = model.fit(trained.arm.ops, trained.config)
-    return evaluate(params, data.val, trained.config, ops, prepare, dtype, device)
+    found = evaluate(params, data.val, trained.config, ops, prepare, dtype, device)
+    if not isfinite(found.loss):
+        raise InputError(f"the model's loss on '{data.name}' is {found.loss}: its outputs are no numbers")
+    return found
 
 
 def _some(classes: Sequence[str]) -> str:

@@ -66,6 +66,6 @@ def profile(cells: Sequence[Prepared], out: Path, progress: Progress) -> int:
     return failed
 
 
-def failure(error: Exception) -> Result:
+def failure(error: BaseException) -> Result:
     """What is recorded of an error."""
     return {"error": f"{type(error).__name__}: {error}", "traceback": "".join(traceback.format_exception(error))}

@@ -129,14 +129,14 @@ def in_turn(fn: Callable[[], T]) -> T:
         told(ready)
 
 
-def lost(error: Exception) -> bool:
+def lost(error: BaseException) -> bool:
     """Whether an error tells that another process is gone or does not answer."""
     gone = ("gloo/transport", "Connection closed by peer", "Connection reset", "Timed out")
     text = isinstance(error, RuntimeError) and any(words in str(error) for words in gone)
     return dist.is_initialized() and (text or isinstance(error, dist.DistError))
 
 
-def leave_after(error: Exception) -> None:
+def leave_after(error: BaseException) -> None:
     """ConnectionError where others may not be where this process is after an error; nothing for a single one."""
     if dist.is_initialized():
         raise ConnectionError(

@@ -90,18 +90,17 @@ class Terminal:
         name = f"{outcome['arm']} seed {outcome['seed']}"
         head = f"{self._place(name)}{name}: "
         if "error" in outcome:
-            self._console.print(head + f"failed: {outcome['error']}", markup=False, highlight=False)
+            self.note(head + f"failed: {outcome['error']}")
             return
-        self._console.print(
+        self.note(
             f"{head}val {100 * outcome['best_val_accuracy']:.2f} %, {outcome['train_seconds']:.1f} s, "
-            f"{outcome['images_per_second']:,.0f} images/s, {outcome['peak_bytes'] / 2**20:,.0f} MiB",
-            markup=False,
-            highlight=False,
+            f"{outcome['images_per_second']:,.0f} images/s, {outcome['peak_bytes'] / 2**20:,.0f} MiB"
         )
 
     def note(self, text: str) -> None:
-        """Print a line."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print a line. Where nobody reads any more, the study goes on."""
+        with suppress(OSError):
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _place(self, name: str) -> str:
         """[3/24], of the third that ended of 24 cells; empty where one is all there is to do."""

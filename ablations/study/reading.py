@@ -126,7 +126,7 @@ def finished(folder: Path) -> bool:
 def failed(folder: Path) -> bool:
     """Whether the cell was tried and has a failure instead of a result."""
     try:
-        schema.read(folder / "failed.json", schema.Failure)
+        _own(folder / "failed.json", schema.Failure)
     except Damaged:  # or none
         return False
     return not finished(folder)
@@ -151,9 +151,7 @@ def _damage(folder: Path, state: object) -> str | None:
 
 def read_cell(folder: Path) -> Cell:
     """The cell in a folder. Damaged if one of its files is not what was written, or not of this cell."""
-    result = schema.read(folder / "result.json", schema.Outcome)
-    if (result["arm"], f"seed{result['seed']}") != (folder.parent.name, folder.name):
-        raise Damaged(f"'{folder / 'result.json'}' is of another cell ({result['arm']}, seed {result['seed']})")
+    result = _own(folder / "result.json", schema.Outcome)
     for name, known in result.get("files", {}).items():
         if schema.digest(schema.content(folder / name)) != known:
             raise Damaged(f"'{folder / name}' is not as it was written")
@@ -161,9 +159,17 @@ def read_cell(folder: Path) -> Cell:
     return Cell(result, rows, folder, _correct(folder / "correct.npz", rows))
 
 
+def _own(path: Path, kind: type[schema.Checked]) -> Result:
+    """What a file of a cell says. Damaged if that is of another one."""
+    found = schema.read(path, kind)
+    if (found["arm"], f"seed{found['seed']}") != (path.parent.parent.name, path.parent.name):
+        raise Damaged(f"'{path}' is of another cell ({found['arm']}, seed {found['seed']})")
+    return found
+
+
 def _rows(path: Path, epochs: int) -> list[Row]:
     rows = [schema.parse(line, schema.Line, str(path)) for line in schema.content(path).splitlines()]
-    if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
+    if len(rows) != epochs or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
         raise Damaged(f"'{path}' cannot be read ({len(rows)} of {epochs} epochs)")
     return rows
 
@@ -218,21 +224,25 @@ def _comparable(study: Study) -> dict[str, Any]:
 def _read(folder: Path) -> Study:
     study = read_study(folder)
     damaged: list[str] = []
-    cells = list(_of(study["configuration"]["epochs"], list(_cells(folder, damaged)), damaged))
+    cells = list(_of(study, list(_cells(folder, damaged)), damaged))
     failed = _failed(folder, damaged)
     damaged += _beside(folder)
     return Study((folder,), study["configuration"], study["environment"], cells, failed, tuple(damaged))
 
 
-def _of(epochs: int, cells: Sequence[Cell], damaged: list[str]) -> Iterator[Cell]:
-    """The cells that can be compared: of so many epochs, and of the validation images that most were judged by."""
+def _of(study: dict[str, Any], cells: Sequence[Cell], damaged: list[str]) -> Iterator[Cell]:
+    """The cells that can be compared: of the study's settings, and of the validation images that most were judged
+    by."""
+    epochs, settings = study["configuration"]["epochs"], schema.settings(study)
     images = {
         held_out: Counter(c.correct.shape[1] for c in cells if c.result.get("held_out") == held_out).most_common(1)
         for held_out in {cell.result.get("held_out") for cell in cells}
     }
     for cell in cells:
         shape = epochs, images[cell.result.get("held_out")][0][0]
-        if cell.correct.shape == shape:
+        if cell.result.get("settings", settings) != settings:
+            damaged.append(f"'{cell.folder}' was trained under other settings than study.json has; remove one of them")
+        elif cell.correct.shape == shape:
             yield cell
         else:
             found = " epochs and ".join(map(str, cell.correct.shape))
@@ -253,7 +263,7 @@ def _failed(out: Path, damaged: list[str]) -> list[Result]:
     found = []
     for path in _files(out, "failed.json"):
         try:
-            found.append(schema.read(path, schema.Failure))
+            found.append(_own(path, schema.Failure))
         except Damaged as error:
             damaged.append(str(error))
     return found

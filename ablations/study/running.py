@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from ablations.study import claims, identity, initialization, passes, processes, snapshots, timing
+from ablations.study import claims, identity, initialization, passes, processes, schema, snapshots, timing
 from ablations.study.arms import read_settings, select, twin
 from ablations.study.cells import Prepared, prepared
 from ablations.study.claims import Claim, Lost
@@ -180,8 +180,9 @@ def _attempt(cell: Prepared, seed: int, preset: str, out: Path, progress: Progre
         with closing(Recorder(folder)) as recorder:
             result, best = train(cell, seed, recorder, progress, kept, stop, claim.check)
             result["mfu"] = cell.plain_flops * 1000 / result["step_ms_median"] / timing.ceiling(out, cell)
-            made_by = read_study(out).get("identity")
-            result = {**about, "preset": preset, "data": cell.data.name, "identity": made_by, **result}
+            study = read_study(out)
+            made_by = {"identity": study.get("identity"), "settings": schema.settings(study)}
+            result = {**about, "preset": preset, "data": cell.data.name, **made_by, **result}
             told = describe(cell.arm, seed, cell.config, cell.recipe, cell.data, result["best_val_accuracy"])
             checkpoints.save(folder / "best.safetensors", model.state_dict(cell.config, best), told)
             recorder.finish(result, _settings(cell, seed, preset))
@@ -192,7 +193,7 @@ def _attempt(cell: Prepared, seed: int, preset: str, out: Path, progress: Progre
         progress.note(str(error))
         processes.leave_after(error)
         return
-    except Exception as error:  # recorded; the other cells go on
+    except (Exception, SystemExit) as error:  # recorded; the other cells go on
         if processes.lost(error):
             claim.leave()
             processes.leave_after(error)

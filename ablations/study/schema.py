@@ -21,9 +21,9 @@ from ablations.study.recipes import Recipe
 from core.errors import InputError, choose
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Bytes = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=1e-30, lt=1e30)]  # what is beyond was not measured, and would overflow
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Bytes = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f/]+$")]
 
 SEAL = "sha256"
@@ -83,6 +83,16 @@ class Failure(Checked):
     error: str
 
 
+class ClaimFile(Checked):
+    """A claim's file (see claims.py)."""
+
+    host: str
+    pid: Annotated[int, Field(ge=1, lt=2**31)]
+    token: str
+    reached: Bytes
+    died: Bytes
+
+
 class Outcome(Checked):
     """result.json"""
 
@@ -106,6 +116,7 @@ class Outcome(Checked):
     batch_size: Count
     held_out: int | None = None
     identity: Same | None = None
+    settings: str | None = None
     files: dict[str, str] = {}
 
     @model_validator(mode="after")
@@ -228,6 +239,11 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     """With the digest of its content."""
     plain = {key: of for key, of in value.items() if key != SEAL}
     return plain | {SEAL: digest(json.dumps(plain, sort_keys=True).encode())}
+
+
+def settings(study: Mapping[str, Any]) -> str:
+    """Of the configuration that study.json has: what a cell was trained under."""
+    return digest(json.dumps(study["configuration"], sort_keys=True).encode())
 
 
 def digest(content: bytes) -> str:

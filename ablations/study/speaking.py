@@ -18,5 +18,6 @@ def one_message(who: Callable[[], str] = str) -> Iterator[None]:
     try:
         yield
     except (InputError, OSError, UnicodeEncodeError) as error:  # the last: of a name that is no text in this locale
-        print(f"{who()}error: {error}", file=sys.stderr)
+        told = error if isinstance(error, InputError) else InputError(str(error))  # in one line, whatever the name
+        print(f"{who()}error: {told}", file=sys.stderr)
         sys.exit(2)

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,12 +58,12 @@ def cached(path: Path, parts: Sequence[Sequence[str]], state: object, root: Path
             pictures.decode(of, side, image is None, temporary / f"{name}.npy")
         made = [_mapped(temporary / f"{name}.npy") for name in _PARTS]
         about = {"digests": [files.digest(images) for images in made], "statistics": statistics(made[0]), **source}
-        files.write(temporary / "about.json", json.dumps(about).encode())
+        files.write(temporary / "about.json", json.dumps(about | {"sha256": _seal(about)}).encode())
         try:
             temporary.rename(folder)
         except OSError:  # another process was first, or what is there is damaged
             if _damaged(folder):
-                shutil.rmtree(folder)
+                files.remove(folder)
                 temporary.rename(folder)
     _remove_stale(folder, source)
     return _read(folder)
@@ -71,13 +71,22 @@ def cached(path: Path, parts: Sequence[Sequence[str]], state: object, root: Path
 
 def _read(folder: Path) -> Decoded:
     """ValueError where the images are not those that were decoded."""
-    about = json.loads((folder / "about.json").read_bytes())
-    train, val = (_mapped(folder / f"{name}.npy") for name in _PARTS)
+    paths = [folder / "about.json", *(folder / f"{name}.npy" for name in _PARTS)]
+    if not all(path.is_file() for path in paths):
+        raise ValueError(f"'{folder}' lacks files")
+    about = json.loads(paths[0].read_bytes())
+    train, val = map(_mapped, paths[1:])
     digests = files.digest(train), files.digest(val)
-    if list(digests) != about["digests"]:
+    if list(digests) != about["digests"] or about["sha256"] != _seal(about):
         raise ValueError(f"'{folder}' is damaged")
     mean, std = about["statistics"]
     return Decoded(train, val, digests, (tuple(mean), tuple(std)))
+
+
+def _seal(about: Mapping[str, object]) -> str:
+    """SHA-256 of what is said of the images."""
+    plain = {key: value for key, value in about.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _damaged(folder: Path) -> bool:
@@ -115,15 +124,14 @@ def _umask() -> int:
 def _remove_leftovers(cache: Path) -> None:
     """What killed processes were decoding: folders that no process holds."""
     for folder in cache.glob(f"{_DECODING}*"):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            if time.time() - folder.stat().st_mtime > _FRESH:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-        except BlockingIOError:
-            pass  # at work
-        finally:
-            os.close(handle)
+        with suppress(OSError):  # it is at work, or none
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                if time.time() - folder.stat().st_mtime > _FRESH:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder)
+            finally:
+                os.close(handle)
 
 
 def _remove_stale(folder: Path, source: Mapping[str, object]) -> None:

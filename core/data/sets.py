@@ -184,7 +184,7 @@ def _plugged(name: str, image: int | None) -> Data:
     try:
         train, val, classes = PLUGGED[name.removeprefix("plugin:")]()
         splits = [Split(*map(torch.as_tensor, split)) for split in (train, val)]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"data '{name}' raises {code.said(error)}; {_WANTED}") from error
     for images, labels in splits:
         shaped = images.dim() == 4 and images.shape[-2] == images.shape[-1] and images.shape[1] == splits[0][0].shape[1]

@@ -35,7 +35,7 @@ def check(state: Mapping[str, Tensor], config: Config, ops: Ops = EXACT) -> Para
             raise InputError(f"{name} has shape {tuple(state[name].shape)}, the model needs {shape}: {config}")
         if not state[name].is_floating_point():
             raise InputError(f"{name} is of {state[name].dtype}, and weights are floating-point numbers")
-        if not state[name].isfinite().all():
+        if not state[name].float().isfinite().all():  # as they are used; those of 8 bits cannot be asked
             raise InputError(f"{name} has values that are not finite: nothing can be computed with such weights")
     return {name: state[name].detach() for name in wanted}
 
@@ -49,7 +49,8 @@ def save(path: Path, params: Params, about: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> tuple[Params, dict[str, Any]]:
-    """Parameters (CPU) and description from a file of `save`; description {} where it has none.
+    """Parameters (CPU) and description from a file of `save`; description {} where it has none. What becomes of the
+    file afterwards changes nothing.
 
     Raises InputError if the file does not exist, is not safetensors, or is not as it was saved.
     """
@@ -57,7 +58,7 @@ def load(path: Path) -> tuple[Params, dict[str, Any]]:
         raise InputError(f"checkpoint '{path}' does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            params = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            params = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = file.metadata() or {}
         text = metadata.get("about", "{}")
         about = json.loads(text)

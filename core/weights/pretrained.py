@@ -150,7 +150,7 @@ def _described(
     source: str, state: Mapping[str, Tensor], told: dict[str, Any], mean: Values | None, std: Values | None
 ) -> Pretrained:
     renamed = rename(state)
-    if odd := [n for n, t in renamed.items() if not (t.is_floating_point() and t.isfinite().all())]:
+    if odd := [n for n, t in renamed.items() if not (t.is_floating_point() and t.float().isfinite().all())]:
         raise InputError(f"weights '{source}': {odd[0]} is {renamed[odd[0]].dtype} or not finite; they are no weights")
     params = {n: t.detach().float() for n, t in renamed.items() if n.split(".")[0] not in ("head", "heads", "pooler")}
     lacking = [name for name in _ESSENTIAL if name not in params]

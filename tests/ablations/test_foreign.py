@@ -164,6 +164,9 @@ def test_from_python(tmp_path):
     assert study.verdicts.equals(ablations.load(tmp_path / "study").verdicts)
     with pytest.raises(InputError, match="unknown recipe value 'epoch'.*did you mean 'epochs'"):
         ablations.run(tmp_path / "other", epoch=1)
+    for values in ({"epochs": "1"}, {"set": "mrt.scorer=blur"}, {"data": None}):
+        with pytest.raises(InputError):
+            ablations.run(tmp_path / "other", **values)
 
 
 def test_reports_know_files(tmp_path, capsys):

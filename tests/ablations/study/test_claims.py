@@ -44,7 +44,7 @@ def test_a_claim_elsewhere_is_free_when_its_heartbeat_has_stopped(tmp_path, name
     path = other(what)
     with claims.claimed(what) as mine:
         assert mine is None
-    os.utime(path, (0, 0))
+    os.utime(path, (0, 0) if name == "seed0" else (2**33, 2**33))  # of a clock that was set back since
     with claims.claimed(what) as mine:
         assert mine.died == 1
         assert not path.exists()
@@ -93,7 +93,8 @@ def test_deaths_count_while_the_work_does_not_advance(tmp_path):
 
 def test_a_damaged_claim_is_free_when_it_is_old(tmp_path):
     path = other(tmp_path / "seed0")
-    for damage in (b"", b"[]", b"\xff", b'{"host'):
+    forged = [{"host": claims.host(), "pid": pid, "token": "", "reached": 0, "died": 0} for pid in (None, "1", 10**30)]
+    for damage in (b"", b"[]", b"\xff", b'{"host', *(json.dumps(claim).encode() for claim in forged)):
         path.write_bytes(damage)
         os.utime(path)
         assert claims.taken(tmp_path / "seed0")

@@ -9,7 +9,7 @@ from synthetic import study
 
 from ablations.analysis.comparisons import compare
 from ablations.reporting.words import sentences
-from ablations.study import identity, reading, store
+from ablations.study import identity, reading, schema, store
 from ablations.study.presets import PRESETS
 from core import vit
 from core.data import sets
@@ -113,3 +113,15 @@ def test_studies_of_other_data_or_weights_are_not_joined(tmp_path, key):
     made_by(folders[1], "baseline", 1, SAME | {key: "0" * 64})
     with pytest.raises(InputError, match=f"cannot be joined: digest of {key} .* pass them one at a time"):
         reading.read(folders)
+
+
+def test_a_cell_of_other_settings_is_left_out(tmp_path):
+    """Copied from another study, of the same shape."""
+    folder = study(tmp_path / "s", ["baseline", "mrt"], seeds=1, epochs=2)
+    for arm, of in (("baseline", "own"), ("mrt", "other")):
+        path = store.cell_folder(folder, arm, 0)
+        found = {"own": schema.settings(store.read_study(folder)), "other": "0" * 64}[of]
+        store.write_result(path, json.loads((path / "result.json").read_text()) | {"settings": found})
+    read = reading.read([folder])
+    assert list(read.arms) == ["baseline"]
+    assert "cells/mrt/seed0' was trained under other settings" in read.damaged[0]

@@ -224,11 +224,11 @@ def test_classes_may_be_called_anything(image_folder, tmp_path, name):
     assert len(loaded.digest()) == 64
 
 
-@pytest.mark.parametrize("fault", ["flipped", "swapped", "fewer", "emptied", "gone", "undescribed"])
+@pytest.mark.parametrize("fault", ["flipped", "swapped", "fewer", "emptied", "gone", "undescribed", "misdescribed"])
 def test_a_damaged_cache_is_made_anew(image_folder, tmp_path, fault):
     name, root = f"folder:{image_folder}", tmp_path / "root"
     before = data.load(name, root)
-    images, labels = before.train.images.clone(), before.val.images.clone()
+    images, labels, mean = before.train.images.clone(), before.val.images.clone(), before.mean
     del before
     (cache,) = (root / "cache").iterdir()
     train, val, about = (cache / part for part in ("train.npy", "val.npy", "about.json"))
@@ -242,11 +242,14 @@ def test_a_damaged_cache_is_made_anew(image_folder, tmp_path, fault):
         np.save(train, np.load(train)[:-1])
     elif fault == "undescribed":
         about.write_text("[]")
+    elif fault == "misdescribed":
+        about.write_text(about.read_text().replace('"statistics": [[0.', '"statistics": [[0.9'))
     else:
         train.write_bytes(b"") if fault == "emptied" else train.unlink()
     after = data.load(name, root)
     assert torch.equal(after.train.images, images)
     assert torch.equal(after.val.images, labels)
+    assert after.mean == mean
     assert [path.name for path in (root / "cache").iterdir()] == [cache.name]
 
 
