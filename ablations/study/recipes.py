@@ -162,9 +162,8 @@ class Recipe:
         if not 0 <= self.shift < data.image:
             raise InputError(f"shift {self.shift} is outside 0 to below the image's {data.image} pixels")
         flip = data.mirrors if self.flip is None else self.flip
-        patch = self.patch_of(data.image)
-        tokens = _equal_tokens(patch, data.image)
-        return replace(self, image=data.image, patch=patch, flip=flip, set=(*tokens, *self.set))
+        settings = (*self._equal_tokens(data.image), *self.set)
+        return replace(self, image=data.image, patch=self.patch_of(data.image), flip=flip, set=settings)
 
     def resolve_engine(self, data: Data) -> tuple["Recipe", str]:
         """With the engine decided, and why: by the FLOPs of training a cell without any optimization."""
@@ -181,9 +180,22 @@ class Recipe:
             name, why = "compiled", "a captured step is for one process"
         return replace(self, engine=name), why
 
+    def _equal_tokens(self, image: int) -> tuple[str, ...]:
+        """Settings that give `mrt` the baseline's number of tokens, from half its patch to twice it, and `uniform`
+        its patch; for what the preset and the command line leave open."""
+        patch = self.patch_of(image)
+        if patch < 1:
+            raise InputError(f"patch {patch} is too small: at least 1")
+        same = (f"uniform.patch={patch}",)
+        if patch % 2 or image % (2 * patch):
+            return same
+        tokens = (image // patch) ** 2
+        return (*same, f"mrt.tokens={tokens}", f"mrt.min_patch={patch // 2}", f"mrt.max_patch={2 * patch}")
+
     def patch_of(self, image: int) -> int:
-        """The patch of images of this side."""
-        return suited(image) if self.patch is None else self.patch
+        """The patch for images of this side: the one that is given, or suits."""
+        suited = (p for p in range(4, image // 4 + 1) if image % p == 0 and image // p <= 14)
+        return next(suited, 4) if self.patch is None else self.patch
 
     def config(self, arm: Arm, data: Data) -> Config:
         """The model of an arm, with what its optimizations ask for."""
@@ -238,6 +250,8 @@ class Recipe:
             clip=self.clip,
             norm=share.norm,
         )
+        if self.ema is None and self.ema_warmup:
+            raise InputError("ema_warmup is of an average of the weights, and there is none; pass --ema 0.9998 too")
         return adamw if self.ema is None else Averaged(adamw, self.ema, self.ema_warmup)
 
     @property
@@ -248,19 +262,3 @@ class Recipe:
     def prepare(self, data: Data, share: Share = ALONE) -> Prepare:
         """Augmentation and normalisation of a process's share of each batch."""
         return preparation(data.mean, data.std, bool(self.flip), self.shift, self.rotate, share, self.crop)
-
-
-def suited(image: int) -> int:
-    """The patch of an image's side in pixels, unless one is given."""
-    return next((p for p in range(4, image // 4 + 1) if image % p == 0 and image // p <= 14), 4)
-
-
-def _equal_tokens(patch: int, image: int) -> tuple[str, ...]:
-    """Settings that give `mrt` the baseline's number of tokens, from half its patch to twice it, and `uniform` its
-    patch; for what the preset and the command line leave open."""
-    if patch < 1:
-        raise InputError(f"patch {patch} is too small: at least 1")
-    same = (f"uniform.patch={patch}",)
-    if patch % 2 or image % (2 * patch):
-        return same
-    return (*same, f"mrt.tokens={(image // patch) ** 2}", f"mrt.min_patch={patch // 2}", f"mrt.max_patch={2 * patch}")
