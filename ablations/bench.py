@@ -81,9 +81,9 @@ def settled(bench: Bench) -> Bench:
         steps=bench.steps or (20 if cuda else 3),
         peers=bench.peers + (",timm:compiled" if cuda and "timm:compiled" not in bench.peers else ""),
     )
-    own = ",".join(name for name in bench.shapes.split(",") if ":" not in name)
+    shapes = [*training.SHAPES, *(name for name in bench.shapes.split(",") if ":" in name)]
     for kind, names, legal in (
-        *([("shape", own, training.SHAPES)] if own else []),
+        ("shape", bench.shapes, shapes),
         ("precision", bench.precision, PRECISIONS),
         ("peer", bench.peers.replace(":compiled", ""), PEERS),
     ):
