@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the memory pass would print a banner
@@ -37,7 +38,9 @@ class Bench:
     tokenization."""
     shapes: str = ""
     """Models, joined by commas: quick (0.2 M), 4.2M, 4.2M-256-tokens, 12M, B16, B16-batch-256. All on CUDA; 4.2M and
-    quick else."""
+    quick else. Or timm:NAME, …: a module of others in our loop, against the same one in a plain loop, by engine."""
+    image: int = 224
+    """Side in pixels of the images of a module of others."""
     arms: str = "baseline,flash,readout,flash+readout"
     """Arms of ours, joined by commas."""
     engines: str = ""
@@ -81,8 +84,9 @@ def settled(bench: Bench) -> Bench:
         steps=bench.steps or (20 if cuda else 3),
         peers=bench.peers + (",timm:compiled" if cuda and "timm:compiled" not in bench.peers else ""),
     )
+    shapes = [*training.SHAPES, *(name for name in bench.shapes.split(",") if ":" in name)]
     for kind, names, legal in (
-        ("shape", bench.shapes, training.SHAPES),
+        ("shape", bench.shapes, shapes),
         ("precision", bench.precision, PRECISIONS),
         ("peer", bench.peers.replace(":compiled", ""), PEERS),
     ):
@@ -99,15 +103,17 @@ def train(bench: Bench, device: torch.device, console: Console) -> dict[str, Fig
     """Every shape, by its name, and precision (in the name where there are two), shown as they come."""
     every: dict[str, Figures] = {}
     precisions = bench.precision.split(",")
-    lists = bench.peers.split(","), bench.arms.split(","), bench.engines.split(",")
+    peers, arms, engines = bench.peers.split(","), bench.arms.split(","), bench.engines.split(",")
     for shape in bench.shapes.split(","):
-        for precision in precisions:
-            config, own = training.SHAPES[shape]
+        plain = [(["plain loop" if how == "eager" else "plain loop:compiled"], ["baseline"], [how]) for how in engines]
+        for precision, lists in product(precisions, plain if ":" in shape else [(peers, arms, engines)]):
+            config, own = training.shape(shape, bench.image, device)
             size = bench.batch_size or (own if bench.device == "cuda" else min(own, 64))
             build = training.contenders(config, size, bench.steps, precision, device, *lists)
             dtype = PRECISIONS[precision]
             figures = training.compare(build, config, size * bench.steps, bench.rounds, dtype, device)
-            every[shape if len(precisions) == 1 else f"{shape}, {precision}"] = figures
+            several = [precision] * (len(precisions) > 1) + lists[2] * (":" in shape)
+            every[", ".join([shape, *several])] = figures
             training.show(figures, f"{shape}, batch {size}, {precision}", console)
             if precision == "bf16" and bench.device == "cpu" and (why := training.no_bf16_units()):
                 console.print(why)

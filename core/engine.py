@@ -20,6 +20,7 @@ from core.ops import Ops
 from core.optimizers import Optimizer
 from core.parallel import ALONE, Share, at_use, check, spread
 from core.step import Batch, Metrics, Prepare, State, Step, make_step, objective
+from core.targets import LABELS, Targets
 
 ENGINES = ("auto", "eager", "compiled", "graphed")
 Done = Callable[[], bool | None]  # after a step: whether to end here
@@ -52,18 +53,19 @@ def build(
     engine: str,
     regions: bool = True,
     share: Share = ALONE,
+    targets: Targets = LABELS,
 ) -> Step:
     """The training step of a model under an engine.
 
     regions: compile the blocks as one function, so that compiling does not grow with the depth. share: of a step by
-    several processes, this one's.
+    several processes, this one's. targets: what of a batch is learned.
     """
     check(ops, share)
     compiled = engine != "eager"
     mark = torch.compiler.nested_compile_region if compiled and regions and config.depth > 2 else _same
     layout, blocks = shapes(config, ops), of_blocks(config)
     use = at_use(layout, share, blocks)
-    local = objective(config, ops, prepare, dtype, lambda block: mark(use(block)), share.key)
+    local = objective(config, ops, prepare, dtype, lambda block: mark(use(block)), share.key, targets)
     loss = spread(local, layout, share, blocks)
     return make_step(loss, optimizer, ops, *((_compile, _compile_on_cuda) if compiled else ()))
 

@@ -1,14 +1,14 @@
 """Optimizers as pure functions over parameters by name: `init` makes a state, `update` the next of both."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from core.errors import InputError, choose
-from core.ops import Params
+from core.ops import Ops, Params
 
 SCHEDULES = ("constant", "cosine")
 
@@ -109,6 +109,64 @@ class AdamW:
             for tree, tensors in zip(out, (torch._foreach_sub(decayed, change), first, second), strict=True):
                 tree.update(zip(names, tensors, strict=True))
         return out[0], Moments(*out[1:])
+
+
+class Followed(NamedTuple):
+    """An optimizer's state, and the average of the parameters that it has made."""
+
+    inner: Any
+    average: Params
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """An optimizer that keeps an exponential moving average of the parameters as well (Polyak and Juditsky, SIAM J.
+    Control Optim. 30, 1992), as timm's ModelEmaV3: after the first update the parameters themselves.
+
+    decay: the share of the average that an update leaves; InputError outside 0 to below 1. warmup: after n updates
+    1 - n^(-2/3), while that is less.
+    """
+
+    inner: Optimizer
+    decay: float
+    warmup: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise InputError(f"ema {self.decay} is outside 0 to below 1: it is the share that is left, such as 0.9998")
+
+    @property
+    def learning_rate(self) -> float:
+        """The other's."""
+        return self.inner.learning_rate
+
+    def init(self, params: Params) -> Followed:
+        """The other's, and the parameters."""
+        return Followed(self.inner.init(params), {name: p.clone() for name, p in params.items()})
+
+    def update(self, params: Params, gradients: Params, state: Followed, step: Tensor) -> tuple[Params, Followed]:
+        """One update, then the average's."""
+        params, inner = self.inner.update(params, gradients, state.inner, step)
+        weight = ((step + 1).double() ** (-2 / 3) if self.warmup else (step == 0).double()).clamp(min=1 - self.decay)
+        average: Params = {}
+        for names in _groups(params):
+            old, new = ([tree[name] for name in names] for tree in (state.average, params))
+            change = torch._foreach_sub(new, old)
+            torch._foreach_mul_(change, weight.to(new[0].dtype))
+            torch._foreach_add_(change, old)
+            average.update(zip(names, change, strict=True))
+        return params, Followed(inner, average)
+
+    def rate(self, step: Tensor) -> Tensor:
+        """The other's."""
+        return self.inner.rate(step)
+
+
+def changed(optimizer: Optimizer, ops: Ops) -> Optimizer:
+    """The optimizer as `ops` want it; an average is of all that they make of it."""
+    if isinstance(optimizer, Averaged):
+        return replace(optimizer, inner=ops.optimizer(optimizer.inner))
+    return ops.optimizer(optimizer)
 
 
 def clipped(gradients: Params, largest: float, norm: Callable[[Tensor], Tensor] = Tensor.norm) -> Params:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_map
 
 from core import rng
 from core.errors import InputError
@@ -119,19 +120,23 @@ def summed(tensor: Tensor, share: Share) -> Tensor:
 
 
 def shard_state(state: State, share: Share) -> State:
-    """A process's share of a state whose optimizer's is parameters by name, some sets of them."""
+    """A process's share of a state whose optimizer's is a nest of parameters by name."""
     if not share.sharded:
         return state
-    moments = type(state.optimizer)(*(shard(tree, share) for tree in state.optimizer))
-    return state._replace(params=shard(state.params, share), optimizer=moments)
+    params, optimizer = tree_map(lambda tree: shard(tree, share), state[:2], is_leaf=_named)
+    return state._replace(params=params, optimizer=optimizer)
 
 
 def whole_state(state: State, shapes: Shapes, share: Share) -> State:
     """The state of which each process has a share."""
     if not share.sharded:
         return state
-    moments = type(state.optimizer)(*(whole(tree, shapes, share) for tree in state.optimizer))
-    return state._replace(params=whole(state.params, shapes, share), optimizer=moments)
+    params, optimizer = tree_map(lambda tree: whole(tree, shapes, share), state[:2], is_leaf=_named)
+    return state._replace(params=params, optimizer=optimizer)
+
+
+def _named(node: Any) -> bool:
+    return isinstance(node, dict)
 
 
 class _Replicated(torch.autograd.Function):

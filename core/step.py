@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from core import rng
 from core.layers import EXACT
 from core.model import Config, bind
 from core.ops import Ops, Params
-from core.optimizers import Optimizer
+from core.optimizers import Followed, Optimizer, changed
+from core.targets import LABELS, Targets
 
 Batch = tuple[Tensor, Tensor]  # images [B,C,H,W] as stored, labels [B]
 
@@ -27,6 +27,11 @@ class State(NamedTuple):
     optimizer: Any
     step: Tensor
     key: Tensor
+
+    @property
+    def judged(self) -> Params:
+        """The parameters that are evaluated: averages of those that have one."""
+        return self.params | self.optimizer.average if isinstance(self.optimizer, Followed) else self.params
 
 
 class Metrics(NamedTuple):
@@ -59,7 +64,7 @@ def start(params: Params, optimizer: Optimizer, key: Tensor, ops: Ops = EXACT) -
     device = next(iter(params.values())).device
     trained = {name: p for name, p in params.items() if not ops.frozen(name)}
     count = torch.zeros((), dtype=torch.int64, device=device)
-    return State(params, ops.optimizer(optimizer).init(trained), count, key.to(device))
+    return State(params, changed(optimizer, ops).init(trained), count, key.to(device))
 
 
 def objective(
@@ -69,20 +74,24 @@ def objective(
     dtype: torch.dtype = torch.float32,
     region: Callable[..., Any] = lambda block: block,
     own: Callable[[Tensor], Tensor] = lambda key: key,
+    targets: Targets = LABELS,
 ) -> Objective:
     """(params, batch, key) -> (cross entropy + penalty, the values of Aux [3]); the forward pass in `dtype`, the loss
     in float32.
 
     Augmentation and model draw from separate keys, so that all arms of a seed see the same images. region: a compiler's
     mark on the function of a block, to compile it once for all. own: of several processes, each one's key of the model.
+    targets: what of a batch is learned; correct are predictions of an image's own label.
     """
     forward = bind(config, ops, dtype, region)
 
     def loss(params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = batch
-        output = forward(params, prepare(images, rng.named(key, "data")), own(rng.named(key, "model")))
+        data_key = rng.named(key, "data")
+        images, loss_of = targets(prepare(images, data_key), labels, data_key)
+        output = forward(params, images, own(rng.named(key, "model")))
         logits = output.logits.to(torch.promote_types(dtype, torch.float32))
-        cross_entropy = F.cross_entropy(logits, labels)
+        cross_entropy = loss_of(logits)
         correct = (logits.detach().argmax(-1) == labels).sum()
         # One tensor of its own: parts that a compiler finds equal to the value would share its gradient.
         aux = torch.stack([t.detach().double() for t in Aux(cross_entropy, output.penalty, correct)])
@@ -117,7 +126,7 @@ def make_step(
 ) -> Step:
     """The pure step of a loss; `ops` say what is frozen and change the optimizer. What wraps the loss, a compiler, may
     split it into a forward and a backward graph."""
-    optimizer = ops.optimizer(optimizer)
+    optimizer = changed(optimizer, ops)
 
     def of_step(params: Params, batch: Batch, key: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         return loss(params, batch, rng.fold_in(key, count))

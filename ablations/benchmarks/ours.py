@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ablations.benchmarks.contest import Contender
-from core import engine, rng, vit
+from core import engine, model, rng
 from core.account.step import planned
 from core.data.splits import Split
 from core.measure import peak_bytes
@@ -15,7 +15,7 @@ from core.step import Prepare, objective, start
 
 def contender(
     ops: Ops,
-    config: vit.VitConfig,
+    config: model.Config,
     split: Split,
     order: Tensor,
     size: int,
@@ -28,8 +28,8 @@ def contender(
 
     Raises InputError for what cannot run.
     """
-    ops = planned(config, ops, size, dtype, AdamW(), split.images.shape[-1])
-    params = vit.init(config, 0, ops, device)
+    ops = planned(config, model.fit(ops, config), size, dtype, AdamW(), split.images.shape[-1])
+    params = {name: tensor.to(device) for name, tensor in model.init(config, 0, ops).items()}
     with torch.no_grad():  # what cannot run says so here: inside a compiled graph it would be the compiler's error
         few = (split.images[:2].to(device), split.labels[:2].to(device))
         objective(config, ops, prepare, dtype)(params, few, rng.key(0, device))

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablations.benchmarks.contest import Contender
+from core.foreign.model import Foreign
 from core.measure import peak_bytes
+from core.model import Config
 from core.vit import VitConfig
 
 
@@ -115,12 +117,13 @@ PEERS: dict[str, Callable[[VitConfig], nn.Module]] = {
 
 
 def contender(
-    name: str, config: VitConfig, batch: tuple[Tensor, Tensor], half: bool, compiled: bool, steps: int
+    name: str, config: Config, batch: tuple[Tensor, Tensor], half: bool, compiled: bool, steps: int
 ) -> Contender:
-    """The training loop around a peer's model. The published one reads loss and accuracy back after every step, as its
-    code does."""
+    """The training loop around a peer's model, or around the module of others that ours trains. The published one reads
+    loss and accuracy back after every step, as its code does."""
     images, labels = batch
-    model: Any = PEERS[name](config).to(images.device).train()
+    made = config.build(0) if isinstance(config, Foreign) else PEERS[name](config)
+    model: Any = made.to(images.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     forward = torch.compile(model, dynamic=False) if compiled else model
 

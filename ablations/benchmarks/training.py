@@ -14,8 +14,11 @@ from ablations.study.arms import PRECISIONS, parse
 from core.account.step import account
 from core.data.splits import Split
 from core.errors import InputError
+from core.foreign import sources
+from core.foreign.model import Foreign
 from core.layers import EXACT
 from core.measure import ceiling, idle_share
+from core.model import Config
 from core.vit import VitConfig
 
 _SMALL = VitConfig(image=32, patch=4, width=192, depth=12, heads=3, mlp=512, classes=10)
@@ -30,8 +33,15 @@ SHAPES: dict[str, tuple[VitConfig, int]] = {  # model and batch size
 }
 
 
+def shape(name: str, image: int, device: torch.device) -> tuple[Config, int]:
+    """Model and batch size: one of SHAPES, or a module of others (see core.foreign.sources), for this image's side."""
+    if name in SHAPES:
+        return SHAPES[name]
+    return sources.load(name, image, _B16.channels, _B16.classes, str(device)), 64
+
+
 def contenders(
-    config: VitConfig,
+    config: Config,
     size: int,
     steps: int,
     precision: str,
@@ -43,7 +53,8 @@ def contenders(
     """What builds each contender's block of `steps` steps: peers by name (NAME or NAME:compiled), every arm of ours
     under every engine, and the first of these twice, as A/A, which shows the noise."""
     images = torch.randn(size, config.channels, config.image, config.image, device=device)
-    labels = torch.randint(config.classes, (size,), device=device)
+    classes = (config.shape if isinstance(config, Foreign) else config).classes
+    labels = torch.randint(classes, (size,), device=device)
     build: dict[str, Callable[[], Contender]] = {}
     for name in names:
         base, _, compiled = name.partition(":")
@@ -61,7 +72,7 @@ def contenders(
 
 def compare(
     build: Mapping[str, Callable[[], Contender]],
-    config: VitConfig,
+    config: Config,
     images: int,
     rounds: int,
     dtype: torch.dtype,

@@ -44,8 +44,8 @@ def foresee(command: Command, console: Console) -> None:
         recipe = study.recipe
         share = f"{study.cells[0].images} of " if recipe.parallel else ""
         of = f" in one of {recipe.processes} processes ({recipe.parallel})" if recipe.parallel else ""
-        what = f"{share}{recipe.batch_size} images{of} on {recipe.device}, {recipe.precision}, engine {recipe.engine}"
-        plan.show(console, planned, what, budget)
+        where = f"{of} on {recipe.device}, {recipe.precision}, engine {recipe.engine}"
+        plan.show(console, planned, f"{share}{recipe.batch_size} images {recipe.terms}{where}", budget)
 
 
 def foresee_hours(command: Command, console: Console) -> None:

@@ -21,7 +21,7 @@ from core.errors import InputError
 from core.foreign.model import Foreign
 from core.layers import EXACT
 from core.ops import Ops, Params
-from core.optimizers import AdamW
+from core.optimizers import AdamW, Averaged
 from core.step import Batch, Prepare, State, Step, objective, start
 
 
@@ -46,7 +46,7 @@ class Prepared:
     """Of the same model without the arm's optimizations."""
     prepare: Prepare
     dtype: torch.dtype
-    optimizer: AdamW
+    optimizer: AdamW | Averaged
 
     @cached_property
     def ops(self) -> Ops:
@@ -82,7 +82,7 @@ class Prepared:
     @cached_property
     def step(self) -> Step:
         """The training step, under the recipe's engine."""
-        how = self.recipe.engine, self.recipe.regions, self.share
+        how = self.recipe.engine, self.recipe.regions, self.share, self.recipe.targets
         return engine.build(self.config, self.ops, self.prepare, self.dtype, self.optimizer, *how)
 
     @cached_property
@@ -129,7 +129,8 @@ class Prepared:
         """What a step of so many images costs a process, its share of the recipe's batch unless given; with mode "eval"
         a forward pass."""
         size, side = batch or self.images, self.recipe.image
-        return account(self.config, self.ops, size, self.dtype, mode, self.optimizer, side, self.share)
+        how = self.optimizer, side, self.share, self.recipe.targets
+        return account(self.config, self.ops, size, self.dtype, mode, *how)
 
     @cached_property
     def costs(self) -> Account:
@@ -160,7 +161,7 @@ class Prepared:
         """InputError, with the arm's name, for what cannot run: the loss of two images is tried. Whatever else it
         raises is left to its cells, which meet it again and record it, while the other arms run."""
         try:
-            loss = objective(self.config, self.ops, self.prepare, self.dtype)
+            loss = objective(self.config, self.ops, self.prepare, self.dtype, targets=self.recipe.targets)
             given = self.start_whole(0, rng.key(0)).params, self.batch(2), rng.key(0, self.device)
             loss(*given)
             if isinstance(self.config, Foreign) and self.recipe.engine != "eager" and not self.ops.parts:
@@ -190,7 +191,7 @@ def prepared(arm: Arm, recipe: Recipe, data: Data) -> Prepared:
         plain, config = recipe.plain_config(arm, data), recipe.config(arm, data)
         share = processes.share(recipe.parallel, recipe.processes)
         parallel.check(arm.ops, share)
-        optimizer = replace(recipe.optimizer(len(data.train.labels) // recipe.batch_size), norm=share.norm)
+        optimizer = recipe.optimizer(len(data.train.labels) // recipe.batch_size, share)
         cell = Prepared(arm, recipe, data, config, plain, recipe.prepare(data, share), recipe.dtype(arm), optimizer)
     except InputError as error:
         raise InputError(f"arm '{arm.name}': {error}") from error

@@ -87,7 +87,7 @@ class Course:
                 f"training loss was {self.loss:g}"
             )
         if evaluated.accuracy > self.best_accuracy:
-            self.best_accuracy, self.best = evaluated.accuracy, self.state.params
+            self.best_accuracy, self.best = evaluated.accuracy, self.state.judged
         return row
 
     def pack(self) -> Content:

@@ -50,8 +50,9 @@ def initial(recipe: Recipe, arm: Arm, data: Data, seed: int) -> Params:
     source = pretrained.load(recipe.weights)
     if wanted := source.differences(vars(config)):
         pairs = ", ".join(f"{name} {vars(config)[name]} (the weights: {value})" for name, value in wanted.items())
+        patch = recipe.patch_of(data.image)
         raise InputError(
             f"its transforms ask for a model of {pairs}; give them other values, such as --set "
-            f"mrt.min_patch={recipe.patch} mrt.max_patch={4 * recipe.patch}, or leave the arm out"
+            f"mrt.min_patch={patch} mrt.max_patch={4 * patch}, or leave the arm out"
         )
     return pretrained.fit(source, params, config, arm.ops)

@@ -16,9 +16,10 @@ from core.errors import InputError, choose
 from core.foreign import sources
 from core.layers import EXACT
 from core.model import Config, asked
-from core.optimizers import AdamW
+from core.optimizers import AdamW, Averaged
 from core.parallel import ALONE, Share, divided
 from core.step import Prepare
+from core.targets import Targets
 from core.vit import VitConfig
 
 EPOCHS = 1_000_000  # at most
@@ -45,8 +46,9 @@ class Recipe:
     """Python files with optimizations and data sets of your own (docs/api.md); those of installed packages are there
     by themselves."""
 
-    patch: int = 4
-    """Patch side in pixels."""
+    patch: int | None = None
+    """Patch side in pixels; None: the smallest from 4 on that cuts the image into 4 to 14 squares a side (of 24 and 32
+    pixels 4, of 64 and 96 8, of 224 16), else 4."""
     width: int = 64
     """Embedding width D."""
     depth: int = 4
@@ -96,6 +98,19 @@ class Recipe:
     """Shift by up to this many pixels."""
     rotate: float = 5.0
     """Rotate by up to this many degrees."""
+    crop: float | None = None
+    """Resize a random box of at least this share of the image's area, 3:4 to 4:3, to the whole (RandomResizedCrop of
+    torchvision and timm, whose default is 0.08); None: no box. It is taken of images as --image stores them."""
+    mixup: float = 0.0
+    """Mix each image and its label with another's, by a share of Beta(MIXUP, MIXUP) drawn each step (timm's mixup);
+    0: none."""
+    smoothing: float = 0.0
+    """Label smoothing: the share of a target that all classes have equally."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, which is evaluated and kept instead of them (timm's
+    ModelEmaV3; its usual value is 0.9998); None: none."""
+    ema_warmup: bool = False
+    """Let that decay grow from 0, after n steps 1 - n^(-2/3), up to its value."""
 
     device: str = "auto"
     """auto, cpu or cuda."""
@@ -137,13 +152,18 @@ class Recipe:
             raise InputError(f"epochs {self.epochs} is outside 1 to {EPOCHS:,}")
         if not 1 <= self.batch_size <= count:
             raise InputError(f"batch size {self.batch_size} does not fit the {count} training images: 1 to {count}")
-        divided(self.batch_size, self.processes or 1)
+        images = divided(self.batch_size, self.processes or 1)
+        if self.mixup and images % 2:
+            raise InputError(
+                f"mixup {self.mixup} mixes images two by two, and a process has {images}; pass an even --batch-size"
+            )
         if not 0 <= self.warmup < 1:
             raise InputError(f"warm-up {self.warmup} is outside 0 to below 1: it is a share of the steps")
         if not 0 <= self.shift < data.image:
             raise InputError(f"shift {self.shift} is outside 0 to below the image's {data.image} pixels")
         flip = data.mirrors if self.flip is None else self.flip
-        return replace(self, image=data.image, flip=flip, set=(*self._equal_tokens(data.image), *self.set))
+        settings = (*self._equal_tokens(data.image), *self.set)
+        return replace(self, image=data.image, patch=self.patch_of(data.image), flip=flip, set=settings)
 
     def resolve_engine(self, data: Data) -> tuple["Recipe", str]:
         """With the engine decided, and why: by the FLOPs of training a cell without any optimization."""
@@ -163,13 +183,19 @@ class Recipe:
     def _equal_tokens(self, image: int) -> tuple[str, ...]:
         """Settings that give `mrt` the baseline's number of tokens, from half its patch to twice it, and `uniform`
         its patch; for what the preset and the command line leave open."""
-        if self.patch < 1:
-            raise InputError(f"patch {self.patch} is too small: at least 1")
-        same = (f"uniform.patch={self.patch}",)
-        if self.patch % 2 or image % (2 * self.patch):
+        patch = self.patch_of(image)
+        if patch < 1:
+            raise InputError(f"patch {patch} is too small: at least 1")
+        same = (f"uniform.patch={patch}",)
+        if patch % 2 or image % (2 * patch):
             return same
-        tokens = (image // self.patch) ** 2
-        return (*same, f"mrt.tokens={tokens}", f"mrt.min_patch={self.patch // 2}", f"mrt.max_patch={2 * self.patch}")
+        tokens = (image // patch) ** 2
+        return (*same, f"mrt.tokens={tokens}", f"mrt.min_patch={patch // 2}", f"mrt.max_patch={2 * patch}")
+
+    def patch_of(self, image: int) -> int:
+        """The patch for images of this side: the one that is given, or suits."""
+        suited = (p for p in range(4, image // 4 + 1) if image % p == 0 and image // p <= 14)
+        return next(suited, 4) if self.patch is None else self.patch
 
     def config(self, arm: Arm, data: Data) -> Config:
         """The model of an arm, with what its optimizations ask for."""
@@ -183,7 +209,7 @@ class Recipe:
         alone = arm.name in (BASELINE, AGAIN)
         return VitConfig(
             image=data.image,
-            patch=self.patch,
+            patch=self.patch_of(data.image),
             width=self.width if self.baseline_width is None or not alone else self.baseline_width,
             depth=self.depth,
             heads=self.heads if self.baseline_heads is None or not alone else self.baseline_heads,
@@ -196,6 +222,13 @@ class Recipe:
             eps=1e-6 if self.eps is None else self.eps,
         )
 
+    @property
+    def terms(self) -> str:
+        """What is done to the images: "of 64 pixels (patch 8, mixup 0.8)"."""
+        names = ("patch", "crop", "mixup", "smoothing", "ema")[self.model is not None :]
+        given = ", ".join(f"{name} {getattr(self, name):g}" for name in names if getattr(self, name))
+        return f"of {self.image} pixels" + (f" ({given})" if given else "")
+
     def dtype(self, arm: Arm) -> torch.dtype:
         """What an arm computes in; InputError for an arm that names the recipe's own precision."""
         if arm.precision == self.precision:
@@ -204,10 +237,10 @@ class Recipe:
             )
         return PRECISIONS[arm.precision or self.precision]
 
-    def optimizer(self, steps_per_epoch: int) -> AdamW:
-        """AdamW over the whole run."""
+    def optimizer(self, steps_per_epoch: int, share: Share = ALONE) -> AdamW | Averaged:
+        """AdamW over the whole run, and the average of the weights if there is one."""
         steps = self.epochs * steps_per_epoch
-        return AdamW(
+        adamw = AdamW(
             self.learning_rate,
             self.weight_decay,
             decay_all=self.decay_all,
@@ -215,8 +248,17 @@ class Recipe:
             warmup=int(self.warmup * steps),
             steps=steps,
             clip=self.clip,
+            norm=share.norm,
         )
+        if self.ema is None and self.ema_warmup:
+            raise InputError("ema_warmup is of an average of the weights, and there is none; pass --ema 0.9998 too")
+        return adamw if self.ema is None else Averaged(adamw, self.ema, self.ema_warmup)
+
+    @property
+    def targets(self) -> Targets:
+        """What of a batch is learned."""
+        return Targets(self.mixup, self.smoothing)
 
     def prepare(self, data: Data, share: Share = ALONE) -> Prepare:
         """Augmentation and normalisation of a process's share of each batch."""
-        return preparation(data.mean, data.std, bool(self.flip), self.shift, self.rotate, share)
+        return preparation(data.mean, data.std, bool(self.flip), self.shift, self.rotate, share, self.crop)

@@ -249,7 +249,8 @@ def until(
 def need(cells: Sequence[tuple[Prepared, int]]) -> int:
     """Bytes that these cells write, about: the best weights of each, and snapshots of the largest."""
     sizes = [4 * model.parameters(cell.config, cell.ops) for cell, _ in cells]
-    return sum(sizes) + 3 * 4 * max(sizes, default=0)
+    copies = max((4 if cell.recipe.ema is None else 5 for cell, _ in cells), default=0)
+    return sum(sizes) + 3 * copies * max(sizes, default=0)
 
 
 def _settings(cell: Prepared, seed: int, preset: str) -> dict[str, str | int | float | bool]:

@@ -69,7 +69,7 @@ def train(
                     if processes.told(snapshots.due() or (together and bool(stop.number))):
                         save()
                     stop.number = processes.told(stop.number)
-            evaluated = cell.evaluate(parallel.whole(course.state.params, cell.shapes, share))
+            evaluated = cell.evaluate(parallel.whole(course.state.judged, cell.shapes, share))
             with stop.finishing():
                 row = course.evaluate(evaluated, recipe.batch_size, memory.peak)
                 recorder.epoch(row, course.times[-1])

@@ -25,9 +25,10 @@ from core.account.flops import flops
 from core.errors import InputError, choose
 from core.foreign.model import Foreign
 from core.ops import Ops, Params
-from core.optimizers import AdamW, Optimizer
+from core.optimizers import AdamW, Averaged, Optimizer
 from core.parallel import ALONE, Share, at_use, shard, spread, whole
 from core.step import Batch, State, make_step, objective, start
+from core.targets import LABELS, Targets
 
 MODES = ("train", "eval")
 ADAMW = AdamW()
@@ -170,11 +171,12 @@ def account(
     optimizer: Optimizer = ADAMW,
     image: int | None = None,
     share: Share = ALONE,
+    targets: Targets = LABELS,
 ) -> Account:
     """The account of a step of `batch` uint8 images: forward pass in `dtype`, float32 state.
 
     image: the images' side as stored, where the ops resize them; None: the config's. share: of several processes, whose
-    step it is; `batch` are then the images of that process.
+    step it is; `batch` are then the images of that process. targets: what of them is learned.
 
     Raises InputError for a batch below 1 or an unknown mode, and what the ops raise for such a model.
     """
@@ -191,7 +193,7 @@ def account(
         kept: list[_Storage] = []
         layout, blocks = model.shapes(config, ops), model.of_blocks(config)
         use = at_use(layout, share, blocks)
-        local = objective(config, ops, normalised, dtype, lambda block: use(live.naming_block(block)))
+        local = objective(config, ops, normalised, dtype, lambda block: use(live.naming_block(block)), targets=targets)
         loss = spread(live.naming(local), layout, share, blocks)
 
         def watched(params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,7 +228,7 @@ def planned(
     ops: Ops,
     batch: int,
     dtype: torch.dtype = torch.float32,
-    optimizer: AdamW = ADAMW,
+    optimizer: AdamW | Averaged = ADAMW,
     image: int | None = None,
 ) -> Ops:
     """The ops as planned for such a step, see `Ops.planned`. Raises InputError for what no plan can do."""

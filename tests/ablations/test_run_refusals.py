@@ -104,6 +104,12 @@ def test_a_disk_without_room_is_refused(refused, monkeypatch):
         (["--design", "quarter"], "unknown design 'quarter'; legal: full, half"),
         (["--arms", "lora"], "arm 'lora': lora is for pretrained weights; pass --weights, or leave it out"),
         (["--arms", "tome@9"], "tome cannot merge 9 of 5 tokens in every block; legal: 0 to 2"),
+        (["--crop", "0"], "crop 0.0 is outside 0 to 1, 0 excluded"),
+        (["--mixup", "-1"], "mixup -1.0 must be finite and 0 or above"),
+        (["--mixup", "1", "--batch-size", "127"], "mixup 1.0 mixes images two by two, and a process has 127; pass an"),
+        (["--smoothing", "1"], "smoothing 1.0 is outside 0 to below 1"),
+        (["--ema", "1"], "ema 1.0 is outside 0 to below 1"),
+        (["--ema-warmup", "True"], "ema_warmup is of an average of the weights, and there is none; pass --ema 0.9998"),
         (["--learning-rate", "-1"], "learning rate -1.0 must be finite and above 0"),
     ],
 )

@@ -16,13 +16,16 @@ from core.data.augment import preparation
 from core.data.splits import Split
 from core.errors import InputError
 from core.layers import EXACT
-from core.optimizers import AdamW
+from core.optimizers import AdamW, Averaged
 from core.step import make_step, objective, start
+from core.targets import Targets
 from core.transforms.registry import REGISTRY
 
 CPU = torch.device("cpu")
 CONFIG = vit.VitConfig(16, 2, 16, 1, 2, 32, 5, dropout=0.1)
 MRT = {"mrt": {"tokens": 16, "min_patch": 2, "max_patch": 4}}
+PREPARE = preparation((0.4,) * 3, (0.3,) * 3, True, 1, 5.0, crop=0.3)
+TARGETS, OPTIMIZER = Targets(0.4, 0.1), Averaged(AdamW(1e-2), 0.9, warmup=True)
 MORE = "droppath+flash@tiled+layerscale+lora+muon+patchdrop+qknorm+readout+registers+tome"
 ARMS = ("baseline", "decatt+flash", "mrt", "crs@0.3+flash", "recompute@True", MORE, "int8", "lowbp", "dropit", "budget")
 
@@ -33,14 +36,13 @@ def split(count=40):
 
 
 def step_of(arm, how="eager", steps=20):
-    optimizer = AdamW(1e-2, schedule="cosine", steps=steps)
-    prepare = preparation((0.4,) * 3, (0.3,) * 3, True, 1, 5.0)
-    return engine.build(CONFIG, parse(arm, MRT).ops, prepare, torch.float32, optimizer, how)
+    optimizer = replace(OPTIMIZER, inner=AdamW(1e-2, schedule="cosine", steps=steps))
+    return engine.build(CONFIG, parse(arm, MRT).ops, PREPARE, torch.float32, optimizer, how, targets=TARGETS)
 
 
 def run(loop, epochs=4, ops=EXACT):
     """Losses of every step, and the last state."""
-    state, losses = start(vit.init(CONFIG, 0, ops), AdamW(), rng.key(0), ops), []
+    state, losses = start(vit.init(CONFIG, 0, ops), OPTIMIZER, rng.key(0), ops), []
     loop.warm_up(state)
     for epoch in range(epochs):
         order = rng.permutation(rng.key(epoch), 40)
@@ -64,7 +66,7 @@ def test_static_buffers_give_the_same_numbers(arm):
 
 def test_a_returned_state_survives_the_next_epoch():
     graphed = engine.Graphed(step_of("baseline"), split(), 8, CPU, capture=lambda body: body)
-    first, _ = graphed.epoch(start(vit.init(CONFIG, 0), AdamW(), rng.key(0)), torch.arange(40))
+    first, _ = graphed.epoch(start(vit.init(CONFIG, 0), OPTIMIZER, rng.key(0)), torch.arange(40))
     kept = {name: p.clone() for name, p in first.params.items()}
     graphed.epoch(first, torch.arange(40))
     assert all(torch.equal(first.params[name], p) for name, p in kept.items())
@@ -89,7 +91,7 @@ def hopper(monkeypatch):
 def on(device, ops):
     """A state and a batch without data."""
     params = {name: torch.empty(shape, device=device) for name, shape in vit.shapes(CONFIG, ops).items()}
-    state = start(params, AdamW(), torch.empty(2, dtype=torch.int64, device=device), ops)
+    state = start(params, OPTIMIZER, torch.empty(2, dtype=torch.int64, device=device), ops)
     images = torch.empty(8, 3, 16, 16, dtype=torch.uint8, device=device)
     return state, (images, torch.empty(8, dtype=torch.int64, device=device))
 
@@ -99,13 +101,12 @@ def on(device, ops):
 )
 def test_forward_pass_on_cuda_needs_no_host(arm, hopper):
     """Fake CUDA tensors: no GPU is needed to see a constant copied from the host."""
-    prepare = preparation((0.4,) * 3, (0.3,) * 3, True, 1, 5.0)
     name, *scorer = arm.split()
     ops = parse(name, {"mrt": MRT["mrt"] | ({"scorer": scorer[0]} if scorer else {})}).ops
     with FakeTensorMode():
         state, (images, _) = on("cuda", ops)
         with HostWork():
-            pixels = prepare(images, rng.fold_in(state.key, state.step))
+            pixels = PREPARE(images, rng.fold_in(state.key, state.step))
             key = rng.split(state.key, 2)[1]
             output = vit.forward(state.params, pixels, CONFIG, ops, key, torch.bfloat16)
     assert output.logits.device.type == "cuda"
@@ -114,9 +115,9 @@ def test_forward_pass_on_cuda_needs_no_host(arm, hopper):
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "mrt"])
 def test_whole_step_reads_nothing_back(arm):
     """Meta tensors have no values: whatever the host would read is an error."""
-    prepare = preparation((0.4,) * 3, (0.3,) * 3, True, 1, 5.0)
     ops = parse(arm).ops
-    step = make_step(objective(CONFIG, ops, prepare, torch.bfloat16), AdamW(clip=1.0), ops)
+    optimizer = replace(OPTIMIZER, inner=AdamW(clip=1.0))
+    step = make_step(objective(CONFIG, ops, PREPARE, torch.bfloat16, targets=TARGETS), optimizer, ops)
     with HostWork():
         state, metrics = step(*on("meta", ops))
     assert {t.device.type for t in tree_leaves((state, metrics))} == {"meta"}
@@ -152,12 +153,11 @@ def test_graphed_equals_compiled_on_cuda(arm, depth):
     fixed order."""
     device, config = torch.device("cuda"), replace(CONFIG, depth=depth)
     data = Split(*(t.to(device) for t in split()))
-    prepare = preparation((0.4,) * 3, (0.3,) * 3, True, 1, 5.0)
     losses = []
     for how in ("compiled", "graphed"):
-        step = engine.build(config, parse(arm, MRT).ops, prepare, torch.float32, AdamW(1e-2), how)
+        step = engine.build(config, parse(arm, MRT).ops, PREPARE, torch.float32, OPTIMIZER, how, targets=TARGETS)
         steps = engine.loop(how, step, data, 8, device)
-        state = start(vit.init(config, 0, device=device), AdamW(), rng.key(0, device))
+        state = start(vit.init(config, 0, device=device), OPTIMIZER, rng.key(0, device))
         steps.warm_up(state)
         orders = [rng.permutation(rng.key(epoch, device), 40) for epoch in range(4)]
         torch.cuda.set_sync_debug_mode("error")
@@ -176,7 +176,7 @@ def test_streamed_equals_resident_on_cuda():
     for data in (split(), Split(*(t.to(device) for t in split()))):
         for kind in (engine.Stepwise, engine.Graphed):
             loop = kind(step_of("baseline", "compiled"), data, 8, device)
-            state = start(vit.init(CONFIG, 0, device=device), AdamW(), rng.key(0, device))
+            state = start(vit.init(CONFIG, 0, device=device), OPTIMIZER, rng.key(0, device))
             losses.append(loop.epoch(state, rng.permutation(rng.key(1, device), 40))[1].loss.tolist())
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], rel=1e-5)

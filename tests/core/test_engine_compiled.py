@@ -12,8 +12,9 @@ from core import engine, rng, vit
 from core.data.augment import preparation
 from core.data.splits import Split
 from core.layers import EXACT
-from core.optimizers import AdamW
+from core.optimizers import AdamW, Averaged
 from core.step import start
+from core.targets import Targets
 from core.transforms.decatt import decatt
 
 CONFIG = vit.VitConfig(image=16, patch=4, width=16, depth=3, heads=2, mlp=32, classes=5, dropout=0.1)
@@ -110,10 +111,10 @@ def test_without_a_region_the_numbers_are_the_same(depth, options, compiler):
 
 def trained(arm, how, depth):
     """Metrics [20 steps, 5] of two seeds in turn, two epochs each."""
-    config, ops = replace(CONFIG, depth=depth), parse(arm).ops
-    optimizer = AdamW(1e-2, schedule="cosine", steps=10)
-    prepare = preparation((0.4,) * 3, (0.3,) * 3, True, 1, 5.0)
-    step = engine.build(config, ops, prepare, torch.float32, optimizer, how)
+    config, ops, targets = replace(CONFIG, depth=depth), parse(arm).ops, Targets(0.4, 0.1)
+    optimizer = Averaged(AdamW(1e-2, schedule="cosine", steps=10), 0.9, warmup=True)
+    prepare = preparation((0.4,) * 3, (0.3,) * 3, True, 1, 5.0, crop=0.3)
+    step = engine.build(config, ops, prepare, torch.float32, optimizer, how, targets=targets)
     loop, found = engine.Stepwise(step, split(40), 8, torch.device("cpu")), []
     for seed in range(2):
         state = start(vit.init(config, seed, ops), optimizer, rng.key(seed), ops)

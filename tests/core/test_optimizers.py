@@ -6,8 +6,10 @@ import torch
 from core import rng, vit
 from core.errors import InputError
 from core.layers import EXACT
-from core.optimizers import AdamW, clipped
-from core.step import make_step, start
+from core.ops import rewrite
+from core.optimizers import AdamW, Averaged, clipped
+from core.step import make_step, objective, start
+from core.transforms.muon import muon
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -81,6 +83,43 @@ def test_clipping_equals_torch(config, largest):
     for leaf, g in zip(leaves, mine.values(), strict=True):
         torch.testing.assert_close(leaf.grad, g, rtol=1e-12, atol=0)
     assert torch.equal(clipped(gradients, 1e9)["pos_embed"], gradients["pos_embed"])
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_the_average_equals_timms(warmup):
+    """Ten steps of a module under torch.optim.AdamW, as timm's training script calls its ModelEmaV3."""
+    from timm.utils import ModelEmaV3
+
+    module = torch.nn.Linear(3, 2).double()
+    theirs, reference = ModelEmaV3(module, decay=0.7, use_warmup=warmup), torch.optim.AdamW(module.parameters(), lr=0.1)
+    optimizer = Averaged(AdamW(0.1), 0.7, warmup)
+    params = {name: p.detach().clone() for name, p in module.named_parameters()}
+    state = optimizer.init(params)
+    for done in range(10):
+        gradients = {name: torch.sin(p + done) for name, p in params.items()}
+        for p, g in zip(module.parameters(), gradients.values(), strict=True):
+            p.grad = g.clone()
+        reference.step()
+        theirs.update(module, step=done + 1)
+        params, state = optimizer.update(params, gradients, state, torch.tensor(done))
+        for name, p in theirs.module.named_parameters():
+            torch.testing.assert_close(state.average[name], p.detach(), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(state.average["weight"], params["weight"])
+
+
+def test_the_average_is_of_all_that_transforms_train(config, batch):
+    """Muon's matrices too; a frozen parameter is evaluated as it is."""
+    still = rewrite("still", frozen=lambda name: name == "cls_token")
+    ops, optimizer = still(muon()(EXACT)), Averaged(AdamW(), 0.5)
+    step = make_step(objective(config, ops, lambda images, key: images), optimizer, ops)
+    begun = start(vit.init(config, 0), optimizer, rng.key(0), ops)
+    first, _ = step(begun, batch)
+    second, _ = step(first, batch)
+    assert second.judged.keys() == second.params.keys() == second.optimizer.average.keys() | {"cls_token"}
+    assert second.judged["cls_token"] is begun.params["cls_token"]
+    for name, p in second.optimizer.average.items():
+        torch.testing.assert_close(second.judged[name], (first.params[name] + second.params[name]) / 2)
+        torch.testing.assert_close(p, second.judged[name])
 
 
 class Sgd:

@@ -32,9 +32,10 @@ from core.foreign import sources
 from core.layers import EXACT
 from core.measure import peak_bytes, tensor_bytes
 from core.ops import rewrite
-from core.optimizers import AdamW
+from core.optimizers import AdamW, Averaged
 from core.parallel import ALONE, Share, at_use, check, divided, shard, spread, whole
 from core.step import make_step, objective, start, value_and_grad
+from core.targets import Targets
 from core.transforms.registry import REGISTRY
 
 CPU = torch.device("cpu")
@@ -44,6 +45,7 @@ CONFIG = vit.VitConfig(
 LARGER = vit.VitConfig(image=16, patch=4, width=64, depth=3, heads=2, mlp=128, classes=5)
 MRT = {"mrt": {"tokens": 16, "min_patch": 2, "max_patch": 8}}
 ADAMW = AdamW(3e-3, 0.05, decay_all=False, clip=0.5)
+AVERAGED, TARGETS = Averaged(ADAMW, 0.9, warmup=True), Targets(0.4, 0.1)
 ROOM = {"rtol": 1e-8, "atol": 1e-9}  # Adam divides rounding errors of gradients that are zero by its epsilon
 KINDS = {"ddp": False, "fsdp": True}
 SIZE, STEPS = 8, 10
@@ -72,7 +74,7 @@ def split():
 
 
 def prepared(share):
-    prepare = preparation((0.5,) * 3, (0.3,) * 3, flip=True, shift=1, rotate=5.0, share=share)
+    prepare = preparation((0.5,) * 3, (0.3,) * 3, flip=True, shift=1, rotate=5.0, share=share, crop=0.3)
     return lambda images, key: prepare(images, key).double()
 
 
@@ -93,17 +95,21 @@ def others():
 
 def begun(ops, share=ALONE, config=CONFIG):
     params = {n: p.double() for n, p in model.init(config, 0, ops).items()}
-    return start(shard(params, share), ADAMW, rng.key(3), ops)
+    return start(shard(params, share), AVERAGED, rng.key(3), ops)
 
 
 def train(ops, share, config=CONFIG, engine="eager"):
-    """Ten steps of an arm: its losses, correct predictions and whole parameters."""
+    """Ten steps of an arm: its losses, correct predictions, whole parameters and their averages."""
     config = model.asked(config, ops)
-    optimizer = replace(ADAMW, norm=share.norm)
-    step = build(config, ops, prepared(share), torch.float64, optimizer, engine, share=share)
+    optimizer = replace(AVERAGED, inner=replace(ADAMW, norm=share.norm))
+    step = build(config, ops, prepared(share), torch.float64, optimizer, engine, share=share, targets=TARGETS)
     order = rng.permutation(rng.key(4), SIZE * STEPS)
     state, metrics = loop(engine, step, split(), SIZE, CPU, share).epoch(begun(ops, share, config), order)
-    return metrics.loss, metrics.correct, whole(state.params, model.shapes(config, ops), share)
+    return metrics.loss, metrics.correct, *(whole(p, model.shapes(config, ops), share) for p in trees(state))
+
+
+def trees(state):
+    return state.params, state.optimizer.average
 
 
 @cache
@@ -116,7 +122,7 @@ def simulated(ops, count):
     """The same by one process that goes through the shares one after the other: the mean of their losses."""
     config = ops.config(CONFIG)
     shares = [Share(i, count) for i in range(count)]
-    losses = [objective(config, ops, prepared(s), torch.float64, own=s.key) for s in shares]
+    losses = [objective(config, ops, prepared(s), torch.float64, own=s.key, targets=TARGETS) for s in shares]
 
     def loss(params, batch, key):
         parts = zip(losses, *(t.chunk(count) for t in batch), strict=True)
@@ -124,18 +130,19 @@ def simulated(ops, count):
         means, aux = (torch.stack(column) for column in zip(*values, strict=True))
         return means.mean(), torch.cat((aux[:, :2].mean(0), aux[:, 2:].sum(0)))
 
-    step = make_step(loss, ADAMW, ops)
+    step = make_step(loss, AVERAGED, ops)
     order = rng.permutation(rng.key(4), SIZE * STEPS)
     state, metrics = loop("eager", step, split(), SIZE, CPU).epoch(begun(ops, config=config), order)
-    return metrics.loss, metrics.correct, state.params
+    return metrics.loss, metrics.correct, *trees(state)
 
 
 def compare(found, expected, **room):
     for mine, other in zip(found[:2], expected[:2], strict=True):
         torch.testing.assert_close(mine, other, **ROOM | room)
-    assert found[2].keys() == expected[2].keys()
-    for name, p in expected[2].items():
-        torch.testing.assert_close(found[2][name], p, **ROOM | room)
+    for mine, other in zip(found[2:], expected[2:], strict=True):
+        assert mine.keys() == other.keys()
+        for name, p in other.items():
+            torch.testing.assert_close(mine[name], p, **ROOM | room)
 
 
 class Worker:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 OPTIONS = [
     "--preset", "quick", "--device", "cpu", "--image", "8", "--width", "16", "--depth", "1", "--heads", "2",
     "--mlp", "32", "--epochs", "3", "--batch-size", "128", "--dropout", "0.1", "--seeds", "1",
+    "--crop", "0.3", "--mixup", "0.2", "--smoothing", "0.1", "--ema", "0.9",
     "--arms", "baseline,decatt,crs@0.5",
 ]  # fmt: skip
 TIMES = {  # and what is made of them

@@ -124,6 +124,12 @@ def test_compiled_bytes_are_added_on_demand(run):
     assert json.loads(run("--json", "--engine", "compiled", *options).stdout)[0]["kept_bytes_compiled"] > 0
 
 
+def test_what_is_done_to_the_images_is_told(run):
+    options = ("--image", "64", "--crop", "0.08", "--mixup", "0.8", "--smoothing", "0.1", "--ema", "0.9998")
+    told = " ".join(run("--arms", "baseline", "--depth", "1", *options).stdout.split())
+    assert "32 images of 64 pixels (patch 8, crop 0.08, mixup 0.8, smoothing 0.1, ema 0.9998) on cpu" in told
+
+
 def test_outline_is_the_data_without_images():
     known, loaded = data.outline("digits"), data.load("digits")
     assert (known.image, len(known.classes), known.mirrors) == (loaded.image, len(loaded.classes), loaded.mirrors)

@@ -65,6 +65,17 @@ def test_fine_tuning_is_study_2_of_what_pretraining_makes():
     assert model == first.config(parse("baseline"), replace_side(cifar_like(), 224))
 
 
+@pytest.mark.parametrize(
+    ("side", "patch"), [(8, 4), (16, 4), (24, 4), (28, 4), (32, 4), (56, 4), (64, 8), (96, 8), (100, 10), (224, 16)]
+)
+def test_the_patch_suits_the_image_unless_it_is_given(side, patch):
+    """Every preset on its own data has the patch that it always had."""
+    data, recipe = replace(cifar_like(), train=replace_side(cifar_like(32), side).train), PRESETS["quick"]
+    given = replace(recipe, batch_size=1, patch=2)
+    assert recipe.config(parse("baseline"), data).patch == patch == replace(given, patch=None).resolve_data(data).patch
+    assert given.config(parse("baseline"), data).patch == given.resolve_data(data).patch == 2
+
+
 def replace_side(data, side):
     images = torch.zeros(1, 3, side, side, dtype=torch.uint8)
     return replace(data, train=Split(images, torch.zeros(1, dtype=torch.int64)))

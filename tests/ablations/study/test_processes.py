@@ -61,7 +61,7 @@ def rows(out, arm):
 
 def test_a_study_of_two_processes_is_that_of_one(tmp_path):
     """The leader writes all, the other nothing; losses are equal to float32's rounding; the timing pass runs."""
-    arms = ["--arms", "baseline,decatt"]
+    arms = ["--arms", "baseline,decatt", "--crop", "0.3", "--mixup", "0.2", "--ema", "0.9"]
     (status, output, errors), (other_status, other_output, _) = pair(tmp_path / "two", *arms, "--parallel", "fsdp")
     assert (status, other_status) == (0, 0), errors
     assert "2 of 2" in output or "[2/2]" in output

@@ -10,7 +10,7 @@ from ablations.study.course import Course
 from ablations.study.evaluation import Evaluation
 from ablations.study.snapshots import Snapshots
 from core import rng, vit
-from core.optimizers import AdamW
+from core.optimizers import AdamW, Averaged
 from core.step import Metrics, start
 
 
@@ -80,13 +80,14 @@ def test_they_wait_until_they_cost_their_share(kept, monkeypatch):
 
 def test_a_course_comes_back_bit_for_bit(config, kept):
     """After an epoch and a half, into the course before the first step."""
-    state = start(vit.init(config, 0), AdamW(), rng.key(7))
+    state = start(vit.init(config, 0), Averaged(AdamW(), 0.9), rng.key(7))
     course = Course(state, state.params)
     losses = [torch.tensor([2.5, 1 / 3]), torch.tensor([0.1, 0.7])]
     metrics = [Metrics(x, x.double(), x * 0, torch.tensor([3, 4]), x) for x in losses]
     later = state._replace(step=state.step + 2, params={n: p + 1 for n, p in state.params.items()})
     course.advance(later, metrics[0], [0.5, 0.25])
     course.evaluate(Evaluation(torch.tensor([True, False, True]), 1.5), 8, 2**20)
+    assert all(torch.equal(p, later.optimizer.average[name]) for name, p in course.best.items())
     course.advance(later._replace(step=later.step + 2), metrics[1], [0.125, 0.1])
     kept.save(course.steps, course.pack)
     found = Course(state, state.params).restored(*kept.load())
@@ -97,7 +98,10 @@ def test_a_course_comes_back_bit_for_bit(config, kept):
         assert tensor.dtype == theirs[name].dtype
         assert torch.equal(tensor, theirs[name])
     assert found.state.step == 4
-    other = start(vit.init(replace(config, patch=8), 0), AdamW(), rng.key(0))
+    other = start(state.params, AdamW(), rng.key(0))
+    with pytest.raises(KeyError, match="mean"):
+        Course(other, other.params).restored(*kept.load())
+    other = start(vit.init(replace(config, patch=8), 0), Averaged(AdamW(), 0.9), rng.key(0))
     with pytest.raises(ValueError, match="pos_embed"):
         Course(other, other.params).restored(*kept.load())
 

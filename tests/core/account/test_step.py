@@ -9,10 +9,11 @@ from core import rng, vit
 from core.account.step import account
 from core.errors import InputError
 from core.layers import EXACT
-from core.measure import peak_bytes
+from core.measure import peak_bytes, tensor_bytes
 from core.ops import rewrite
-from core.optimizers import AdamW
+from core.optimizers import AdamW, Averaged
 from core.step import make_step, objective, start
+from core.targets import LABELS, Targets
 
 B16 = vit.VitConfig(image=224, patch=16, width=768, depth=12, heads=12, mlp=3072, classes=1000)
 MIB = 2**20
@@ -72,15 +73,17 @@ def test_kept_bytes_are_what_autograd_keeps(name):
 @pytest.mark.parametrize(("size", "clip"), [(16, None), (1, 1.0)])
 @pytest.mark.parametrize("name", ["baseline", "crs@0.3+decatt+flash", "recompute@True", "mrt"])
 def test_predicted_peak_is_the_measured_one(name, size, clip):
-    """Of images that are resized in the step too."""
+    """Of images that are resized or mixed in the step, and of averaged weights, too."""
     arm = parse(name, {"mrt": {"image": 32, "min_patch": 4, "max_patch": 8}})
     ops, cpu, side, optimizer = arm.ops, torch.device("cpu"), 16 if name == "mrt" else 32, AdamW(clip=clip)
-    step = make_step(objective(SMALL, ops, lambda i, k: i.float() / 255), optimizer, ops)
+    optimizer, targets = (optimizer, LABELS) if clip else (Averaged(optimizer, 0.9, warmup=True), Targets(0.4, 0.1))
+    step = make_step(objective(SMALL, ops, lambda i, k: i.float() / 255, targets=targets), optimizer, ops)
     batch = torch.zeros(size, 3, side, side, dtype=torch.uint8), torch.zeros(size, dtype=torch.int64)
     state = start(vit.init(SMALL, 0), optimizer, rng.key(0))
     step(state, batch)
-    predicted = account(SMALL, ops, size, optimizer=optimizer, image=side).peak_bytes
-    assert predicted == pytest.approx(peak_bytes(step, state, batch, device=cpu), rel=1e-3)
+    predicted = account(SMALL, ops, size, optimizer=optimizer, image=side, targets=targets)
+    assert predicted.state_bytes == tensor_bytes(tuple(state))
+    assert predicted.peak_bytes == pytest.approx(peak_bytes(step, state, batch, device=cpu), rel=1e-3)
 
 
 @pytest.mark.gpu

@@ -1,11 +1,14 @@
 import pytest
 import torch
+from scipy import stats
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from core import rng
-from core.data.augment import affine, preparation
+from core.data.augment import TRIES, affine, boxes, preparation, resized
 from core.errors import InputError
+from core.parallel import Share
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -74,6 +77,39 @@ def test_every_shift_is_as_likely():
     assert (window - 1 / 25).abs().max() < 5 * (1 / 25 / 5000) ** 0.5
 
 
+def test_a_resized_box_equals_torchvision(images):
+    pixels, draws = images.double() / 255, rng.uniform(rng.key(5), (2 * TRIES + 2, 5))
+    place, size = boxes(draws, 12, 0.08)
+    for one, ours, (left, top), (width, height) in zip(
+        pixels, resized(pixels, place, size), place.T.int().tolist(), size.T.int().tolist(), strict=True
+    ):
+        theirs = TF.resized_crop(one, top, left, height, width, [12, 12], InterpolationMode.BILINEAR, antialias=True)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("least", [0.08, 0.9])  # of the second many fit at no try
+def test_boxes_are_distributed_as_torchvisions(least):
+    """Each of left, top, width, height and area, by the test of Kolmogorov and Smirnov."""
+    image = torch.zeros(1, 32, 32)
+    theirs = torch.tensor([RandomResizedCrop.get_params(image, [least, 1], [3 / 4, 4 / 3]) for _ in range(4000)])
+    ours = torch.cat(boxes(rng.uniform(rng.key(6), (2 * TRIES + 2, 20_000)), 32, least))[[1, 0, 3, 2]]
+    for mine, other in zip([*ours, ours[2] * ours[3]], [*theirs.T, theirs[:, 2] * theirs[:, 3]], strict=True):
+        assert stats.ks_2samp(mine, other).pvalue > 1e-4
+    everything = (ours[2:] == 32).all(0).float().mean()
+    assert (everything > 0.05) == (least == 0.9)
+
+
+def test_boxes_are_an_images_own_whoever_has_it(images):
+    """And mirror, angle and shift are drawn as without them."""
+    at_once = preparation(MEAN, STD, True, 2, 15.0, crop=0.3)(images[:4], rng.key(9))
+    parts = [preparation(MEAN, STD, True, 2, 15.0, Share(i, 2), 0.3)(images[2 * i :][:2], rng.key(9)) for i in (0, 1)]
+    torch.testing.assert_close(torch.cat(parts), at_once, rtol=0, atol=1e-6)
+    whole = images[:4] // 200 * 255  # of one grey value a channel, a box is like the whole
+    whole = whole.amax((2, 3), keepdim=True).expand_as(whole)
+    plain, cropped = (preparation(MEAN, STD, True, 2, 15.0, crop=c)(whole, rng.key(9)) for c in (None, 0.3))
+    torch.testing.assert_close(plain, cropped, rtol=0, atol=1e-5)
+
+
 def test_half_are_mirrored():
     images = torch.zeros(4000, 1, 8, 8, dtype=torch.uint8)
     images[..., 0] = 255
@@ -81,7 +117,15 @@ def test_half_are_mirrored():
     assert abs(left.float().mean().item() - 0.5) < 4 * 0.5 / 4000**0.5
 
 
-@pytest.mark.parametrize(("options", "message"), [({"shift": -1}, "shift -1"), ({"rotate": 200.0}, "rotate 200.0")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shift": -1}, "shift -1"),
+        ({"rotate": 200.0}, "rotate 200.0"),
+        ({"crop": 1.1}, "crop 1.1"),
+        ({"crop": 0.0}, "crop 0.0"),
+    ],
+)
 def test_bad_values_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         preparation(MEAN, STD, **options)
