@@ -18,13 +18,14 @@ from rich.console import Console
 from ablations.benchmarks import data, tokens, training
 from ablations.benchmarks.contest import Figures
 from ablations.benchmarks.peers import PEERS
-from ablations.study.arms import PRECISIONS, parse
+from ablations.study.arms import PRECISIONS
 from ablations.study.machine import environment
 from ablations.study.speaking import one_message
 from ablations.study.store import write_json
 from core import engine
 from core.errors import InputError, choose
 from core.measure import gpu_state
+from core.vit import VitConfig
 
 WHAT = ("train", "data", "tokens")
 
@@ -37,17 +38,17 @@ class Bench:
     """train; data: what data, augmentation and logging cost, in memory and streamed; tokens: mixed-resolution
     tokenization."""
     shapes: str = ""
-    """Models, joined by commas: quick (0.2 M), 4.2M, 4.2M-256-tokens, 12M, B16, B16-batch-256. All on CUDA; 4.2M and
-    quick else. Or timm:NAME, …: a module of others in our loop, against the same one in a plain loop, by engine."""
+    """Models, joined by commas: quick (the preset's), 4.2M, 4.2M-256-tokens, 12M, B16, B16-batch-256. All on CUDA; 4.2M
+    and quick else. Or timm:NAME, …: a module of others in our loop, against the same one in a plain loop, by engine."""
     image: int = 224
     """Side in pixels of the images of a module of others."""
     arms: str = "baseline,flash,readout,flash+readout"
-    """Arms of ours, joined by commas."""
+    """Arms of ours, joined by commas; "checkpointing" rebuilds every block from its input, beside budget@SIZE."""
     engines: str = ""
     """Engines for each of them: eager, compiled, graphed. All on CUDA; eager else."""
     peers: str = "timm,torchvision,transformers,published"
-    """Other libraries and the published study's configuration; the first is what ratios refer to. NAME:compiled puts
-    one under torch.compile. On CUDA timm:compiled is added."""
+    """Other libraries and the published study's configuration, or none; the first (of none, the first arm) is what
+    ratios refer to. NAME:compiled puts one under torch.compile. On CUDA timm:compiled is added."""
     batch_size: int = 0
     """Images a step; 0: 64 on a CPU (at most the shape's own), the shape's own on CUDA."""
     steps: int = 0
@@ -82,20 +83,20 @@ def settled(bench: Bench) -> Bench:
         engines=bench.engines or ("eager,compiled,graphed" if cuda else "eager"),
         precision=bench.precision or ("fp32" if not cuda else "fp32,bf16" if bench.what == "train" else "bf16"),
         steps=bench.steps or (20 if cuda else 3),
-        peers=bench.peers + (",timm:compiled" if cuda and "timm:compiled" not in bench.peers else ""),
+        peers=bench.peers + (",timm:compiled" if cuda and "timm" in bench.peers.split(",") else ""),
     )
     shapes = [*training.SHAPES, *(name for name in bench.shapes.split(",") if ":" in name)]
     for kind, names, legal in (
         ("shape", bench.shapes, shapes),
         ("precision", bench.precision, PRECISIONS),
-        ("peer", bench.peers.replace(":compiled", ""), PEERS),
+        ("peer", bench.peers.replace(":compiled", ""), (*PEERS, "none")),
     ):
         for name in names.split(","):
             choose(kind, name, legal)
     for name in bench.engines.split(","):
         engine.resolve(choose("engine", name, engine.ENGINES[1:]), bench.device)
     for arm in bench.arms.split(","):
-        parse(arm)
+        training.operations(arm)
     return bench
 
 
@@ -103,7 +104,8 @@ def train(bench: Bench, device: torch.device, console: Console) -> dict[str, Fig
     """Every shape, by its name, and precision (in the name where there are two), shown as they come."""
     every: dict[str, Figures] = {}
     precisions = bench.precision.split(",")
-    peers, arms, engines = bench.peers.split(","), bench.arms.split(","), bench.engines.split(",")
+    peers = [name for name in bench.peers.split(",") if name != "none"]
+    arms, engines = bench.arms.split(","), bench.engines.split(",")
     for shape in bench.shapes.split(","):
         plain = [(["plain loop" if how == "eager" else "plain loop:compiled"], ["baseline"], [how]) for how in engines]
         for precision, lists in product(precisions, plain if ":" in shape else [(peers, arms, engines)]):
@@ -112,6 +114,8 @@ def train(bench: Bench, device: torch.device, console: Console) -> dict[str, Fig
             build = training.contenders(config, size, bench.steps, precision, device, *lists)
             dtype = PRECISIONS[precision]
             figures = training.compare(build, config, size * bench.steps, bench.rounds, dtype, device)
+            if isinstance(config, VitConfig):
+                training.foretold(figures, config, arms, size, dtype)
             several = [precision] * (len(precisions) > 1) + lists[2] * (":" in shape)
             every[", ".join([shape, *several])] = figures
             training.show(figures, f"{shape}, batch {size}, {precision}", console)

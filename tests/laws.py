@@ -16,11 +16,13 @@ import torch
 from gradients import CONFIG, check_by_finite_differences, check_mean, distance, equal, errors, inputs, loss_of, run
 
 from core import plugins, rng, vit
+from core.account.step import account
 from core.errors import InputError
 from core.layers import EXACT
+from core.measure import peak_bytes
 from core.ops import composed
 from core.optimizers import AdamW
-from core.step import Aux, make_step, start, value_and_grad
+from core.step import Aux, make_step, objective, start, value_and_grad
 from core.transforms.registry import REGISTRY, Transform
 
 NO_REGION = {"int8", "budget"} if torch.__version__ < "2.14" else {}  # torch.func within one: --regions False
@@ -203,6 +205,19 @@ def test_a_step_changes_what_is_trained(case):
     if case.transform.contract == "changes the update":
         plain, _ = make_step(loss_of(ops, config), AdamW(weight_decay=0.1))(start(params, AdamW(), rng.key(7)), batch)
         assert any(not torch.equal(plain.params[n], after.params[n]) for n in params)
+
+
+@each
+def test_predicted_peak_is_the_measured_one(case):
+    """Of a step, where activations outweigh the weights: the account sees all that a transform holds."""
+    ops, size, side = case.ops, 32, CONFIG.image
+    config = replace(ops.config(CONFIG), depth=1, width=48, heads=3, mlp=192)
+    step = make_step(objective(config, ops, lambda images, key: images.float() / 255), AdamW(), ops)
+    batch = torch.zeros(size, 3, side, side, dtype=torch.uint8), torch.zeros(size, dtype=torch.int64)
+    state = start(vit.init(config, 0, ops), AdamW(), rng.key(0), ops)
+    step(state, batch)
+    measured = peak_bytes(step, state, batch, device=torch.device("cpu"))
+    assert account(config, ops, size, image=side).peak_bytes == pytest.approx(measured, rel=0.02)
 
 
 @each

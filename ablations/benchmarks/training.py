@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from ablations.benchmarks import contest, ours, peers
 from ablations.benchmarks.contest import Contender, Figures
 from ablations.study.arms import PRECISIONS, parse
-from core.account.step import account
+from core import engine
+from core.account.step import account, planned
 from core.data.splits import Split
 from core.errors import InputError
 from core.foreign import sources
@@ -19,12 +21,14 @@ from core.foreign.model import Foreign
 from core.layers import EXACT
 from core.measure import ceiling, idle_share
 from core.model import Config
+from core.ops import Ops, Site, rewrite
 from core.vit import VitConfig
 
 _SMALL = VitConfig(image=32, patch=4, width=192, depth=12, heads=3, mlp=512, classes=10)
 _B16 = VitConfig(image=224, patch=16, width=768, depth=12, heads=12, mlp=3072, classes=1000)
+CHECKPOINTING = "checkpointing"  # every block rebuilt from its input: what `budget` is compared with
 SHAPES: dict[str, tuple[VitConfig, int]] = {  # model and batch size
-    "quick": (VitConfig(image=24, patch=4, width=64, depth=4, heads=4, mlp=256, classes=10), 32),
+    "quick": (VitConfig(image=16, patch=4, width=32, depth=2, heads=4, mlp=128, classes=10), 32),  # the preset's
     "4.2M": (_SMALL, 256),
     "4.2M-256-tokens": (replace(_SMALL, patch=2), 256),
     "12M": (replace(_SMALL, width=384, heads=6), 256),
@@ -64,10 +68,36 @@ def contenders(
     for arm in arms:
         for how in engines:
             build[f"{arm}, {how}"] = partial(
-                ours.contender, parse(arm).ops, config, split, order, size, how, PRECISIONS[precision], device
+                ours.contender, operations(arm), config, split, order, size, how, PRECISIONS[precision], device
             )
     first = f"{arms[0]}, {engines[0]}"
     return build | {f"{first} (A/A)": build[first]}
+
+
+def operations(arm: str) -> Ops:
+    """Those of an arm's name, or of CHECKPOINTING."""
+    blockwise = {"budget": {"plan": (("block",),)}}
+    return parse("budget", blockwise).ops if arm == CHECKPOINTING else parse(arm).ops
+
+
+def foretold(figures: Figures, config: VitConfig, arms: Sequence[str], size: int, dtype: torch.dtype) -> None:
+    """Add to ours what the account says of a step: tokens at the end, FLOPs over the plain model's, peak bytes."""
+    plain = account(config, EXACT, size, dtype).flops
+    for arm in arms:
+        tokens: list[int] = []
+
+        def readout(inner: Callable[..., Tensor], site: Site, x: Tensor, seen: list[int] = tokens) -> Tensor:
+            seen.append(x.shape[1])
+            return inner(site, x)
+
+        try:
+            ops = planned(config, operations(arm), size, dtype)
+            cost = account(config, rewrite("counted", wrap={"readout": readout})(ops), size, dtype)
+        except InputError:
+            continue  # its row says why
+        said = {"tokens": tokens[0], "flops": cost.flops / plain, "predicted_bytes": cost.peak_bytes}
+        for name in figures.keys() & {f"{arm}, {how}" for how in engine.ENGINES}:
+            figures[name] |= said
 
 
 def compare(
@@ -117,7 +147,11 @@ def show(figures: Figures, title: str, console: Console) -> None:
             f"{f['images_per_second'] * f['seconds'] / f[bound]:,.0f}" for bound in ("upper_quartile", "lower_quartile")
         ),
         f"× {next(iter(figures))}": lambda f: f"{f['ratio']:.3f}",
-        "peak MiB": lambda f: f"{f['peak_bytes'] / 2**20:,.0f}",
+        "by FLOPs": lambda f: f"{1 / f['flops']:.3f}" if "flops" in f else "",
+        "FLOPs": contest.optional("flops", ".3f"),
+        "tokens": contest.optional("tokens", ""),
+        "peak MiB": lambda f: f"{f['peak_bytes'] / 2**20:,.1f}",
+        "predicted": lambda f: f"{f['predicted_bytes'] / 2**20:,.1f}" if "predicted_bytes" in f else "",
         "MFU": lambda f: f"{f['mfu']:.2f}",
         "idle": contest.optional("idle", ".1%"),
     }

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,7 +29,7 @@ def execute(command: Command, console: Console, stop: Stop) -> int:
     if command.jobs > 1 and not command.worker:
         jobs.divide_threads(command.jobs, machine.named(command.recipe.device))
     versions = machine.environment(machine.named(command.recipe.device))
-    same = {name: versions[name] for name in ("torch", "revision")}
+    same: dict[str, Any] = {name: versions[name] for name in ("torch", "revision")}
     same |= {"arms": command.arms, "deterministic": command.deterministic}
     processes.agree(same | asdict(command.recipe))
     study = processes.in_turn(lambda: running.prepare(command.arms, command.recipe, command.data_root))

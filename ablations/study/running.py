@@ -125,7 +125,6 @@ def run(cells: Sequence[tuple[Prepared, int]], preset: str, out: Path, progress:
             cell.release()
         if not left:
             return sum(failed(folder) for folder in folders.values())
-        progress.left(len(left))
         left.sort(key=lambda key: (key[1], not key[0].met))  # processes divide arms, whose preparation costs a second
         for cell, seed in left:
             if run_cell(cell, seed, preset, out, progress, stop):

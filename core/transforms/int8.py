@@ -6,7 +6,7 @@ random. Of GELU its slope is kept and not its input, as in Mesa: the gradient is
 of which 8 bits would be a bias. A block keeps 11 u · (1/4 + 2/group) instead of 11 u in float32 (u = B·N·D elements).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -48,13 +48,18 @@ def int8(group: int = 256) -> Rewrite:
 
 def sloped(before: Callable[..., Tensor], y: Tensor, *rest: Tensor, group: int, key: Tensor) -> Tensor:
     """before(y, *rest), a function of each element of y by itself, with its slopes kept as 8 bits."""
-    x, pull, *_ = torch.func.vjp(lambda y: before(y, *rest), y.detach())
-    (slope,) = pull(x.new_ones(()).expand_as(x))
+    x = torch.empty_like(y)
+
+    def slope(x: Tensor, y: Tensor, *rest: Tensor) -> Tensor:
+        value, pull, *_ = torch.func.vjp(lambda y: before(y, *rest), y)
+        x.copy_(value)
+        return pull(torch.ones_like(value))[0]
 
     def gradient(G: Tensor, codes: Tensor, low: Tensor, step: Tensor) -> tuple[Tensor]:
         return (G * unpack(codes, low, step, G.dtype),)
 
-    return attach(x, [y], pack(slope, group, key), gradient)
+    slopes = map(slope, *(_parts(t) for t in (x, y.detach(), *rest)))
+    return attach(x, [y], _packed(slopes, x.shape, group, key), gradient)
 
 
 def pack(x: Tensor, group: int, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,18 +68,27 @@ def pack(x: Tensor, group: int, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     The mean of `unpack` over keys is x. One uniform draw a group is turned by multiples of the golden ratio (Cranley
     and Patterson 1976): every element's draw is uniform, neighbours round apart, and it costs 1/g of a draw each.
     """
-    width = next(w for w in range(min(group, x.shape[-1]), 0, -1) if x.shape[-1] % w == 0)
-    wide, x = torch.promote_types(x.dtype, torch.float32), x.unflatten(-1, (-1, width))
-    low = x.amin(-1, keepdim=True).to(wide)
-    step = ((x.amax(-1, keepdim=True) - low) / 255).clamp_min(torch.finfo(wide).tiny)
-    turns = (_GOLDEN * torch.arange(width, device=x.device)).frac_()
+    return _packed(_parts(x), x.shape, group, key)
 
-    def codes(x: Tensor, low: Tensor, step: Tensor, draw: Tensor) -> Tensor:
-        return (x - low).div_(step).add_((draw + turns).frac_()).clamp_max_(255).to(torch.uint8)
 
-    parts = 1 if torch.compiler.is_compiling() else _PARTS  # a compiler fuses them
-    pieces = zip(*(t.chunk(parts) for t in (x, low, step, rng.uniform(key, low.shape))), strict=True)
-    return torch.cat([codes(*piece) for piece in pieces]), low, step
+def _parts(x: Tensor) -> tuple[Tensor, ...]:
+    return x.chunk(1 if torch.compiler.is_compiling() else _PARTS)  # a compiler fuses them
+
+
+def _packed(parts: Iterable[Tensor], shape: Sequence[int], group: int, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    width = next(w for w in range(min(group, shape[-1]), 0, -1) if shape[-1] % w == 0)
+    draws = rng.uniform(key, (*shape[:-1], shape[-1] // width, 1))
+    turns = (_GOLDEN * torch.arange(width, device=key.device)).frac_()
+
+    def one(x: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        wide, x = torch.promote_types(x.dtype, torch.float32), x.unflatten(-1, (-1, width))
+        low = x.amin(-1, keepdim=True).to(wide)
+        step = ((x.amax(-1, keepdim=True) - low) / 255).clamp_min(torch.finfo(wide).tiny)
+        codes = (x - low).div_(step).add_((draws + turns).frac_()).clamp_max_(255).to(torch.uint8)
+        return codes, low, step
+
+    codes, low, step = zip(*map(one, parts, _parts(draws)), strict=True)
+    return torch.cat(codes), torch.cat(low), torch.cat(step)
 
 
 def unpack(codes: Tensor, low: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,15 +5,20 @@ Contract: changes the objective. Control: the baseline.
 """
 
 from collections.abc import Callable
+from math import isfinite
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.errors import InputError
 from core.ops import Parameter, Rewrite, Site, rewrite
 
 
 def qknorm(scale: float = 1.0) -> Rewrite:
-    """scale: the initial value of the two scales [d] of a block, which its heads share."""
+    """scale: the initial value of the two scales [d] of a block, which its heads share. InputError for one that is not
+    finite."""
+    if not isfinite(scale):
+        raise InputError(f"qknorm scale {scale} must be finite, such as 1")
     return rewrite(
         "qknorm",
         wrap={"attend": attend},

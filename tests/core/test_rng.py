@@ -40,6 +40,18 @@ def test_words_against_python_integers():
     assert drawn == [reference(key, (i, 0, 0, 0)) for i in range(10)]
 
 
+def test_the_same_numbers_whatever_computes_them(monkeypatch):
+    """In tensors (for many counters, or on a GPU), numpy, and Python's integers."""
+    root = torch.tensor([0xDEADBEEF, 0x92345678])
+    expected = [rng.words(root, 40), rng.fold_in(root, (1 << 40) + 3), rng.split(root, 2), rng.split(root, 7)]
+    monkeypatch.setattr(rng, "_FEW", -1)
+    found = [rng.words(root, 40), rng.fold_in(root, (1 << 40) + 3), rng.split(root, 2), rng.split(root, 7)]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+        assert one.is_contiguous()
+        assert other.is_contiguous()
+
+
 def test_slabs_do_not_change_the_draws(monkeypatch):
     whole = rng.words(rng.key(3), 4000)
     monkeypatch.setattr(rng, "_SLAB", 7)

@@ -1,9 +1,11 @@
+import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch.func import functional_call
 
 from core import vit
 from core.account.step import account
+from core.errors import InputError
 from core.layers import EXACT
 from core.transforms.flash import flash
 from core.transforms.qknorm import qknorm
@@ -35,3 +37,8 @@ def test_parameters_and_work(config):
     assert normed.parameters - plain.parameters == config.depth * 2 * config.width // config.heads
     assert normed.flops == plain.flops
     assert normed.kept_bytes > plain.kept_bytes
+
+
+def test_a_value_that_is_not_finite_is_refused():
+    with pytest.raises(InputError, match="qknorm scale nan must be finite"):
+        qknorm(float("nan"))
