@@ -92,6 +92,10 @@ def _replacing(out: Path, own: bool) -> Iterator[Path]:
                 (out / name).unlink(missing_ok=True)
         for name in after:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
+            if (made / name).is_symlink():  # relative to the folder it lies in
+                target = (made / name).resolve()
+                (made / name).unlink()
+                (made / name).symlink_to(os.path.relpath(target, (out / name).parent))
             os.replace(made / name, out / name)
         write_text(out / _LISTING, json.dumps(after))
 
