@@ -62,7 +62,7 @@ def from_state_dict(config: Config, state: Params) -> Params:
     """The parameters of what `state_dict` gave."""
     if not isinstance(config, Foreign):
         return state
-    other = foreign.constants(config.module).keys()
+    other = config.module.state_dict().keys() - foreign.trained(config.module).keys()
     return {name: tensor for name, tensor in state.items() if name not in other}
 
 

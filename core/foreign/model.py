@@ -78,9 +78,10 @@ def layout(config: Foreign, ops: Ops = EXACT) -> dict[str, Parameter]:
 
 def state_dict(config: Foreign, params: Params) -> Params:
     """What the module's load_state_dict takes, from parameters."""
-    held = constants(config.module)
-    own = {name: params.get(name, held.get(name)) for name in config.module.state_dict()}
-    return {name: tensor for name, tensor in own.items() if tensor is not None}
+    every = constants(config.module) | params
+    first = {id(p): name for name, p in config.module.named_parameters()}  # a shared one has more names
+    own = {name: first.get(id(t), name) for name, t in config.module.state_dict(keep_vars=True).items()}
+    return {name: every[of].clone() if of != name else every[of] for name, of in own.items() if of in every}
 
 
 def split(name: str) -> tuple[int | None, str]:

@@ -1,17 +1,20 @@
 """Where a module comes from: timm, Hugging Face, or a function in a file."""
 
 import inspect
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from core import code
 from core.code import said
 from core.errors import InputError
+from core.foreign import checks
 from core.foreign.model import Foreign, trained
 from core.foreign.places import Watch, blocks, ours, places, reached, shape_of
 
@@ -33,7 +36,7 @@ def load(name: str, image: int, channels: int, classes: int, device: str = "cpu"
     make = _SOURCES[kind](rest, {"image": image, "channels": channels, "classes": classes})
 
     def build(seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
+        with redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return make().float().eval()
 
@@ -45,27 +48,8 @@ def watched(
 ) -> Foreign:
     """The model, once two images went through it."""
     module = build(0)
-    _refuse_inputs(name, module)
-    images = torch.linspace(-1, 1, 2 * channels * image * image).view(2, channels, image, image)
     watch = Watch({id(p): n.removesuffix(".weight") for n, p in module.named_parameters() if n.endswith(".weight")})
-    with torch.no_grad():
-        try:
-            with watch:
-                logits = _logits(module(images))
-        except InputError:
-            raise
-        except Exception as error:
-            sizes = _sizes(module)
-            raise InputError(
-                f"model '{name}' does not take images of {channels} x {image} x {image} ({said(error)}); "
-                f"{sizes or 'pass --image with the side that it takes'}"
-            ) from error
-        if logits is None or logits.shape != (2, classes):
-            got = "no tensor and nothing with .logits" if logits is None else f"{list(logits.shape)}"
-            raise InputError(
-                f"model '{name}' gives {got} for 2 images, not logits [2, {classes}]; give it {classes} classes"
-            )
-        _refuse_randomness(name, module, images, logits)
+    checks.refuse(name, module, (channels, image, image), classes, watch)
     prefix = blocks(module)
     found = places(watch.calls, prefix, image, channels, classes)
     counts = reached(watch.calls, prefix)
@@ -77,61 +61,6 @@ def watched(
     if torch.device(device).type != "cuda" or torch.cuda.is_available():
         module.to(device)
     return Foreign(name, shape_of(found), module, build, found, ours(trained(module), found, prefix), counts)
-
-
-def _logits(output: Any) -> Tensor | None:
-    found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    return found if isinstance(found, Tensor) else None
-
-
-def _refuse_inputs(name: str, module: nn.Module) -> None:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [
-        p.name
-        for p in inspect.signature(module.forward).parameters.values()
-        if p.default is p.empty and p.kind in (*kinds, inspect.Parameter.KEYWORD_ONLY)
-    ]
-    if len(needed) > 1:
-        raise InputError(f"model '{name}' needs {', '.join(needed)}; its forward may need the images alone")
-
-
-def _refuse_randomness(name: str, module: nn.Module, images: Tensor, logits: Tensor) -> None:
-    """A pure function is the same in training, and again."""
-    before = {n: b.clone() for n, b in module.named_buffers()}
-    module.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        other = _logits(module(images))
-    changed = [n for n, b in module.named_buffers() if not torch.equal(b, before[n])]
-    module.eval()
-    statistics = [n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if changed or statistics:
-        where = ", ".join((statistics or changed)[:3])
-        raise InputError(
-            f"model '{name}' has batch statistics or other state that a step changes ({where}); use LayerNorm"
-        )
-    if other is None or not torch.allclose(other, logits, rtol=1e-4, atol=1e-5):
-        drops = [f"{n} {getattr(m, key):g}" for n, m in module.named_modules() for key in _RATES if _rate(m, key)]
-        where = f" ({', '.join(drops[:3])})" if drops else ""
-        raise InputError(
-            f"model '{name}' computes something else in training{where}: dropout, stochastic depth or a second head, "
-            "which draw from torch's generator or change the loss; build it with these at zero"
-        )
-
-
-_RATES = ("p", "drop_prob")
-
-
-def _rate(module: nn.Module, key: str) -> bool:
-    value = getattr(module, key, None)
-    return isinstance(value, int | float) and value > 0
-
-
-def _sizes(module: nn.Module) -> str:
-    found = getattr(getattr(module, "config", None), "image_size", None)
-    found = found or getattr(getattr(module, "patch_embed", None), "img_size", None)
-    side = found[0] if isinstance(found, list | tuple) else found
-    return f"pass --image {side}" if side else ""
 
 
 def _timm(name: str, sizes: dict[str, int]) -> Build:
@@ -202,13 +131,17 @@ def _module(name: str, sizes: dict[str, int]) -> Build:
     taken = inspect.signature(build).parameters
     every = any(p.kind is p.VAR_KEYWORD for p in taken.values())
     options = {key: value for key, value in sizes.items() if every or key in taken}
+    if needed := [key for key in checks.needed(build) if key not in sizes]:
+        raise InputError(
+            f"'{file}': {function} needs {', '.join(needed)}, and is given {', '.join(sizes)} alone; write defaults"
+        )
 
     def make() -> nn.Module:
         try:
             return _a_module(name, build(**options))
         except InputError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"'{file}': {function}({options}) raises {said(error)}; mend it") from error
 
     return make

@@ -1,0 +1,120 @@
+"""What a module must be: a function of images and parameters, the same in training and again."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.parameter import is_lazy
+
+from core.code import said
+from core.errors import InputError
+from core.foreign.places import Watch
+
+
+def refuse(name: str, module: nn.Module, image: tuple[int, int, int], classes: int, watch: Watch) -> None:
+    """InputError, by name, for a module that is none. Under `watch` two images [C,H,W] go through it."""
+    _refuse_parameters(name, module)
+    if len(inputs := needed(module.forward)) > 1:
+        raise InputError(f"model '{name}' needs {', '.join(inputs)}; its forward may need the images alone")
+    images = torch.linspace(-1, 1, 2 * image[0] * image[1] * image[2]).view(2, *image)
+    before = {n: b.clone() for n, b in module.named_buffers()}
+    try:
+        with torch.no_grad(), watch:
+            output = module(images.clone())
+        module.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            again = functional_call(module, dict(module.named_parameters()), (images.clone(),))
+        module.eval()
+    except Exception as error:
+        sizes = " x ".join(map(str, image))
+        raise InputError(f"model '{name}' does not take images of {sizes} ({said(error)}); {_sizes(module)}") from error
+    logits = _logits(name, output, classes)
+    _refuse_state(name, module, before)
+    again = _logits(name, again, classes)
+    if not again.requires_grad:
+        raise InputError(f"model '{name}' gives logits without a gradient; take out what detaches them (no_grad, long)")
+    _refuse_randomness(name, module, logits, again)
+
+
+def needed(function: Callable[..., Any]) -> list[str]:
+    """The arguments without a default."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    taken = inspect.signature(function).parameters.values()
+    return [p.name for p in taken if p.default is p.empty and p.kind not in kinds]
+
+
+def _refuse_parameters(name: str, module: nn.Module) -> None:
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for what, wrong in (
+        ("without a size yet", [n for n, t in tensors.items() if is_lazy(t)]),
+        ("without values", [n for n, t in tensors.items() if t.is_meta]),
+        ("complex", [n for n, p in module.named_parameters() if p.is_complex()]),
+    ):
+        if wrong:
+            raise InputError(f"model '{name}' has parameters that are {what} ({_some(wrong)}); give it real numbers")
+    if not any(p.requires_grad for p in module.parameters()):
+        raise InputError(f"model '{name}' has no parameter that requires a gradient; nothing could be trained")
+
+
+def _logits(name: str, output: Any, classes: int) -> Tensor:
+    found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(found, Tensor):
+        raise InputError(
+            f"model '{name}' returns {type(output).__name__}; its forward may return logits [2, {classes}] "
+            "for 2 images, or what has them as .logits"
+        )
+    if found.shape != (2, classes):
+        raise InputError(
+            f"model '{name}' gives {list(found.shape)} for 2 images, not logits [2, {classes}]; give it {classes} "
+            "classes"
+        )
+    if not found.isfinite().all():
+        raise InputError(f"model '{name}' gives logits that are NaN or infinite, of images between -1 and 1; mend it")
+    return found
+
+
+def _refuse_state(name: str, module: nn.Module, before: dict[str, Tensor]) -> None:
+    changed = [n for n, b in module.named_buffers() if n not in before or not torch.equal(b, before[n])]
+    statistics = [n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if changed or statistics:
+        raise InputError(
+            f"model '{name}' has batch statistics or other state that a step changes ({_some(statistics or changed)}); "
+            "use LayerNorm"
+        )
+
+
+def _refuse_randomness(name: str, module: nn.Module, logits: Tensor, again: Tensor) -> None:
+    if not torch.allclose(again, logits, rtol=1e-4, atol=1e-5):
+        drops = [f"{n} {getattr(m, key):g}" for n, m in module.named_modules() for key in _RATES if _rate(m, key)]
+        where = f" ({_some(drops)})" if drops else ""
+        raise InputError(
+            f"model '{name}' computes something else in training{where}: dropout, stochastic depth or a second head, "
+            "which draw from torch's generator or change the loss; build it with these at zero"
+        )
+    if not again.requires_grad:
+        raise InputError(
+            f"model '{name}' gives logits without a gradient; take out what detaches them, such as no_grad"
+        )
+
+
+_RATES = ("p", "drop_prob")
+
+
+def _rate(module: nn.Module, key: str) -> bool:
+    value = getattr(module, key, None)
+    return isinstance(value, int | float) and value > 0
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _sizes(module: nn.Module) -> str:
+    found = getattr(getattr(module, "config", None), "image_size", None)
+    found = found or getattr(getattr(module, "patch_embed", None), "img_size", None)
+    side = found[0] if isinstance(found, list | tuple) else found
+    return f"pass --image {side}" if side else "pass --image with the side that it takes"
