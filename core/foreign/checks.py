@@ -50,12 +50,12 @@ def needed(function: Callable[..., Any]) -> list[str]:
 def _refuse_parameters(name: str, module: nn.Module) -> None:
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for what, wrong in (
-        ("without a size yet", [n for n, t in tensors.items() if is_lazy(t)]),
-        ("without values", [n for n, t in tensors.items() if t.is_meta]),
-        ("complex", [n for n, p in module.named_parameters() if p.is_complex()]),
+        ("no size yet", [n for n, t in tensors.items() if is_lazy(t)]),
+        ("no values", [n for n, t in tensors.items() if t.is_meta]),
+        ("complex values", [n for n, t in tensors.items() if t.is_complex()]),
     ):
         if wrong:
-            raise InputError(f"model '{name}' has parameters that are {what} ({_some(wrong)}); give it real numbers")
+            raise InputError(f"model '{name}' has {what} in {_some(wrong)}; build it of real numbers")
     if not any(p.requires_grad for p in module.parameters()):
         raise InputError(f"model '{name}' has no parameter that requires a gradient; nothing could be trained")
 

@@ -16,6 +16,7 @@ from core.foreign.model import Foreign, split
 from core.foreign.readout import readout
 from core.ops import SITES, Ops, Params, Part, composed
 from core.optimizers import Optimizer
+from core.vit import VitConfig
 
 REACHED = ("linear", "norm", "attend", "observe", "penalty")
 INSTEAD = "leave it out, or use our own model (without --model)"
@@ -48,18 +49,20 @@ def _fitted(part: Part, config: Foreign) -> Part:
             )
         return readout(PLAIN).parts[0]
     _refuse(part, config)
-    if "tokenize" in part.replace:
-        part = _tokenizing(part, config)
+    if "tokenize" in part.replace and (ours := trials.tokenizer(config)):
+        part = _tokenizing(part, config, ours)
     return _renamed(part, config.ours)
 
 
-def _tokenizing(part: Part, config: Foreign) -> Part:
-    """The part, which sees a tokenizer of our own."""
-    ours, tokenize = trials.tokenizer(config), part.replace["tokenize"]
-    wanted = part.config(ours) if part.config and ours else ours
+def _tokenizing(part: Part, config: Foreign, ours: VitConfig) -> Part:
+    """The part, which sees our own model of this shape."""
+    tokenize, wanted = part.replace["tokenize"], part.config(ours) if part.config else ours
     for field in ("patch", "patch_norm"):
         if (value := getattr(wanted, field)) != (has := getattr(ours, field)):
-            raise InputError(f"{part.name} wants {field}={value}, and {config} has {field}={has}; choose that by --set")
+            raise InputError(
+                f"{part.name} wants {field}={value}, and {config} has {field}={has}; pass its own, such as --set "
+                f"mrt.min_patch={ours.patch} or uniform.patch={ours.patch}"
+            )
     return replace(part, replace={"tokenize": lambda site, images: tokenize(site._replace(config=ours), images)})
 
 

@@ -20,9 +20,17 @@ def hugging_face(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def hand_written(tmp_path_factory):
-    """module:FILE:build of a post-norm transformer without biases in its q, k, v map."""
+    """module:FILE:build of a transformer without biases in its q, k, v map."""
     path = tmp_path_factory.mktemp("hand_written") / "mine.py"
     path.write_text(SOURCE)
+    return f"module:{path}:build"
+
+
+@pytest.fixture(scope="session")
+def post_norm(tmp_path_factory):
+    """The same, but that the MLP's branch is added to a norm of x."""
+    path = tmp_path_factory.mktemp("post_norm") / "mine.py"
+    path.write_text(SOURCE.replace("return x + self.down", "return self.second(x) + self.down"))
     return f"module:{path}:build"
 
 

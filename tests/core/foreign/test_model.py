@@ -5,13 +5,14 @@ import torch
 from torch.func import functional_call
 
 from ablations.study.arms import parse
-from core import model, rng
+from core import engine, model, rng, vit
+from core.account.step import account
 from core.errors import InputError
-from core.foreign import sources
+from core.foreign import places, sources
 from core.foreign.model import trained
 from core.layers import EXACT, MAPS
 from core.optimizers import AdamW
-from core.step import objective, value_and_grad
+from core.step import objective, start, value_and_grad
 
 CLASSES, IMAGE = 5, 28
 TIMM = (
@@ -36,12 +37,12 @@ def load(request, monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **options, **small))
     sources.load.cache_clear()
 
-    def loaded(name):
-        image = 32 if "16" in name else IMAGE
+    def loaded(name, image=None):
+        image = image or (32 if "16" in name else IMAGE)
         if name.startswith("hf:"):
             name = f"hf:{request.getfixturevalue('hugging_face') / name[3:]}"
-        if name == "hand_written":
-            name = request.getfixturevalue("hand_written")
+        if name in ("hand_written", "post_norm"):
+            name = request.getfixturevalue(name)
         return sources.load(name, image, 3, CLASSES)
 
     yield loaded
@@ -53,6 +54,9 @@ def batch_of(config, dtype=torch.float64):
     return images.to(dtype), torch.arange(4) % CLASSES
 
 
+MRT = {"mrt": {"min_patch": 16, "max_patch": 32, "tokens": 7}}
+
+
 def moved(config, ops):
     """Parameters in float64, moved away from their initial values, at which several modules ignore their blocks."""
     params = model.init(config, 0, ops)
@@ -61,10 +65,13 @@ def moved(config, ops):
     }
 
 
-def run(config, arm="baseline", key=7, wrap=lambda loss: loss):
-    ops = model.fit(parse(arm).ops, config)
-    loss = wrap(objective(config, ops, lambda images, key: images, torch.float64))
-    value, aux, gradients = value_and_grad(loss, ops.frozen)(moved(config, ops), batch_of(config), rng.key(key))
+def run(config, arm="baseline", key=7, wrap=lambda loss: loss, of=None):
+    """Loss and gradients; of: of another model with its parameters."""
+    of, asked = of or config, parse(arm, MRT).ops
+    ops = model.fit(asked, of)
+    loss = wrap(objective(model.asked(of, ops), ops, lambda images, key: images, torch.float64))
+    params = moved(config, model.fit(asked, config))
+    value, aux, gradients = value_and_grad(loss, ops.frozen)(params, batch_of(config), rng.key(key))
     return value, aux, gradients
 
 
@@ -129,6 +136,102 @@ def unbiased(config, arm, value, exact):
         samples = torch.stack([draw[2][n] for draw in draws])
         error, expected = (samples.mean(0) - exact[n]).norm(), samples.var(0).sum().div(len(draws)).sqrt()
         assert error <= 4 * expected + 1e-9 * exact[n].norm() + 1e-12, n
+
+
+OF_OURS = (
+    "droppath@0.5",
+    "readout",
+    "mrt",
+    "uniform@16",
+    "mrt+readout+droppath@0.5",
+    "decatt+readout",
+    "qknorm+readout",
+)
+
+
+@pytest.mark.parametrize("arm", OF_OURS)
+def test_timms_vit_under_a_transform_is_ours(load, arm):
+    """The same loss, draws included, and gradients of the same parameters."""
+    config = load("timm:vit_tiny_patch16_224", 64)
+    ours = vit.VitConfig(image=64, patch=16, width=24, depth=2, heads=2, mlp=96, classes=CLASSES)
+    value, _, gradients = run(config, arm)
+    expected, _, exact = run(config, arm, of=ours)
+    plain, *_ = run(config)
+    assert (value.item() == pytest.approx(plain.item(), rel=1e-12)) == (arm in ("readout", "qknorm+readout"))
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert gradients.keys() == exact.keys()
+    assert distance(gradients, exact) < 1e-9
+
+
+TAKE = {  # which of these a model takes
+    "timm:vit_tiny_patch16_224": {"droppath", "readout", "mrt"},
+    "timm:deit3_small_patch16_224": {"droppath", "readout", "mrt"},
+    "timm:vit_base_patch16_siglip_224": {"droppath"},
+    "timm:eva02_tiny_patch14_224": {"droppath"},
+    "timm:beit_base_patch16_224": {"droppath"},
+    "timm:vit_small_patch16_rope_224": {"droppath", "readout"},
+    "hf:vit": {"droppath", "readout"},
+    "hf:dinov2": {"droppath"},
+    "hand_written": {"droppath"},
+    "post_norm": set(),
+}
+REFUSED = {
+    "droppath": r"droppath changes the model's attention, .* \(its blocks are not x plus the branches",
+    "readout": r"readout computes the last block for the class token alone, and .* reads other tokens too",
+    "mrt": r"mrt changes the model's tokenize, .* positions and class token of timm's VisionTransformer\)",
+    "budget": r"budget changes the model's mlp, which is not reached in .* \(recompute is\)",
+    "registers": r"registers changes the model's tokenize, .* \(--model timm:vit_small_patch14_reg4_.* has its own\)",
+    "layerscale": r"layerscale changes the model's attention, .*\(--model timm:deit3_small_patch16_224 has its own\)",
+    "tome": r"tome changes the model's block, which is not reached in",
+    "patchdrop": r"patchdrop changes the model's tokenize, which is not reached in",
+}
+
+
+@pytest.mark.parametrize("name", TAKE)
+def test_what_is_taken_and_what_is_refused_by_name(load, name):
+    config = load(name)
+    for arm, message in REFUSED.items():
+        if arm in TAKE[name]:
+            model.fit(parse(arm, MRT).ops, config)
+        else:
+            with pytest.raises(InputError, match=f"{message}.*; leave it out, or use our own model"):
+                model.fit(parse(arm, MRT).ops, config)
+    if "mrt" in TAKE[name]:
+        with pytest.raises(InputError, match="mrt wants patch=2, and .* has patch=16; .* --set mrt.min_patch=16 or"):
+            model.fit(parse("mrt").ops, config)
+
+
+@pytest.mark.parametrize("name", ["hf:vit", "hand_written", "timm:beit_base_patch16_224"])
+def test_droppath_leaves_out_branches_of_some_images(load, name):
+    """Of the last block, at rate 0.5, both of a quarter's, where the block is then what it was given; the first block
+    has none left out; what is kept is twice the branch: of a block whose second branch is left out too."""
+    config, seen = load(name), []
+    ops, params = model.fit(parse("droppath@0.5").ops, config), moved(config, EXACT)
+    block = [*config.module.get_submodule(places.blocks(config.module))][-1]
+    hook = block.register_forward_hook(lambda block, args, output: seen.append((args[0], output)))
+    images = (rng.uniform(rng.key(5), (64, 3, config.image, config.image)) * 2 - 1).double()
+    forward = model.bind(config, ops)
+    forward(params, images, rng.key(3))
+    plain = forward(params, images, None).logits
+    hook.remove()
+    (x, y), (x_plain, y_plain) = seen
+    left_out = (y == x).flatten(1).all(1)
+    assert 5 < left_out.sum() < 30
+    if config.depth == 2:
+        assert torch.equal(x, x_plain)
+        assert not (y == y_plain).flatten(1).all(1).any()
+    assert torch.equal(plain, model.bind(config, EXACT)(params, images, None).logits)
+
+
+def test_readout_saves_what_it_says(load):
+    """FLOPs of the last block, gradients included: products of the others' queries, their projection and MLP; bytes."""
+    config = load("timm:vit_tiny_patch16_224", 64)
+    plain, alone = (account(config, model.fit(parse(arm).ops, config), 8) for arm in ("baseline", "readout"))
+    B, N, D, M = 8, 17, 24, 96
+    assert plain.flops - alone.flops == 3 * (2 * B * (N - 1) * D * (D + 2 * M) + 4 * B * (N - 1) * N * D)
+    assert alone.kept_by_block["1"] < 0.5 * plain.kept_by_block["1"]
+    assert alone.kept_by_block["0"] == plain.kept_by_block["0"]
+    assert alone.kept_by_block["head"] < 0.1 * plain.kept_by_block["head"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -213,10 +316,12 @@ def test_the_state_dict_goes_back_into_the_module(load):
 
 
 @pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "hf:vit", "hand_written"])
-@pytest.mark.parametrize("arm", ["baseline", "crs@0.5+decatt+flash", "recompute"])
+@pytest.mark.parametrize("arm", ["baseline", "crs@0.5+decatt+flash", "recompute", "droppath", "readout"])
 def test_one_graph(load, name, arm):
     """Compiled without a break, with the eager numbers."""
     config, graphs = load(name), []
+    if arm not in TAKE[name] and arm == "readout":
+        return
 
     def backend(graph, example):
         graphs.append(graph)
@@ -230,3 +335,16 @@ def test_one_graph(load, name, arm):
     assert len(graphs) == 1
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
     assert distance(gradients, exact) < 1e-9
+
+
+@pytest.mark.parametrize("arm", ["baseline", "mrt+readout+droppath"])
+def test_a_compiled_step_is_the_eager_one(load, arm):
+    config, after = load("timm:vit_tiny_patch16_224", 64), []
+    ops = model.fit(parse(arm, MRT).ops, config)
+    for how in ("eager", "compiled"):
+        torch._dynamo.reset()
+        step = engine.build(config, ops, lambda images, key: images, torch.float64, AdamW(1e-3), how)
+        after.append(step(start(moved(config, ops), AdamW(1e-3), rng.key(3), ops), batch_of(config)))
+    (eager, metrics), (compiled, others) = after
+    assert metrics.loss.item() == pytest.approx(others.loss.item(), rel=1e-9)
+    assert distance(compiled.params, eager.params) < 1e-6

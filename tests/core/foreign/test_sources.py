@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core import engine
+from core import engine, model
 from core.errors import InputError
 from core.foreign import sources
 
@@ -14,19 +14,22 @@ class Net(nn.Module):
         super().__init__()
         self.head, self.drop = nn.Linear(3, classes), nn.Dropout({rate})
         self.norm = {norm}
+        {init}
 
     def forward(self, images{more}):
         {first}
-        return self.head(self.drop(self.norm(images.mean((2, 3)))))
+        out = self.head(self.drop(self.norm(images.mean((2, 3)))))
+        return {out}
 
 
-build = Net
+build = {build}
 """
 
 
 def written(tmp_path, text=PLAIN, **changes):
     path = tmp_path / "net.py"
-    defaults = {"rate": 0.0, "norm": "nn.LayerNorm(3)", "more": "", "first": "pass"}
+    defaults = {"rate": 0.0, "norm": "nn.LayerNorm(3)", "more": "", "first": "pass", "init": "", "out": "out"}
+    defaults["build"] = "Net"
     path.write_text(HEAD + (text.format(**defaults | changes) if text is PLAIN else text))
     return f"module:{path}:build"
 
@@ -62,7 +65,47 @@ def test_what_is_no_function_of_images(tmp_path):
     refused(written(tmp_path, norm="nn.BatchNorm1d(3)"), r"has batch statistics .*\(norm\); use LayerNorm")
     classes = r"gives \[2, 3\] for 2 images, not logits \[2, 5\]; give it 5 classes"
     refused(written(tmp_path, first="return images.mean((2, 3))"), classes)
-    refused(written(tmp_path, first="return images.mean((2, 3)) @ images.new_zeros(3, 5)"), "none of its linear maps")
+    refused(written(tmp_path, first="return images.mean((2, 3)) @ self.head.weight.T"), "none of its linear maps")
+
+
+def test_what_cannot_be_trained_or_built(tmp_path):
+    refused(
+        written(tmp_path, out="{'logits': out}"), r"returns dict; its forward may return logits \[2, 5\] for 2 images"
+    )
+    refused(written(tmp_path, out="out * float('nan')"), "gives logits that are NaN or infinite")
+    refused(written(tmp_path, out="out.detach()"), "gives logits without a gradient; take out what detaches them")
+    refused(written(tmp_path, build="lambda: Net().requires_grad_(False)"), "has no parameter that requires a gradient")
+    refused(
+        written(tmp_path, init="self.head = nn.LazyLinear(5)"), "has no size yet in head.weight, head.bias; build it"
+    )
+    complex_ = "self.c = nn.Parameter(torch.ones(5, dtype=torch.complex64))"
+    refused(written(tmp_path, init=complex_), "has complex values in c; build it of real numbers")
+    buffer = "self.register_buffer('n', torch.zeros(()))"
+    for first in ("self.n += 1", "self.n += not self.training", "self.n = self.n + 1"):
+        refused(written(tmp_path, init=buffer, first=first), r"other state that a step changes \(n\)")
+    refused(
+        written(tmp_path, build="lambda depth, classes: Net()"), "build needs depth, and is given image, channels, cl"
+    )
+    refused(written(tmp_path, init="raise SystemExit(3)"), r"build\(.*\) raises SystemExit: 3; mend it")
+
+
+def test_what_a_module_says_while_it_is_built_is_no_output(tmp_path, capsys):
+    assert (
+        sources.load(written(tmp_path, init="print('hello')", first="images.mul_(0.5)"), 8, 3, 5).reached["linear"] == 1
+    )
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_shared_parameters_go_back_under_all_their_names(tmp_path):
+    shared = "self.a, self.b = nn.Linear(5, 5), nn.Linear(5, 5); self.b.weight = self.a.weight"
+    config = sources.load(written(tmp_path, init=shared, out="self.b(self.a(out))"), 8, 3, 5)
+    params = model.init(config, 1)
+    assert "b.weight" not in params
+    state = model.state_dict(config, params)
+    assert state["b.weight"].data_ptr() != state["a.weight"].data_ptr()  # or no file would take both
+    config.build(2).load_state_dict(state)
+    back = model.from_state_dict(config, state)
+    assert back.keys() == params.keys()
 
 
 def test_another_image_size(hugging_face):
