@@ -63,7 +63,8 @@ def _tokenizing(part: Part, config: Foreign, ours: VitConfig) -> Part:
                 f"{part.name} wants {field}={value}, and {config} has {field}={has}; pass its own, such as --set "
                 f"mrt.min_patch={ours.patch} or uniform.patch={ours.patch}"
             )
-    return replace(part, replace={"tokenize": lambda site, images: tokenize(site._replace(config=ours), images)})
+    new = {**part.replace, "tokenize": lambda site, images: tokenize(site._replace(config=ours), images)}
+    return replace(part, replace=new)
 
 
 def _renamed(part: Part, ours: Mapping[str, str]) -> Part:

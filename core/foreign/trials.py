@@ -58,7 +58,8 @@ def branches(config: Foreign) -> bool:
 @cache
 def class_token(config: Foreign) -> bool:
     """Whether of all that the last block makes the class token alone is read."""
-    return _equal(_logits(config, readout(PLAIN)), _logits(config, PLAIN))
+    last = any(place.ends for place in config.places.values() if place.block == config.depth - 1)
+    return last and _equal(_logits(config, readout(PLAIN)), _logits(config, PLAIN))
 
 
 @cache
