@@ -3,7 +3,7 @@ values, at which several modules ignore their blocks."""
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from core.ops import Ops, Params, Site, rewrite
 from core.vit import VitConfig
 
 
-@cache
+@lru_cache(maxsize=8)
 def branches(config: Foreign) -> bool:
     """Whether every block is y = x + a(x) and then y + b(y), or alike, a and b ending in the maps that are said to end
     the branches: without both it is x, and what one of them adds grows as that map's output is scaled, by images."""
@@ -55,14 +55,14 @@ def branches(config: Foreign) -> bool:
             hook.remove()
 
 
-@cache
+@lru_cache(maxsize=8)
 def class_token(config: Foreign) -> bool:
     """Whether of all that the last block makes the class token alone is read."""
     last = any(place.ends for place in config.places.values() if place.block == config.depth - 1)
     return last and _equal(_logits(config, readout(PLAIN)), _logits(config, PLAIN))
 
 
-@cache
+@lru_cache(maxsize=8)
 def tokenizer(config: Foreign) -> VitConfig | None:
     """The shape of our own ViT whose tokenizer the module has: patches by one convolution, learned positions added, a
     class token. And nothing else minds the order of tokens: what it is tried with is the reverse."""
