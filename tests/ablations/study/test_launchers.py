@@ -219,6 +219,27 @@ def test_an_address_that_nobody_answers():
             launchers._answers(address)
 
 
+def test_ray_where_something_else_listens(tmp_path):
+    """Ray waits in code of its own, which no exception reaches: the process ends, with one message."""
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    begin = (
+        "import sys; from ablations.commands.main import main; from ablations.study import launchers; "
+        "launchers.JOIN = 3.0; sys.argv[0] = 'run.py'; main()"
+    )
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        options = ["--preset", "quick", "--device", "cpu", "--launcher", "ray", "--ray-address", address]
+        done = subprocess.run(
+            [sys.executable, "-c", begin, *options, "--out", str(tmp_path / "study")],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == f"error: no Ray cluster at '{address}' within 3 s: --ray-address?"
+    assert not (tmp_path / "study").exists()
+
+
 def test_machines_that_are_too_small():
     launchers._fits({"num_cpus": 4, "num_gpus": 1}, [{"CPU": 2}, {"CPU": 8.0, "GPU": 1.0}])
     with pytest.raises(InputError, match="takes 4 CPUs and 1 GPUs, and the cluster's machines have 2 CPUs and 0 GPUs"):
