@@ -80,6 +80,7 @@ def run(
         schema.Settings.model_validate(vars(changed))
     except ValidationError as error:
         raise InputError(f"recipe value {schema.said(error)}") from error
-    whole = Command(arms=arms, preset=recipe, seeds=seeds, out=Path(out), data_root=Path(data_root), recipe=changed)
+    places = {"out": Path(out), "data_root": Path(data_root)}
+    whole = Command(arms=str(arms), preset=recipe, seeds=seeds, recipe=changed, **places)
     execute(checked(whole), Console(quiet=quiet), Stop())
     return load(out, plugin=changed.plugin)

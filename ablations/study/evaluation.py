@@ -125,7 +125,8 @@ def load(cell: Path, model_of: str | None = None) -> Trained:
         ) from error
     arm = parse(about["arm"], read_settings(recipe.set))
     params = model.from_state_dict(config, params)
-    return Trained(arm, checkpoints.check(params, config, model.fit(arm.ops, config)), config, recipe, about)
+    params = checkpoints.check(params, config, model.fit(arm.ops, config))
+    return Trained(arm, {name: tensor.float() for name, tensor in params.items()}, config, recipe, about)
 
 
 def _config(recipe: Recipe, values: dict[str, Any], named: str | None) -> model.Config:

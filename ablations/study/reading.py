@@ -231,8 +231,7 @@ def _read(folder: Path) -> Study:
 
 
 def _of(study: dict[str, Any], cells: Sequence[Cell], damaged: list[str]) -> Iterator[Cell]:
-    """The cells that can be compared: of the study's settings, and of the validation images that most were judged
-    by."""
+    """The cells that can be compared: of the study's settings, and of the images that most were judged by."""
     epochs, settings = study["configuration"]["epochs"], schema.settings(study)
     images = {
         held_out: Counter(c.correct.shape[1] for c in cells if c.result.get("held_out") == held_out).most_common(1)

@@ -35,7 +35,7 @@ def check(state: Mapping[str, Tensor], config: Config, ops: Ops = EXACT) -> Para
             raise InputError(f"{name} has shape {tuple(state[name].shape)}, the model needs {shape}: {config}")
         if not state[name].is_floating_point():
             raise InputError(f"{name} is of {state[name].dtype}, and weights are floating-point numbers")
-        if not state[name].float().isfinite().all():  # as they are used; those of 8 bits cannot be asked
+        if not state[name].float().isfinite().all():
             raise InputError(f"{name} has values that are not finite: nothing can be computed with such weights")
     return {name: state[name].detach() for name in wanted}
 

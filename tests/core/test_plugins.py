@@ -41,7 +41,7 @@ def test_a_file_brings_an_optimization_and_another_a_data_set():
     ("text", "message"),
     [
         ("1 / 0", r"plugin: '.*mine.py' raises ZeroDivisionError: division by zero; mend it"),
-        ("exit()", r"plugin: '.*mine.py' raises SystemExit: no message; mend it"),
+        ("exit()", r"plugin: '.*mine.py' raises SystemExit: None; mend it"),
         ("class E(Exception): __str__ = None\nraise E", r"plugin: '.*mine.py' raises E: no message; mend it"),
         ("x = 1", r"plugin '.*mine.py' defines no dict TRANSFORMS .* and no dict DATA"),
         ("TRANSFORMS = {'mine': 3}", r"optimization 'mine' is a int, not a Transform\("),
