@@ -88,8 +88,8 @@ def settled(bench: Bench) -> Bench:
     shapes = [*training.SHAPES, *(name for name in bench.shapes.split(",") if ":" in name)]
     for kind, names, legal in (
         ("shape", bench.shapes, shapes),
-        ("precision", bench.precision, PRECISIONS),
-        ("peer", bench.peers.replace(":compiled", ""), (*PEERS, "none")),
+        ("precision", bench.precision, list(PRECISIONS)),
+        ("peer", bench.peers.replace(":compiled", ""), [*PEERS, "none"]),
     ):
         for name in names.split(","):
             choose(kind, name, legal)

@@ -3,11 +3,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ablations.study import running
 from ablations.study.arms import parse, read_settings
 from ablations.study.presets import PRESETS, SEEDS
-from core import vit
+from core import rng, vit
+from core.data.augment import preparation
 from core.data.splits import Data, Split
 from core.errors import InputError
+from core.layers import EXACT
+from core.optimizers import Averaged
+from core.step import objective
+from core.targets import Targets
 
 
 def cifar_like(classes=10, count=300):
@@ -74,6 +80,18 @@ def test_the_patch_suits_the_image_unless_it_is_given(side, patch):
     given = replace(recipe, batch_size=1, patch=2)
     assert recipe.config(parse("baseline"), data).patch == patch == replace(given, patch=None).resolve_data(data).patch
     assert given.config(parse("baseline"), data).patch == given.resolve_data(data).patch == 2
+
+
+def test_a_cell_trains_by_the_recipes_terms(tmp_path):
+    terms = {"crop": 0.3, "mixup": 0.8, "smoothing": 0.1, "ema": 0.9, "ema_warmup": True}
+    recipe = replace(PRESETS["quick"], device="cpu", engine="eager", depth=1, rotate=0.0, **terms)
+    (cell,) = running.prepare("baseline", recipe, tmp_path).cells
+    state, batch = cell.start(0, rng.key(0)), cell.batch(8)
+    _, metrics = cell.step(state, batch)
+    prepare = preparation(cell.data.mean, cell.data.std, crop=0.3)
+    loss = objective(cell.config, EXACT, prepare, targets=Targets(0.8, 0.1))
+    assert metrics.loss == loss(state.params, batch, rng.fold_in(rng.key(0), 0))[0]
+    assert cell.optimizer == Averaged(recipe.optimizer(44).inner, 0.9, warmup=True)
 
 
 def replace_side(data, side):
