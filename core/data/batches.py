@@ -33,10 +33,12 @@ def batches(split: Split, order: Tensor, size: int, device: torch.device) -> Ite
     """
     whole = order[: len(order) // size * size]
     little = device.type == "cpu" and size * split.images[:1].nbytes <= LITTLE
+    if not len(whole):
+        return
     if resident(split, device) or little:
         for index in whole.split(size):
             yield gather(split, index)
-    elif len(whole):
+    else:
         yield from _ahead(split, whole.cpu().split(size), device)
 
 
