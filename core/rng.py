@@ -11,6 +11,7 @@ from math import prod
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from core.errors import InputError
 
@@ -46,7 +47,8 @@ def _block(key: Tensor, index: Tensor, domain: int) -> Tensor:
 
 
 def _at_hand(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and type(tensor) is Tensor  # no fake one
+    """Not of a GPU, nor fake, nor torch.func's."""
+    return tensor.device.type == "cpu" and type(tensor) is Tensor and not is_functorch_wrapped_tensor(tensor)
 
 
 def _few(key: np.ndarray, index: np.ndarray, domain: int) -> np.ndarray:

@@ -36,13 +36,12 @@ def contest(runs: Mapping[str, Callable[[], object]], rounds: int, device: torch
 def show(
     figures: Figures, title: str, columns: Mapping[str, Callable[[dict[str, Any]], str]], console: Console
 ) -> None:
-    """One row a contender; columns: what each shows of its figures, where it has them, by title."""
-    table = Table("contender", *columns, title=title)
+    """One row a contender; columns: what each shows of its figures, by title, without those where none has anything."""
+    ran = [figure for figure in figures.values() if "error" not in figure]
+    shown = {name: cell for name, cell in columns.items() if any(cell(figure) for figure in ran)}
+    table = Table("contender", *shown, title=title)
     for name, figure in figures.items():
-        if "error" in figure:
-            table.add_row(name, figure["error"])
-        else:
-            table.add_row(name, *(cell(figure) for cell in columns.values()))
+        table.add_row(name, *([figure["error"]] if "error" in figure else (cell(figure) for cell in shown.values())))
     console.print(table)
 
 

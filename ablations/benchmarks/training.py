@@ -12,6 +12,7 @@ from torch import Tensor
 from ablations.benchmarks import contest, ours, peers
 from ablations.benchmarks.contest import Contender, Figures
 from ablations.study.arms import PRECISIONS, parse
+from ablations.study.presets import PRESETS
 from core import engine
 from core.account.step import account, planned
 from core.data.splits import Split
@@ -26,9 +27,14 @@ from core.vit import VitConfig
 
 _SMALL = VitConfig(image=32, patch=4, width=192, depth=12, heads=3, mlp=512, classes=10)
 _B16 = VitConfig(image=224, patch=16, width=768, depth=12, heads=12, mlp=3072, classes=1000)
+_QUICK = PRESETS["quick"]
+_SIDE = _QUICK.image or 8  # of digits
 CHECKPOINTING = "checkpointing"  # every block rebuilt from its input: what `budget` is compared with
 SHAPES: dict[str, tuple[VitConfig, int]] = {  # model and batch size
-    "quick": (VitConfig(image=16, patch=4, width=32, depth=2, heads=4, mlp=128, classes=10), 32),  # the preset's
+    "quick": (
+        VitConfig(_SIDE, _QUICK.patch_of(_SIDE), _QUICK.width, _QUICK.depth, _QUICK.heads, _QUICK.mlp, classes=10),
+        _QUICK.batch_size,
+    ),
     "4.2M": (_SMALL, 256),
     "4.2M-256-tokens": (replace(_SMALL, patch=2), 256),
     "12M": (replace(_SMALL, width=384, heads=6), 256),

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from core.data.splits import Split
 
+LITTLE = 1 << 18  # bytes of a batch's images on a CPU
+
 
 def resident(split: Split, device: torch.device) -> bool:
     """Whether the images lie in the memory of this CUDA device."""
@@ -25,14 +27,18 @@ def gather(split: Split, index: Tensor) -> tuple[Tensor, Tensor]:
 def batches(split: Split, order: Tensor, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """(images, labels) of every whole batch of this order [n], on the device.
 
-    Images in the host's memory, or on its disk behind a memory map, are read by a thread one batch ahead; on CUDA
-    they pass through pinned buffers and a stream of their own. A batch is valid until the next one is asked for.
+    Images in the host's memory, or on its disk behind a memory map, are read by a thread one batch ahead, unless a
+    batch is so LITTLE that handing it over takes longer; on CUDA they pass through pinned buffers and a stream of their
+    own. A batch is valid until the next one is asked for.
     """
     whole = order[: len(order) // size * size]
-    if resident(split, device):
+    little = device.type == "cpu" and size * split.images[:1].nbytes <= LITTLE
+    if not len(whole):
+        return
+    if resident(split, device) or little:
         for index in whole.split(size):
             yield gather(split, index)
-    elif len(whole):
+    else:
         yield from _ahead(split, whole.cpu().split(size), device)
 
 

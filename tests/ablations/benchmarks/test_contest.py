@@ -14,7 +14,9 @@ def test_ratios_are_of_the_same_round(monkeypatch):
 
 def test_a_table_shows_errors_and_what_not_all_have(capsys):
     figures = {"a": {"idle": 0.25}, "b": {"idle": None}, "c": {"error": "no room"}}
-    contest.show(figures, "t", {"idle": contest.optional("idle", ".0%")}, Console(width=80))
+    columns = {"idle": contest.optional("idle", ".0%"), "tokens": contest.optional("tokens", "")}
+    contest.show(figures, "t", columns, Console(width=80))
     out = capsys.readouterr().out
+    assert "tokens" not in out
     assert "25%" in out
     assert "no room" in out

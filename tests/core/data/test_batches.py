@@ -8,6 +8,11 @@ from core.data.splits import Split
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True, params=[0, 1 << 18], ids=["ahead", "at once"])
+def little(request, monkeypatch):
+    monkeypatch.setattr("core.data.batches.LITTLE", request.param)
+
+
 @pytest.fixture
 def mapped(tmp_path):
     """Images behind a memory map, as a folder's cache is."""
