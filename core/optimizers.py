@@ -173,7 +173,7 @@ def clipped(gradients: Params, largest: float, norm: Callable[[Tensor], Tensor] 
     """The gradients, scaled down to the global norm `largest` if theirs is above it (Pascanu et al., ICML 2013)."""
     total = norm(torch.stack(torch._foreach_norm(list(gradients.values()))))
     scale = (largest / (total + 1e-6)).clamp(max=1)
-    return {name: g * scale for name, g in gradients.items()}
+    return dict(zip(gradients, torch._foreach_mul(list(gradients.values()), scale), strict=True))
 
 
 def _groups(params: Params) -> list[list[str]]:
