@@ -11,7 +11,7 @@ LONG = re.compile(
             r"test_budget\.py::test_peaks_are_within_the_size\[(?!decatt)",
             r"test_budget\.py::test_predicted_peak_is_the_measured_one\[(?!0\.5)",
             r"test_budget\.py::test_a_size_below_the_least_names_it",
-            r"foreign/test_model\.py::test_(one_graph\[(?!recompute-hand)|a_compiled_step)",
+            r"foreign/test_model\.py::test_(one_graph\[(?!recompute-hand)|compiled_steps)",
             r"foreign/test_model\.py::.*\[.*(deit3|dinov2|siglip|beit|rope)",
             r"test_coverage\.py::test_intervals_of_(main|arms).*-(5|10)\]",
             r"account/test_step\.py::test_vit_b_16.*crs@0\.5",
