@@ -23,13 +23,14 @@ TOLD = timedelta(days=7)  # that one may wait to be told
 
 
 def started() -> int:
-    """How many processes torchrun started for this run; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes torchrun started for this run; 1 without it, and where what is set cannot be torchrun's."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    return int(count) if count.isdecimal() else 1
 
 
 def leads() -> bool:
     """Whether this process is the first, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return started() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def named() -> str:

@@ -99,7 +99,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Print a line. Where nobody reads any more, the study goes on."""
-        with suppress(OSError):
+        with suppress(OSError, SystemExit):  # the latter: rich's, of a closed pipe
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _place(self, name: str) -> str:

@@ -148,3 +148,10 @@ def test_a_single_process_says_nothing_to_others():
     processes.agree({"epochs": 3})
     processes.leave_after(RuntimeError("Connection closed by peer"))
     assert processes.in_turn(lambda: 5) == 5
+
+
+def test_an_environment_that_is_not_torchruns_does_not_count(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert processes.leads()
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    assert (processes.started(), processes.leads()) == (1, True)
