@@ -68,7 +68,7 @@ def test_a_step_learns_from_mixed_images(config, batch):
     losses = []
     for count in (0, 1):
         key = rng.fold_in(rng.key(4), count)
-        share = beta(rng.uniform(rng.named(rng.split(key, 2)[0], "mixup"), (4,)), 0.8)
+        share = beta(rng.uniform(rng.named(rng.named(key, "data"), "mixup"), (4,)), 0.8)
         other = [1, 0, 3, 2, 5, 4]
         soft = share * F.one_hot(labels, 5) + (1 - share) * F.one_hot(labels[other], 5)
         logits = vit.forward(params, share * images + (1 - share) * images[other], config).logits
