@@ -168,7 +168,9 @@ class Prepared:
                 engine.refuse_breaks(f"model '{self.config}'", loss, *given)
         except InputError as error:
             raise InputError(f"arm '{self.arm.name}': {error}") from error
-        except (Exception, SystemExit):
+        except SystemExit as error:
+            raise InputError(f"arm '{self.arm.name}' calls exit({error.code}) in a step; mend it") from error
+        except Exception:
             return
 
     def release(self) -> None:

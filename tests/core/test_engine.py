@@ -107,7 +107,7 @@ def test_forward_pass_on_cuda_needs_no_host(arm, hopper):
         state, (images, _) = on("cuda", ops)
         with HostWork():
             pixels = PREPARE(images, rng.fold_in(state.key, state.step))
-            key = rng.split(state.key, 2)[1]
+            key = rng.named(state.key, "model")
             output = vit.forward(state.params, pixels, CONFIG, ops, key, torch.bfloat16)
     assert output.logits.device.type == "cuda"
 
