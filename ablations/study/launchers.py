@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from threading import Timer
+from types import FrameType
 from typing import Any
 
 from ablations.study import jobs
@@ -152,6 +153,10 @@ def _slurm(order: Order, settings: dict[str, str]) -> Iterator[Send]:
         raise
 
 
+class _Requeued(KeyboardInterrupt):
+    """The job's time is over: what it does ends here, and has not failed."""
+
+
 @dataclass(frozen=True)
 class _Resumable:
     """A function that submitit calls again, in a new job, when the job's time is over."""
@@ -159,7 +164,19 @@ class _Resumable:
     function: Callable[..., str | None]
 
     def __call__(self, *arguments: Any) -> str | None:
-        return self.function(*arguments)
+        requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's, which exits: an arm that exits has failed
+
+        def hear(number: int, frame: FrameType | None) -> None:
+            try:
+                requeue(number, frame)
+            except SystemExit as end:
+                raise _Requeued(end.code) from None
+
+        signal.signal(signal.SIGUSR2, hear)
+        try:
+            return self.function(*arguments)
+        except _Requeued as end:
+            sys.exit(end.args[0])
 
     def checkpoint(self, *arguments: Any) -> Any:
         from submitit.helpers import DelayedSubmission

@@ -195,6 +195,24 @@ def test_jobs_of_an_array_survive_a_kill_and_the_end_of_their_time(alone, tmp_pa
     assert sum("Requeued" in text for text in requeued) == 1
 
 
+def test_the_end_of_a_jobs_time_is_no_failure_of_its_cell():
+    """Submitit exits within whatever the cell does; what exits by itself has failed."""
+
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        except (Exception, SystemExit):
+            return "failed"
+
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(144))
+    try:
+        with pytest.raises(SystemExit) as end:
+            launchers._Resumable(work)()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert end.value.code == 144
+
+
 def test_a_package_that_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(launchers, "find_spec", lambda name: None)
     for name, package in (("ray", "ray"), ("slurm", "submitit")):
