@@ -168,9 +168,7 @@ class Prepared:
                 engine.refuse_breaks(f"model '{self.config}'", loss, *given)
         except InputError as error:
             raise InputError(f"arm '{self.arm.name}': {error}") from error
-        except SystemExit as error:
-            raise InputError(f"arm '{self.arm.name}' calls exit({error.code}) in a step; mend it") from error
-        except Exception:
+        except (Exception, SystemExit):
             return
 
     def release(self) -> None:

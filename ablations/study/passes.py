@@ -59,7 +59,7 @@ def profile(cells: Sequence[Prepared], out: Path, progress: Progress) -> int:
                 state = cell.start(0, rng.key(0, cell.device))
                 profiling.profile(cell.step, state, cell.batch(cell.recipe.batch_size), folder, name)
             progress.note(f"profile of {name}: {folder / 'profile.json'}")
-        except Exception as error:  # recorded and counted; the other arms go on
+        except (Exception, SystemExit) as error:  # recorded and counted; the other arms go on
             failed += 1
             write_json(folder / "failed.json", {"arm": name, **failure(error)})
             progress.note(f"profile of {name}: failed: {failure(error)['error']}")

@@ -192,7 +192,7 @@ def _attempt(cell: Prepared, seed: int, preset: str, out: Path, progress: Progre
         progress.note(str(error))
         processes.leave_after(error)
         return
-    except Exception as error:  # recorded; the other cells go on
+    except (Exception, SystemExit) as error:  # recorded; the other cells go on
         if processes.lost(error):
             claim.leave()
             processes.leave_after(error)

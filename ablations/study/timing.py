@@ -130,7 +130,7 @@ def _groups(
                 if len(group) > len(first):
                     break
                 progress.note(f"timing pass: {left.pop(0).arm.name} does not fit beside the baseline: {error}")
-            except Exception as error:  # told; the other arms are measured
+            except (Exception, SystemExit) as error:  # told; the other arms are measured
                 progress.note(f"timing pass: {left.pop(0).arm.name} failed: {type(error).__name__}: {error}")
         yield group
         if not left:
