@@ -1,10 +1,12 @@
 """Time and memory of a step, taken the same way on CPU and CUDA."""
 
+import gc
 import math
 import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from statistics import median
 from typing import Any
@@ -51,20 +53,32 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+@contextmanager
+def unsearched() -> Iterator[None]:
+    """No collection of garbage searches what is there by now: a quarter of a second of whatever it falls in."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def in_rounds(runs: Mapping[str, Callable[[], object]], device: torch.device) -> Iterator[dict[str, float]]:
     """Without end: seconds of one block of each contender, a round in freshly shuffled order, which is the dict's. Time
     and place are confounded otherwise. Whoever asks warms up first."""
     draw, names = random.Random(0), list(runs)
-    while True:
-        draw.shuffle(names)
-        took = {}
-        for name in names:
-            synchronize(device)
-            begin = time.perf_counter()
-            runs[name]()
-            synchronize(device)
-            took[name] = time.perf_counter() - begin
-        yield took
+    with unsearched():
+        while True:
+            draw.shuffle(names)
+            took = {}
+            for name in names:
+                synchronize(device)
+                begin = time.perf_counter()
+                runs[name]()
+                synchronize(device)
+                took[name] = time.perf_counter() - begin
+            yield took
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:

@@ -47,3 +47,15 @@ def controlled(arms: Iterable[str]) -> list[tuple[str, str, str]]:
                 if control in theirs and {f: lv for f, lv in theirs.items() if f != control} == rest
             ]
     return out
+
+
+def with_controls(arms: Iterable[str]) -> dict[Term, list[tuple[str, str]]]:
+    """Of each control the pairs of an arm with it and the same arm without it."""
+    settings = {arm: levels(arm) for arm in arms if arm != AGAIN}
+    out: dict[Term, list[tuple[str, str]]] = {}
+    for arm, setting in settings.items():
+        for factor in controls() & setting.keys():
+            rest = {f: lv for f, lv in setting.items() if f != factor}
+            pairs = [(arm, other) for other, theirs in settings.items() if theirs == rest]
+            out.setdefault(((factor, setting[factor]),), []).extend(pairs)
+    return {term: pairs for term, pairs in out.items() if pairs}

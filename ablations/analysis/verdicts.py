@@ -17,7 +17,7 @@ from scipy import stats
 
 from ablations.analysis.effects import differences
 from ablations.analysis.estimates import Estimate, seeds_for
-from ablations.analysis.factors import Term, controlled, label, levels
+from ablations.analysis.factors import Term, controlled, label, levels, with_controls
 from ablations.analysis.responses import BY_NAME, COMPARED, Response
 from ablations.study import schema
 from ablations.study.arms import AGAIN
@@ -63,24 +63,26 @@ def read_decisions(folder: Path) -> tuple[dict[str, float], int]:
 
 
 def verdicts(comparisons: "Comparisons") -> pd.DataFrame:
-    """A row an optimization and response, and for each with a control one of the difference from this: COLUMNS,
-    estimate, low, high and margin as they are told (points, %), seeds (of step time rounds, of peak memory 1); and
-    `within` (told from zero, by less than the margin), `more` (seeds or rounds that would decide; nan: none or no
-    need), `failed`, `cells` (how many of its cells failed, of how many)."""
+    """A row an optimization, or control, and response, and for each with a control one of the difference from this:
+    COLUMNS, estimate, low, high and margin as they are told (points, %), seeds (of step time rounds, of peak memory 1);
+    and `within` (told from zero, by less than the margin), `more` (seeds or rounds that would decide; nan: none or no
+    need), `failed`, `cells` (how many of its cells failed, of how many). Intervals hold together over the
+    optimizations, over the controls, and over the differences."""
     rows: list[dict[str, Any]] = []
     pairs: dict[str, list[tuple[str, str]]] = {}
     for name, arm, other in controlled(comparisons.study.arms):
         pairs.setdefault(name, []).append((arm, other))
+    beside = {} if comparisons.baseline_differs else with_controls(comparisons.study.arms)
     for name in COMPARED:
         effects = comparisons.effects[name]
         found = {effect.term: effect.estimate for effect in effects.of_order(1)}
-        for term in comparisons.optimizations:
+        every = [(term, found.get(term), len(found)) for term in comparisons.optimizations]
+        means = differences(comparisons.tables[name], beside.values(), BY_NAME[name].estimator) if beside else []
+        for term, e, of in every + [(*mean, len(beside)) for mean in zip(beside, means, strict=True)]:
             lost = _lost(comparisons, term)
-            row = _row(comparisons, label(term), BY_NAME[name], found.get(term), len(found))
+            row = _row(comparisons, label(term), BY_NAME[name], e, of)
             if name == "accuracy":
-                row["verdict"] = _with_failures(
-                    row["verdict"], lost, len(comparisons.optimizations), comparisons.confidence
-                )
+                row["verdict"] = _with_failures(row["verdict"], lost, len(every), comparisons.confidence)
             rows.append(row | {"failed": lost["failed"], "cells": lost["cells"]})
     for name in COMPARED if pairs else ():
         groups = differences(comparisons.tables[name], pairs.values(), BY_NAME[name].estimator)

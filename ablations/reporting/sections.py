@@ -11,7 +11,7 @@ import pandas as pd
 from ablations.analysis.comparisons import Comparisons
 from ablations.analysis.factors import control_of, levels
 from ablations.analysis.responses import BY_NAME, COMPARED
-from ablations.analysis.verdicts import AGAINST_CONTROL, SHORT, of_optimization
+from ablations.analysis.verdicts import AGAINST_CONTROL, of_optimization
 from ablations.reporting.formatting import by_response, judged, spread, table, title
 from ablations.reporting.words import pays
 from ablations.study.arms import BASELINE
@@ -51,15 +51,14 @@ def verdicts(comparisons: Comparisons) -> list[str]:
     shown = verdict_table(comparisons)
     if shown.empty:
         return []
-    looks, margins = comparisons.looks, comparisons.margins
-    beyond = ", ".join(f"{short} {margins[short]:g} {BY_NAME[name].unit}" for name, short in SHORT.items())
+    looks, _margins = comparisons.looks, comparisons.margins
     stopping = f" Training might have stopped at {looks} numbers of seeds: intervals allow for it." if looks > 1 else ""
     return [
         *table(shown),
         "",
         "Mean effect of each optimization over the settings of the others. In brackets 95 % intervals that hold "
         "together for a column. Better and worse: zero is outside; no worse: whatever is worse by the margin is "
-        f"outside (margins: {beyond}).{stopping}",
+        f"outside.{stopping}",
         "",
         *(f"* {sentence}" for sentence in pays(comparisons)),
     ]

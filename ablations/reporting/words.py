@@ -28,7 +28,10 @@ def sentence(optimization: str, rows: Rows, images: int) -> str:
     own = {name: rows[name] for name in COMPARED if name in rows}
     gains, costs, same = (_listed(own, verdict) for verdict in ("better", "worse", "no worse"))
     left = [_open(row, images) for row in own.values() if row["verdict"] in (UNDECIDED, NOT_TIMED)]
-    if gains and costs:
+    if gains and _beaten(own, rows):
+        price = f" for {costs}" if costs else ""
+        said = f"does not pay here: {gains}{price}, and its control `{control_of(optimization)}` gives more"
+    elif gains and costs:
         where = " and ".join(_WHERE[name] for name, row in own.items() if row["verdict"] == "better")
         said = f"pays where {where}: {gains} for {costs}"
     elif gains:
@@ -41,6 +44,13 @@ def sentence(optimization: str, rows: Rows, images: int) -> str:
     failed = own["accuracy"]["failed"]
     left += [f"{failed:.0f} of its {own['accuracy']['cells']:.0f} cells failed"] if failed else []
     return f"`{optimization}`: {'; '.join([said, *left])}.{_against_control(optimization, rows)}"
+
+
+def _beaten(own: Rows, rows: Rows) -> bool:
+    """Whether the control gains more of all that an optimization gains, and is better in nothing less."""
+    against = {name: rows[name + AGAINST_CONTROL]["verdict"] for name in own if name + AGAINST_CONTROL in rows}
+    gained = [against.get(name) for name, row in own.items() if row["verdict"] == "better"]
+    return set(gained) == {"worse"} and "better" not in against.values()
 
 
 def _listed(rows: Rows, verdict: str) -> str:
@@ -91,8 +101,13 @@ def sentences(comparisons: Comparisons) -> list[str]:
     out = [
         f"{_count(arms, 'arm')}, {_count(seeds, 'seed')}, {_count(study.configuration['epochs'], 'epoch')} on "
         f"{study.configuration['data']}, {images:,} validation images: {_count(len(study.cells), 'cell')} finished, "
-        f"{len(study.failed)} failed."
+        f"{len(study.failed)} failed{_spared(comparisons)}."
     ]
+    if compared:
+        units = {SHORT[name]: f"{comparisons.margins[SHORT[name]]:g} {BY_NAME[name].unit}" for name in COMPARED}
+        margins = ", ".join(f"{name} {margin}" for name, margin in units.items())
+        together = f"the intervals of a column hold together at {100 * comparisons.confidence:.3g} %"
+        out.append(f"Margins: {margins}; {together}.")
     if BASELINE not in study.arms:
         out.append("There is no baseline: nothing to compare with. `--arms baseline`, in the same folder, adds it.")
     elif not compared:
@@ -104,6 +119,13 @@ def sentences(comparisons: Comparisons) -> list[str]:
     out += [f"**Left out:** {text}." for text in comparisons.damaged]
     out += [f"**Not made by the same as the other cells:** {text}." for text in study.changes]
     return [*out, *_timing(comparisons), *_repeatability(comparisons), *_exactness(comparisons), *_holes(comparisons)]
+
+
+def _spared(comparisons: Comparisons) -> str:
+    """How many cells exact arms need not have."""
+    study, twins = comparisons.study, {identity.arm for identity in comparisons.identities}
+    many = len(twins) * len(study.seeds) - sum(cell.key[0] in twins for cell in study.cells)
+    return f"; {many} more are known from exact twins" if many > 0 else ""
 
 
 def _count(number: int, what: str) -> str:

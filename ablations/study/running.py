@@ -111,6 +111,7 @@ def record(study: Study, preset: str, out: Path, deterministic: bool, accept_cha
         open_study(out, preset, settings, environment(study.recipe.device), made_by, accept_changes)
 
 
+@measure.unsearched()
 def run(cells: Sequence[tuple[Prepared, int]], preset: str, out: Path, progress: Progress, stop: Stop) -> int:
     """Train every (arm, seed) that has neither result nor failure and that no other process has, then wait for those
     that others have; returns how many failed, now or before.

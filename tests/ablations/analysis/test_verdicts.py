@@ -144,6 +144,21 @@ def test_optimizations_against_their_controls():
     table = sections.verdict_table(comparisons).set_index("optimization")
     assert table.loc["`mrt` against `uniform`", "step time, %"].startswith("**worse** +")
     assert "`decatt` against" not in "".join(table.index)
+    assert found["uniform", "accuracy"]["verdict"] == "better"  # a row of its own
+    right = {cell.key: 100 * cell.correct[-1].mean() for cell in made.cells}
+    lead = np.mean([right["uniform", seed] - right["baseline", seed] for seed in range(4)])
+    assert found["uniform", "accuracy"]["estimate"] == pytest.approx(lead)
+
+
+def test_what_its_control_beats_does_not_pay():
+    """mrt saves a tenth of the time, its control a fifth."""
+    rng, names = np.random.default_rng(6), [*NAMES, *CONTROLS]
+    comparisons = compared(study(rng, seeds=4, names=names), timed(rng, names, {"mrt": 0.9, "uniform": 0.8}))
+    (sentence,) = (s for s in words.pays(comparisons) if s.startswith("`mrt`"))
+    assert sentence.startswith("`mrt`: does not pay here: time (−")
+    assert ", and its control `uniform` gives more" in sentence
+    (sentence,) = (s for s in words.pays(comparisons) if s.startswith("`uniform`"))
+    assert sentence.startswith("`uniform`: gains time (−")
 
 
 def test_failed_cells_count_against_their_optimization():
