@@ -51,7 +51,7 @@ def verdicts(comparisons: Comparisons) -> list[str]:
     shown = verdict_table(comparisons)
     if shown.empty:
         return []
-    looks, _margins = comparisons.looks, comparisons.margins
+    looks = comparisons.looks
     stopping = f" Training might have stopped at {looks} numbers of seeds: intervals allow for it." if looks > 1 else ""
     return [
         *table(shown),
