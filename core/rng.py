@@ -85,7 +85,8 @@ def split(key: Tensor, n: int) -> Tensor:
 def named(key: Tensor, name: str) -> Tensor:
     """The key [2] of a name below a key: its words xor the 64-bit FNV-1a hash of the name (Fowler, Noll and Vo).
 
-    A key is Philox's key, for which any two different ones give independent draws, so no rounds are spent here.
+    A key is Philox's key, for which any two different ones give independent draws, so no rounds are spent here. Names
+    commute, and the same one twice is none: below one another they must differ.
     """
     code = 0xCBF29CE484222325
     for character in name:

@@ -106,8 +106,8 @@ def sentences(comparisons: Comparisons) -> list[str]:
     if compared:
         units = {SHORT[name]: f"{comparisons.margins[SHORT[name]]:g} {BY_NAME[name].unit}" for name in COMPARED}
         margins = ", ".join(f"{name} {margin}" for name, margin in units.items())
-        together = f"the intervals of a column hold together at {100 * comparisons.confidence:.3g} %"
-        out.append(f"Margins: {margins}; {together}.")
+        sure = f"{100 * comparisons.confidence:.3g} %"
+        out.append(f"Margins: {margins}; a column's intervals hold together at {sure}, those against a control too.")
     if BASELINE not in study.arms:
         out.append("There is no baseline: nothing to compare with. `--arms baseline`, in the same folder, adds it.")
     elif not compared:

@@ -123,6 +123,8 @@ def _built(base: str, parameters: Mapping[str, Any]) -> Rewrite:
 
 def _at(base: str, value: Any) -> str:
     short = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    if "/" in short:
+        raise InputError(f"{base}@{short}: an arm's name is its folder's; pass a value without /")
     return f"{base}@{short}"
 
 

@@ -52,7 +52,8 @@ class Prepared:
     def ops(self) -> Ops:
         """The arm's primitives as the model takes them, planned for the recipe's batch."""
         fitting, recipe = model.fit(self.arm.ops, self.config), self.recipe
-        return planned(self.config, fitting, self.images, self.dtype, self.optimizer, recipe.image)
+        how = self.dtype, self.optimizer, recipe.image, recipe.targets
+        return planned(self.config, fitting, self.images, *how)
 
     @property
     def device(self) -> torch.device:

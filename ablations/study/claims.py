@@ -159,7 +159,9 @@ def _dead(path: Path) -> bool:
     if content.get("host") == host() and not _running(content["pid"]):
         return True
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent) as now:  # by the clock of the file system, not of machines
+        with tempfile.NamedTemporaryFile(
+            prefix=".clock-", dir=path.parent
+        ) as now:  # by the clock of the file system, not of machines
             return abs(os.fstat(now.fileno()).st_mtime - path.lstat().st_mtime) > SILENCE
     except FileNotFoundError:  # given back just now
         return False

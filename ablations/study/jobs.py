@@ -19,7 +19,7 @@ PATIENCE = 60.0  # seconds to leave in good order
 
 def command(*more: str) -> list[str]:
     """This process's command line, with more; what is done at once at the beginning is not done again."""
-    return [sys.executable, *(word for word in sys.orig_argv[1:] if word != "--retry-failed"), *more]
+    return [sys.executable, *(word for word in sys.orig_argv[1:] if word.replace("_", "-") != "--retry-failed"), *more]
 
 
 def suggested() -> int:

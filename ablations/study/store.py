@@ -127,7 +127,7 @@ def _plain(key: str, value: Any) -> Any:
 
 def _own(entry: Path) -> bool:
     """Whether an entry of a study's folder is what a start that was cut short leaves."""
-    return entry.name.startswith((".study.json.", "study.claim-"))
+    return entry.name.startswith((".study.json.", "study.claim-", ".clock-"))
 
 
 def refuse_old(out: Path) -> None:

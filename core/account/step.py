@@ -230,11 +230,13 @@ def planned(
     dtype: torch.dtype = torch.float32,
     optimizer: AdamW | Averaged = ADAMW,
     image: int | None = None,
+    targets: Targets = LABELS,
 ) -> Ops:
     """The ops as planned for such a step, see `Ops.planned`. Raises InputError for what no plan can do."""
     if isinstance(config, Foreign):
         return ops  # which takes no plans
-    return ops.planned(config, lambda ops, config: account(config, ops, batch, dtype, "train", optimizer, image))
+    of_step = {"optimizer": optimizer, "image": image, "targets": targets}
+    return ops.planned(config, lambda ops, config: account(config, ops, batch, dtype, **of_step))
 
 
 def inputs(

@@ -146,8 +146,8 @@ class _Primitives(TorchFunctionMode):
         site = self._site(*found, weight, bias)
         return self._remember(lambda *inputs: self.ops.norm(site, *inputs), x, weight, bias)
 
-    def gelu(self, func: Any, x: Tensor, **kwargs: Any) -> Tensor:
-        return self._remember(lambda x: _of_rows(lambda x: func(x, **kwargs), x), x)
+    def gelu(self, func: Any, input: Tensor, **kwargs: Any) -> Tensor:
+        return self._remember(lambda x: _of_rows(lambda x: func(x, **kwargs), x), input)
 
     def attend(self, func: Any, *args: Any, **kwargs: Any) -> Tensor:
         self._forget()
