@@ -13,6 +13,7 @@ from core.layers import EXACT
 from core.measure import peak_bytes
 from core.optimizers import AdamW
 from core.step import make_step, objective, start, value_and_grad
+from core.targets import Targets
 from core.transforms.budget import LEVELS, budget, rebuilt_weights
 from core.transforms.planning import candidates, choose_plan, read_size
 
@@ -143,3 +144,11 @@ def test_bad_input():
         account(SMALL, budget(plan=[(), ("mlp",)])(EXACT), 2)
     with pytest.raises(InputError, match="budget and recompute both replace the model's (linear|mlp)"):
         parse("budget@3GB+recompute")
+
+
+def test_what_is_learned_is_planned_for():
+    """Soft targets of many classes are the larger part of this step."""
+    config, targets = replace(SMALL, classes=3000), Targets(mixup=0.8, smoothing=0.1)
+    most = 0.9 * account(config, EXACT, 64, targets=targets).peak_bytes
+    ops = planned(config, budget("0.9")(EXACT), 64, targets=targets)
+    assert account(config, ops, 64, targets=targets).peak_bytes <= most
