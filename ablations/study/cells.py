@@ -192,6 +192,7 @@ def prepared(arm: Arm, recipe: Recipe, data: Data) -> Prepared:
         plain, config = recipe.plain_config(arm, data), recipe.config(arm, data)
         share = processes.share(recipe.parallel, recipe.processes)
         parallel.check(arm.ops, share)
+        _ = recipe.targets
         optimizer = recipe.optimizer(len(data.train.labels) // recipe.batch_size, share)
         cell = Prepared(arm, recipe, data, config, plain, recipe.prepare(data, share), recipe.dtype(arm), optimizer)
     except InputError as error:
