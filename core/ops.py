@@ -105,6 +105,11 @@ class Ops:
         """Whether a transform replaces this primitive, somewhere at least."""
         return any(primitive in part.replace for part in self.parts)
 
+    @property
+    def observed(self) -> bool:
+        """Whether a transform looks at what attention computes on the way, such as one with a penalty on heads."""
+        return any({"observe", "penalty"} & (part.replace.keys() | part.wrap.keys()) for part in self.parts)
+
     def number(self, block: int, depth: int) -> int | None:
         """The number of a block of `depth`, if a transform asks for it, else None."""
         asked = [part.positional for part in self.parts]

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from ablations.analysis.estimates import Values
-from ablations.analysis.factors import Term, levels
+from ablations.analysis.factors import Term, levels, without
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,13 @@ class Design:
 
 def _matched(term: Term, present: Sequence[str]) -> Values | None:
     """The mean over the arms with this level of (arm - the arm without it); None if one of these is not there."""
-    settings = [frozenset(levels(arm).items()) for arm in present]
-    mine = [setting for setting in settings if set(term) <= setting]
-    w = np.zeros(len(present))
-    for setting in mine:
-        if (other := setting - set(term)) not in settings:
+    pairs, w = without(term, present), np.zeros(len(present))
+    for arm, other in pairs.items():
+        if other is None:
             return None
-        w[settings.index(setting)] += 1 / len(mine)
-        w[settings.index(other)] -= 1 / len(mine)
-    return w if mine else None
+        w[present.index(arm)] += 1 / len(pairs)
+        w[present.index(other)] -= 1 / len(pairs)
+    return w if pairs else None
 
 
 def _has(setting: Mapping[str, str], term: Term) -> bool:

@@ -49,13 +49,15 @@ def controlled(arms: Iterable[str]) -> list[tuple[str, str, str]]:
     return out
 
 
+def without(term: Term, arms: Iterable[str]) -> dict[str, str | None]:
+    """Every arm with a term, and the same arm without it; None where that is not there."""
+    settings = {frozenset(levels(arm).items()): arm for arm in arms if arm != AGAIN}
+    return {arm: settings.get(setting - set(term)) for setting, arm in settings.items() if set(term) <= setting}
+
+
 def with_controls(arms: Iterable[str]) -> dict[Term, list[tuple[str, str]]]:
     """Of each control the pairs of an arm with it and the same arm without it."""
-    settings = {arm: levels(arm) for arm in arms if arm != AGAIN}
-    out: dict[Term, list[tuple[str, str]]] = {}
-    for arm, setting in settings.items():
-        for factor in controls() & setting.keys():
-            rest = {f: lv for f, lv in setting.items() if f != factor}
-            pairs = [(arm, other) for other, theirs in settings.items() if theirs == rest]
-            out.setdefault(((factor, setting[factor]),), []).extend(pairs)
-    return {term: pairs for term, pairs in out.items() if pairs}
+    arms = list(arms)
+    terms = dict.fromkeys(((f, level),) for arm in arms for f, level in levels(arm).items() if f in controls())
+    pairs = {term: [(arm, other) for arm, other in without(term, arms).items() if other] for term in terms}
+    return {term: found for term, found in pairs.items() if found}

@@ -17,10 +17,9 @@ from scipy import stats
 
 from ablations.analysis.effects import differences
 from ablations.analysis.estimates import Estimate, seeds_for
-from ablations.analysis.factors import Term, controlled, label, levels, with_controls
+from ablations.analysis.factors import Term, controlled, label, with_controls, without
 from ablations.analysis.responses import BY_NAME, COMPARED, Response
 from ablations.study import schema
-from ablations.study.arms import AGAIN
 from core.errors import InputError, choose
 
 if TYPE_CHECKING:
@@ -152,14 +151,9 @@ def _lost(comparisons: "Comparisons", term: Term) -> dict[str, int]:
     too, how many failed with it alone, and without it alone."""
     study = comparisons.study
     outcomes = {cell.key: False for cell in study.cells} | {(f["arm"], f["seed"]): True for f in study.failed}
-    settings = {arm: frozenset(levels(arm).items()) for arm, _ in outcomes if arm != AGAIN}
-    arms = {setting: arm for arm, setting in settings.items()}
-    mine = {key: bad for key, bad in outcomes.items() if set(term) <= settings.get(key[0], frozenset())}
-    both = [
-        (bad, outcomes[other, seed])
-        for (arm, seed), bad in mine.items()
-        if (other := arms.get(settings[arm] - set(term), "")) and (other, seed) in outcomes
-    ]
+    pairs = without(term, dict.fromkeys(arm for arm, _ in outcomes))
+    mine = {key: bad for key, bad in outcomes.items() if key[0] in pairs}
+    both = [(bad, outcomes[key]) for (arm, seed), bad in mine.items() if (key := (pairs[arm] or "", seed)) in outcomes]
     alone = {"with": both.count((True, False)), "without": both.count((False, True))}
     return {"cells": len(mine), "failed": sum(mine.values()), **alone}
 

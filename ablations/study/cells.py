@@ -23,6 +23,7 @@ from core.layers import EXACT
 from core.ops import Ops, Params
 from core.optimizers import AdamW, Averaged
 from core.step import Batch, Prepare, State, Step, objective, start
+from core.targets import Targets
 
 
 class WarmedUp(NamedTuple):
@@ -47,12 +48,13 @@ class Prepared:
     prepare: Prepare
     dtype: torch.dtype
     optimizer: AdamW | Averaged
+    targets: Targets
 
     @cached_property
     def ops(self) -> Ops:
         """The arm's primitives as the model takes them, planned for the recipe's batch."""
         fitting, recipe = model.fit(self.arm.ops, self.config), self.recipe
-        how = self.dtype, self.optimizer, recipe.image, recipe.targets
+        how = self.dtype, self.optimizer, recipe.image, self.targets
         return planned(self.config, fitting, self.images, *how)
 
     @property
@@ -83,7 +85,7 @@ class Prepared:
     @cached_property
     def step(self) -> Step:
         """The training step, under the recipe's engine."""
-        how = self.recipe.engine, self.recipe.regions, self.share, self.recipe.targets
+        how = self.recipe.engine, self.recipe.regions, self.share, self.targets
         return engine.build(self.config, self.ops, self.prepare, self.dtype, self.optimizer, *how)
 
     @cached_property
@@ -130,7 +132,7 @@ class Prepared:
         """What a step of so many images costs a process, its share of the recipe's batch unless given; with mode "eval"
         a forward pass."""
         size, side = batch or self.images, self.recipe.image
-        how = self.optimizer, side, self.share, self.recipe.targets
+        how = self.optimizer, side, self.share, self.targets
         return account(self.config, self.ops, size, self.dtype, mode, *how)
 
     @cached_property
@@ -162,7 +164,7 @@ class Prepared:
         """InputError, with the arm's name, for what cannot run: the loss of two images is tried. Whatever else it
         raises is left to its cells, which meet it again and record it, while the other arms run."""
         try:
-            loss = objective(self.config, self.ops, self.prepare, self.dtype, targets=self.recipe.targets)
+            loss = objective(self.config, self.ops, self.prepare, self.dtype, targets=self.targets)
             given = self.start_whole(0, rng.key(0)).params, self.batch(2), rng.key(0, self.device)
             loss(*given)
             if isinstance(self.config, Foreign) and self.recipe.engine != "eager" and not self.ops.parts:
@@ -192,9 +194,9 @@ def prepared(arm: Arm, recipe: Recipe, data: Data) -> Prepared:
         plain, config = recipe.plain_config(arm, data), recipe.config(arm, data)
         share = processes.share(recipe.parallel, recipe.processes)
         parallel.check(arm.ops, share)
-        _ = recipe.targets
         optimizer = recipe.optimizer(len(data.train.labels) // recipe.batch_size, share)
-        cell = Prepared(arm, recipe, data, config, plain, recipe.prepare(data, share), recipe.dtype(arm), optimizer)
+        how = recipe.prepare(data, share), recipe.dtype(arm), optimizer, recipe.targets
+        cell = Prepared(arm, recipe, data, config, plain, *how)
     except InputError as error:
         raise InputError(f"arm '{arm.name}': {error}") from error
     try:

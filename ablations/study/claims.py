@@ -159,9 +159,7 @@ def _dead(path: Path) -> bool:
     if content.get("host") == host() and not _running(content["pid"]):
         return True
     try:
-        with tempfile.NamedTemporaryFile(
-            prefix=".clock-", dir=path.parent
-        ) as now:  # by the clock of the file system, not of machines
+        with tempfile.NamedTemporaryFile(prefix=".clock-", dir=path.parent) as now:  # by the file system's clock
             return abs(os.fstat(now.fileno()).st_mtime - path.lstat().st_mtime) > SILENCE
     except FileNotFoundError:  # given back just now
         return False

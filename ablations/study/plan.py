@@ -99,7 +99,7 @@ def _try_on_device(cell: Prepared) -> None:
         images = torch.empty(2, *cell.data.train.images.shape[1:], dtype=torch.uint8)
         batch = images, torch.empty(2, dtype=torch.int64)
         try:
-            loss = objective(cell.config, cell.ops, cell.prepare, cell.dtype, targets=cell.recipe.targets)
+            loss = objective(cell.config, cell.ops, cell.prepare, cell.dtype, targets=cell.targets)
             loss(params, batch, torch.empty(2, dtype=torch.int64))
         except (RuntimeError, AssertionError):
             if torch.cuda.is_available():

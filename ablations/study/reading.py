@@ -74,13 +74,6 @@ class Study:
         return sorted({seed for _, seed in (cell.key for cell in self.cells)})
 
     @property
-    def missing(self) -> list[tuple[str, int]]:
-        """Cells that would make every arm complete in every seed, and those that failed."""
-        present = {cell.key for cell in self.cells}
-        wanted = [(arm, seed) for arm in self.arms for seed in self.seeds]
-        return list(dict.fromkeys(key for key in [*wanted, *map(_key, self.failed)] if key not in present))
-
-    @property
     def changes(self) -> list[str]:
         """Cells of other code, data or weights than most, a line for each such identity."""
         return [
@@ -106,11 +99,6 @@ class Study:
 def results(out: Path) -> list[Result]:
     """The results of all finished cells, sorted by arm and seed; without the damaged ones."""
     return [cell.result for cell in _cells(out, [])]
-
-
-def failures(out: Path) -> list[Result]:
-    """What is recorded of the cells that failed last time; without what is damaged."""
-    return _failed(out, [])
 
 
 def history(out: Path, result: Result) -> list[Row]:

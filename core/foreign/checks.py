@@ -95,10 +95,6 @@ def _refuse_randomness(name: str, module: nn.Module, logits: Tensor, again: Tens
             f"model '{name}' computes something else in training{where}: dropout, stochastic depth or a second head, "
             "which draw from torch's generator or change the loss; build it with these at zero"
         )
-    if not again.requires_grad:
-        raise InputError(
-            f"model '{name}' gives logits without a gradient; take out what detaches them, such as no_grad"
-        )
 
 
 _RATES = ("p", "drop_prob")

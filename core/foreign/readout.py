@@ -9,7 +9,6 @@ from collections.abc import Callable
 from torch import Tensor
 
 from core.ops import Rewrite, Site, rewrite
-from core.transforms.readout import observed
 
 
 def _behind(site: Site) -> bool:
@@ -33,7 +32,7 @@ def norm(inner: Callable[..., Tensor], site: Site, x: Tensor, weight: Tensor, bi
 
 def attend(inner: Callable[..., Tensor], site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Of the first query, unless another transform looks at the heads."""
-    if not _behind(site) or observed(site.ops):
+    if not _behind(site) or site.ops.observed:
         return inner(site, q, k, v)
     return inner(site, q[:, :, :1], k, v).expand(*q.shape[:-1], -1)
 

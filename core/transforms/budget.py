@@ -57,18 +57,13 @@ def budget(size: str = "0.5", plan: Sequence[Level] | None = None) -> Rewrite:
         choose("tensor of a budget's plan", str(name), TENSORS)
 
     def chosen(rest: Ops, config: VitConfig, cost: Cost) -> Ops:
-        hidden = {"attention", "block"} if _observed(rest) else set()
+        hidden = {"attention", "block"} if rest.observed else set()
         hidden |= {"weights"} if rest.replaces("attend") else set()
         levels = [level for level in LEVELS if not hidden & set(level)]
         found = choose_plan(size, levels, config, lambda plan, config: cost(_rebuilding(plan)(rest), config))
         return _rebuilding(found)(rest)
 
     return _rebuilding(plan) if plan else _rebuilding([MOST], chosen)
-
-
-def _observed(ops: Ops) -> bool:
-    """Whether others read what the attention computes on the way."""
-    return any({"observe", "penalty"} & {*part.replace, *part.wrap} for part in ops.parts)
 
 
 def _rebuilding(plan: Sequence[Level], choice: Plan | None = None) -> Rewrite:
@@ -90,7 +85,7 @@ def _rebuilding(plan: Sequence[Level], choice: Plan | None = None) -> Rewrite:
 
     def whole(name: str, foreign: tuple[str, ...]) -> Callable[..., tuple[Tensor, Carry]]:
         def branch(inner: Callable[..., tuple[Tensor, Carry]], site: Site, x: Tensor) -> tuple[Tensor, Carry]:
-            read = _observed(site.ops) or any(t.requires_grad for t in site.carry.values())
+            read = site.ops.observed or any(t.requires_grad for t in site.carry.values())
             return inner(site, x) if read or not rebuilds(site, name) else rebuilt(inner, site, x, foreign)
 
         return branch

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from core import layers
-from core.ops import Carry, Ops, Rewrite, Site, rewrite
+from core.ops import Carry, Rewrite, Site, rewrite
 
 
 def readout() -> Rewrite:
@@ -34,7 +34,7 @@ def attention(site: Site, x: Tensor) -> tuple[Tensor, Carry]:
     if tokens is None:
         return layers.attention(site, x)
     ops, own, h = site.ops, site.child("attn"), site.config.heads
-    if observed(ops):
+    if ops.observed:  # of all tokens, then
         qkv = layers.after_norm(site, "norm1", "attn.qkv", tokens)
         q, k, v = rearrange(qkv, "B N (three h d) -> three B h N d", three=3, h=h).unbind(0)
     else:
@@ -46,11 +46,6 @@ def attention(site: Site, x: Tensor) -> tuple[Tensor, Carry]:
     carry = ops.observe(own, q, k, v, heads)
     y = ops.linear(own.child("proj"), lambda heads: rearrange(heads, "B h N d -> B N (h d)"), heads[:, :, :1])
     return layers.dropout(own, y), carry
-
-
-def observed(ops: Ops) -> bool:
-    """Whether a transform looks at queries and heads, such as one with a penalty on them: of all tokens, then."""
-    return any({"observe", "penalty"} & (part.replace.keys() | part.wrap.keys()) for part in ops.parts)
 
 
 def divided(site: Site) -> tuple[Site, Site]:
