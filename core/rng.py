@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from core.errors import InputError
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
-_WORD = 0xFFFFFFFF
+_WORD, _LONG = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _DRAW, _FOLD, _SPLIT = 0, 1, 2
 _FEW = 1 << 12  # counters for which calling operations costs more than their work
 _SLAB = 1 << 17  # counters at a time: eager intermediates stay in cache, 8 times faster than one pass
@@ -47,8 +48,9 @@ def _block(key: Tensor, index: Tensor, domain: int) -> Tensor:
 
 
 def _at_hand(tensor: Tensor) -> bool:
-    """Not of a GPU, nor fake, nor torch.func's."""
-    return tensor.device.type == "cpu" and type(tensor) is Tensor and not is_functorch_wrapped_tensor(tensor)
+    """Not of a GPU, nor fake, nor torch.func's, nor of a trace, where they would become constants."""
+    plain = type(tensor) is Tensor and not is_functorch_wrapped_tensor(tensor)
+    return plain and tensor.device.type == "cpu" and get_proxy_mode() is None
 
 
 def _few(key: np.ndarray, index: np.ndarray, domain: int) -> np.ndarray:
@@ -83,14 +85,19 @@ def split(key: Tensor, n: int) -> Tensor:
 
 
 def named(key: Tensor, name: str) -> Tensor:
-    """The key [2] of a name below a key: its words xor the 64-bit FNV-1a hash of the name (Fowler, Noll and Vo).
+    """The key [2] of a name below a key: its words xor a 64-bit hash of the name, FNV-1a (Fowler, Noll and Vo) mixed by
+    SplitMix64's last steps (Steele, Lea and Flood, OOPSLA 2014), without which what two names differ by could be what
+    two others do ("process 0" and "process 4", "blocks.1" and "blocks.5"), and a key be another site's.
 
     A key is Philox's key, for which any two different ones give independent draws, so no rounds are spent here. Names
     commute, and the same one twice is none: below one another they must differ.
     """
     code = 0xCBF29CE484222325
     for character in name:
-        code = (code ^ ord(character)) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+        code = (code ^ ord(character)) * 0x100000001B3 & _LONG
+    code = (code ^ code >> 30) * 0xBF58476D1CE4E5B9 & _LONG
+    code = (code ^ code >> 27) * 0x94D049BB133111EB & _LONG
+    code ^= code >> 31
     return torch.stack((key[0] ^ (code & _WORD), key[1] ^ (code >> 32)))
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from core import rng
 
@@ -52,6 +53,17 @@ def test_the_same_numbers_whatever_computes_them(monkeypatch):
         assert other.is_contiguous()
 
 
+def test_a_traced_graph_draws_by_its_key():
+    """Few draws too, whose values numpy could take: they would be the same for every key."""
+
+    def draw(key):
+        return torch.cat((rng.uniform(key, (5,)), rng.fold_in(rng.split(rng.named(key, "x"), 2)[1], key[0]).float()))
+
+    traced = make_fx(draw)(rng.key(1))
+    for seed in (1, 2):
+        assert torch.equal(traced(rng.key(seed)), draw(rng.key(seed)))
+
+
 def test_slabs_do_not_change_the_draws(monkeypatch):
     whole = rng.words(rng.key(3), 4000)
     monkeypatch.setattr(rng, "_SLAB", 7)
@@ -85,11 +97,33 @@ NAMES = {
 }
 
 
+def mixed(state):
+    """SplitMix64's output for a state."""
+    state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
+    return state ^ state >> 31
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_its_fnv_1a_hash(name):
-    low, high = NAMES[name] & ONES, NAMES[name] >> 32
+def test_a_name_is_its_fnv_1a_hash_mixed(name):
+    first = [mixed((1234567 + i * 0x9E3779B97F4A7C15) % 2**64) for i in (1, 2)]
+    assert first == [6457827717110365317, 3203168211198807973]  # of seed 1234567, as published
+    low, high = mixed(NAMES[name]) & ONES, mixed(NAMES[name]) >> 32
     assert rng.named(rng.key(0), name).tolist() == [low, high]
     assert rng.named(torch.tensor([0x12345678, 0x9ABCDEF0]), name).tolist() == [low ^ 0x12345678, high ^ 0x9ABCDEF0]
+
+
+def test_no_two_sites_share_a_key():
+    """Of any process, block and purpose, also where all names end in a number (hashes by FNV-1a alone collide)."""
+
+    def codes(*names):
+        return np.array([rng.named(rng.key(0), name).numpy() for name in names])
+
+    processes = codes(*(f"process {i}" for i in range(32)))[:, None, None]
+    blocks = codes(*(f"blocks.{i}" for i in range(64)))[:, None]
+    purposes = codes(*(f"{s} noise{i}" for s in ("attn", "mlp", "attn.qkv") for i in range(8)))
+    keys = (processes ^ blocks ^ purposes).reshape(-1, 2)
+    assert len(np.unique(keys, axis=0)) == len(keys)
 
 
 def test_purposes_and_names_draw_independently():
