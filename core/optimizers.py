@@ -43,8 +43,7 @@ class AdamW:
 
     schedule: "constant", or "cosine" to zero at `steps`; both after a linear warm-up over `warmup` steps.
     decay_all: decay every parameter, as torch does by default; else matrices only (no biases, norms,
-        class token and positions). clip: largest global norm of the gradients; None: any. norm: that of all from
-        the norms [n] of a process's gradients.
+        class token and positions).
     """
 
     learning_rate: float = 1e-3
@@ -56,8 +55,6 @@ class AdamW:
     schedule: str = "constant"
     warmup: int = 0
     steps: int = 1
-    clip: float | None = None
-    norm: Callable[[Tensor], Tensor] = Tensor.norm
 
     def __post_init__(self) -> None:
         choose("schedule", self.schedule, SCHEDULES)
@@ -65,8 +62,6 @@ class AdamW:
             raise InputError(f"learning rate {self.learning_rate} must be finite and above 0")
         if not 0 <= self.weight_decay < float("inf"):
             raise InputError(f"weight decay {self.weight_decay} must be finite and 0 or above")
-        if self.clip is not None and not 0 < self.clip < float("inf"):
-            raise InputError(f"clip {self.clip} must be finite and above 0, or None")
         if self.schedule == "cosine" and not 0 <= self.warmup < self.steps:
             raise InputError(f"warm-up of {self.warmup} steps must be shorter than the {self.steps} of the run")
 
@@ -89,8 +84,6 @@ class AdamW:
 
     def update(self, params: Params, gradients: Params, state: Moments, step: Tensor) -> tuple[Params, Moments]:
         """One update, a group of parameters at a time."""
-        if self.clip is not None:
-            gradients = clipped(gradients, self.clip, self.norm)
         rate, done = self.rate(step), step.double() + 1
         root, scale = (1 - self.beta2**done).sqrt(), rate / (1 - self.beta1**done)
         kept = 1 - rate * self.weight_decay
@@ -162,18 +155,48 @@ class Averaged:
         return self.inner.rate(step)
 
 
+@dataclass(frozen=True)
+class Clipped:
+    """An optimizer of gradients that are scaled down to the global norm `largest` if theirs is above it (Pascanu et
+    al., ICML 2013), as torch.nn.utils.clip_grad_norm_ does. norm: that of all from the norms [n] of a process's.
+
+    Raises InputError for a norm that is not finite or not above 0.
+    """
+
+    inner: Optimizer
+    largest: float
+    norm: Callable[[Tensor], Tensor] = Tensor.norm
+
+    def __post_init__(self) -> None:
+        if not 0 < self.largest < float("inf"):
+            raise InputError(f"clip {self.largest} must be finite and above 0, or None")
+
+    @property
+    def learning_rate(self) -> float:
+        """The other's."""
+        return self.inner.learning_rate
+
+    def init(self, params: Params) -> Any:
+        """The other's."""
+        return self.inner.init(params)
+
+    def update(self, params: Params, gradients: Params, state: Any, step: Tensor) -> tuple[Params, Any]:
+        """The other's, of the clipped gradients."""
+        tensors = list(gradients.values())
+        scale = (self.largest / (self.norm(torch.stack(torch._foreach_norm(tensors))) + 1e-6)).clamp(max=1)
+        clipped = dict(zip(gradients, torch._foreach_mul(tensors, scale), strict=True))
+        return self.inner.update(params, clipped, state, step)
+
+    def rate(self, step: Tensor) -> Tensor:
+        """The other's."""
+        return self.inner.rate(step)
+
+
 def changed(optimizer: Optimizer, ops: Ops) -> Optimizer:
-    """The optimizer as `ops` want it; an average is of all that they make of it."""
-    if isinstance(optimizer, Averaged):
-        return replace(optimizer, inner=ops.optimizer(optimizer.inner))
+    """The optimizer as `ops` want it: what they make of it is averaged, and takes clipped gradients, as it was."""
+    if isinstance(optimizer, Averaged | Clipped):
+        return replace(optimizer, inner=changed(optimizer.inner, ops))
     return ops.optimizer(optimizer)
-
-
-def clipped(gradients: Params, largest: float, norm: Callable[[Tensor], Tensor] = Tensor.norm) -> Params:
-    """The gradients, scaled down to the global norm `largest` if theirs is above it (Pascanu et al., ICML 2013)."""
-    total = norm(torch.stack(torch._foreach_norm(list(gradients.values()))))
-    scale = (largest / (total + 1e-6)).clamp(max=1)
-    return dict(zip(gradients, torch._foreach_mul(list(gradients.values()), scale), strict=True))
 
 
 def _groups(params: Params) -> list[list[str]]:

@@ -21,7 +21,7 @@ from core.errors import InputError
 from core.foreign.model import Foreign
 from core.layers import EXACT
 from core.ops import Ops, Params
-from core.optimizers import AdamW, Averaged
+from core.optimizers import Optimizer
 from core.step import Batch, Prepare, State, Step, objective, start
 from core.targets import Targets
 
@@ -47,7 +47,7 @@ class Prepared:
     """Of the same model without the arm's optimizations."""
     prepare: Prepare
     dtype: torch.dtype
-    optimizer: AdamW | Averaged
+    optimizer: Optimizer
     targets: Targets
 
     @cached_property

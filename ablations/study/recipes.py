@@ -16,7 +16,7 @@ from core.errors import InputError, choose
 from core.foreign import sources
 from core.layers import EXACT
 from core.model import Config, asked
-from core.optimizers import AdamW, Averaged
+from core.optimizers import AdamW, Averaged, Clipped, Optimizer
 from core.parallel import ALONE, Share, divided
 from core.step import Prepare
 from core.targets import Targets
@@ -237,7 +237,7 @@ class Recipe:
             )
         return PRECISIONS[arm.precision or self.precision]
 
-    def optimizer(self, steps_per_epoch: int, share: Share = ALONE) -> AdamW | Averaged:
+    def optimizer(self, steps_per_epoch: int, share: Share = ALONE) -> Optimizer:
         """AdamW over the whole run, and the average of the weights if there is one."""
         steps = self.epochs * steps_per_epoch
         adamw = AdamW(
@@ -247,12 +247,11 @@ class Recipe:
             schedule=self.schedule,
             warmup=int(self.warmup * steps),
             steps=steps,
-            clip=self.clip,
-            norm=share.norm,
         )
+        clipped = adamw if self.clip is None else Clipped(adamw, self.clip, share.norm)
         if self.ema is None and self.ema_warmup:
             raise InputError("ema_warmup is of an average of the weights, and there is none; pass --ema 0.9998 too")
-        return adamw if self.ema is None else Averaged(adamw, self.ema, self.ema_warmup)
+        return clipped if self.ema is None else Averaged(clipped, self.ema, self.ema_warmup)
 
     @property
     def targets(self) -> Targets:

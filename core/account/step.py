@@ -25,7 +25,7 @@ from core.account.flops import flops
 from core.errors import InputError, choose
 from core.foreign.model import Foreign
 from core.ops import Ops, Params
-from core.optimizers import AdamW, Averaged, Optimizer
+from core.optimizers import AdamW, Optimizer
 from core.parallel import ALONE, Share, at_use, shard, spread, whole
 from core.step import Batch, State, make_step, objective, start
 from core.targets import LABELS, Targets
@@ -228,7 +228,7 @@ def planned(
     ops: Ops,
     batch: int,
     dtype: torch.dtype = torch.float32,
-    optimizer: AdamW | Averaged = ADAMW,
+    optimizer: Optimizer = ADAMW,
     image: int | None = None,
     targets: Targets = LABELS,
 ) -> Ops:

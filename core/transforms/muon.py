@@ -21,9 +21,6 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's: steepest at 0, not converg
 def muon(learning_rate: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.01) -> Rewrite:
     """learning_rate: of the matrices, times the schedule of the recipe's optimizer and sqrt(max(1, rows / columns)).
 
-    A recipe's `clip` acts on what is AdamW's alone, by its own norm: a matrix's step has one size whatever its
-    gradient's.
-
     Raises InputError for a learning rate or decay that is negative or not finite, a momentum outside [0, 1).
     """
     for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):

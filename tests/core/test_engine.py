@@ -16,7 +16,7 @@ from core.data.augment import preparation
 from core.data.splits import Split
 from core.errors import InputError
 from core.layers import EXACT
-from core.optimizers import AdamW, Averaged
+from core.optimizers import AdamW, Averaged, Clipped
 from core.step import make_step, objective, start
 from core.targets import Targets
 from core.transforms.registry import REGISTRY
@@ -116,7 +116,7 @@ def test_forward_pass_on_cuda_needs_no_host(arm, hopper):
 def test_whole_step_reads_nothing_back(arm):
     """Meta tensors have no values: whatever the host would read is an error."""
     ops = parse(arm).ops
-    optimizer = replace(OPTIMIZER, inner=AdamW(clip=1.0))
+    optimizer = replace(OPTIMIZER, inner=Clipped(AdamW(), 1.0))
     step = make_step(objective(CONFIG, ops, PREPARE, torch.bfloat16, targets=TARGETS), optimizer, ops)
     with HostWork():
         state, metrics = step(*on("meta", ops))

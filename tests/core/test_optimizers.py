@@ -2,12 +2,13 @@ import math
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from core import rng, vit
 from core.errors import InputError
 from core.layers import EXACT
 from core.ops import rewrite
-from core.optimizers import AdamW, Averaged, clipped
+from core.optimizers import AdamW, Averaged, Clipped, changed
 from core.step import make_step, objective, start
 from core.transforms.muon import muon
 
@@ -61,7 +62,6 @@ def test_constant_schedule():
         ({"learning_rate": 0.0}, "learning rate 0.0 must be finite and above 0"),
         ({"learning_rate": float("nan")}, "learning rate nan"),
         ({"weight_decay": -1.0}, "weight decay -1.0"),
-        ({"clip": 0.0}, "clip 0.0 must be finite and above 0, or None"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin'.*did you mean 'cosine'"),
         ({"schedule": "cosine", "warmup": 5, "steps": 5}, "warm-up of 5 steps"),
     ],
@@ -69,6 +69,18 @@ def test_constant_schedule():
 def test_bad_optimizer_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         AdamW(**options)
+    with pytest.raises(InputError, match="clip 0.0 must be finite and above 0, or None"):
+        Clipped(AdamW(), 0.0)
+
+
+class Given:
+    """Makes the gradients that it is given the parameters."""
+
+    def init(self, params):
+        return ()
+
+    def update(self, params, gradients, state, step):
+        return gradients, state
 
 
 @pytest.mark.parametrize("largest", [1e-3, 0.5, 1e3])
@@ -79,10 +91,27 @@ def test_clipping_equals_torch(config, largest):
     for leaf, g in zip(leaves, gradients.values(), strict=True):
         leaf.grad = g.clone()
     torch.nn.utils.clip_grad_norm_(leaves, largest)
-    mine = clipped(gradients, largest)
+    mine, _ = Clipped(Given(), largest).update(params, gradients, (), torch.tensor(0))
     for leaf, g in zip(leaves, mine.values(), strict=True):
         torch.testing.assert_close(leaf.grad, g, rtol=1e-12, atol=0)
-    assert torch.equal(clipped(gradients, 1e9)["pos_embed"], gradients["pos_embed"])
+
+
+def test_gradients_are_clipped_together_whatever_a_transform_makes_of_the_optimizer(config):
+    """Under muon too: a step of clipped gradients is one of what torch's clip_grad_norm_ leaves of them."""
+    params = {n: p.double() for n, p in vit.init(config, 1).items()}
+    gradients = {n: torch.sin(7 * p + 1) for n, p in params.items()}
+    leaves = {n: torch.nn.Parameter(p.clone()) for n, p in params.items()}
+    for n, leaf in leaves.items():
+        leaf.grad = gradients[n].clone()
+    torch.nn.utils.clip_grad_norm_(leaves.values(), 0.5)
+    by_torch = {n: leaf.grad for n, leaf in leaves.items()}
+    clipping, plain = (changed(Averaged(one, 0.5), muon()(EXACT)) for one in (Clipped(AdamW(), 0.5), AdamW()))
+    for ours, theirs in zip(
+        tree_leaves(clipping.update(params, gradients, clipping.init(params), torch.tensor(0))),
+        tree_leaves(plain.update(params, by_torch, plain.init(params), torch.tensor(0))),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize("warmup", [False, True])

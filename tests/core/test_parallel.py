@@ -32,7 +32,7 @@ from core.foreign import sources
 from core.layers import EXACT
 from core.measure import peak_bytes, tensor_bytes
 from core.ops import rewrite
-from core.optimizers import AdamW, Averaged
+from core.optimizers import AdamW, Averaged, Clipped
 from core.parallel import ALONE, Share, at_use, check, divided, shard, spread, whole
 from core.step import make_step, objective, start, value_and_grad
 from core.targets import Targets
@@ -44,8 +44,8 @@ CONFIG = vit.VitConfig(
 )  # odd sizes: 5 classes, 17 x 16
 LARGER = vit.VitConfig(image=16, patch=4, width=64, depth=3, heads=2, mlp=128, classes=5)
 MRT = {"mrt": {"tokens": 16, "min_patch": 2, "max_patch": 8}}
-ADAMW = AdamW(3e-3, 0.05, decay_all=False, clip=0.5)
-AVERAGED, TARGETS = Averaged(ADAMW, 0.9, warmup=True), Targets(0.4, 0.1)
+ADAMW = AdamW(3e-3, 0.05, decay_all=False)
+AVERAGED, TARGETS = Averaged(Clipped(ADAMW, 0.5), 0.9, warmup=True), Targets(0.4, 0.1)
 ROOM = {"rtol": 1e-8, "atol": 1e-9}  # Adam divides rounding errors of gradients that are zero by its epsilon
 KINDS = {"ddp": False, "fsdp": True}
 SIZE, STEPS = 8, 10
@@ -101,7 +101,7 @@ def begun(ops, share=ALONE, config=CONFIG):
 def train(ops, share, config=CONFIG, engine="eager"):
     """Ten steps of an arm: its losses, correct predictions, whole parameters and their averages."""
     config = model.asked(config, ops)
-    optimizer = replace(AVERAGED, inner=replace(ADAMW, norm=share.norm))
+    optimizer = replace(AVERAGED, inner=replace(AVERAGED.inner, norm=share.norm))
     step = build(config, ops, prepared(share), torch.float64, optimizer, engine, share=share, targets=TARGETS)
     order = rng.permutation(rng.key(4), SIZE * STEPS)
     state, metrics = loop(engine, step, split(), SIZE, CPU, share).epoch(begun(ops, share, config), order)

@@ -87,9 +87,9 @@ def test_frozen_parameters_have_no_gradient_no_moments_and_stay(config, batch):
 
 def test_a_transform_changes_the_optimizer(config, batch):
     """State and update, as if the changed optimizer had been given."""
-    faster = rewrite("faster", optimizer=lambda inner: AdamW(2 * inner.learning_rate, clip=0.5))(EXACT)
+    faster = rewrite("faster", optimizer=lambda inner: AdamW(2 * inner.learning_rate, eps=0.5))(EXACT)
     ends = []
-    for ops, optimizer in ((faster, AdamW(1e-2)), (EXACT, AdamW(2e-2, clip=0.5))):
+    for ops, optimizer in ((faster, AdamW(1e-2)), (EXACT, AdamW(2e-2, eps=0.5))):
         state = start(vit.init(config, 0), optimizer, rng.key(0), ops)
         ends.append(make_step(objective(config, ops, keep), optimizer, ops)(state, batch))
     for mine, other in zip(*map(tree_leaves, ends), strict=True):
