@@ -54,7 +54,7 @@ class Prepared:
     def ops(self) -> Ops:
         """The arm's primitives as the model takes them, planned for the recipe's batch."""
         fitting, recipe = model.fit(self.arm.ops, self.config), self.recipe
-        how = self.dtype, self.optimizer, recipe.image, self.targets
+        how = self.dtype, self.optimizer, recipe.image, self.share, self.targets
         return planned(self.config, fitting, self.images, *how)
 
     @property

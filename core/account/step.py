@@ -230,13 +230,14 @@ def planned(
     dtype: torch.dtype = torch.float32,
     optimizer: Optimizer = ADAMW,
     image: int | None = None,
+    share: Share = ALONE,
     targets: Targets = LABELS,
 ) -> Ops:
-    """The ops as planned for such a step, see `Ops.planned`. Raises InputError for what no plan can do."""
+    """The ops as planned for such a step (see `account`), see `Ops.planned`. Raises InputError for what no plan can do."""
     if isinstance(config, Foreign):
         return ops  # which takes no plans
-    of_step = {"optimizer": optimizer, "image": image, "targets": targets}
-    return ops.planned(config, lambda ops, config: account(config, ops, batch, dtype, **of_step))
+    rest = optimizer, image, share, targets
+    return ops.planned(config, lambda ops, config: account(config, ops, batch, dtype, "train", *rest))
 
 
 def inputs(

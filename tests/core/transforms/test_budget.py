@@ -11,7 +11,9 @@ from core.account.step import account, planned
 from core.errors import InputError
 from core.layers import EXACT
 from core.measure import peak_bytes
-from core.optimizers import AdamW
+from core.ops import rewrite
+from core.optimizers import AdamW, Averaged
+from core.parallel import Share
 from core.step import make_step, objective, start, value_and_grad
 from core.targets import Targets
 from core.transforms.budget import LEVELS, budget, rebuilt_weights
@@ -146,9 +148,11 @@ def test_bad_input():
         parse("budget@3GB+recompute")
 
 
-def test_what_is_learned_is_planned_for():
-    """Soft targets of many classes are the larger part of this step."""
-    config, targets = replace(SMALL, classes=3000), Targets(mixup=0.8, smoothing=0.1)
-    most = 0.9 * account(config, EXACT, 64, targets=targets).peak_bytes
-    ops = planned(config, budget("0.9")(EXACT), 64, targets=targets)
-    assert account(config, ops, 64, targets=targets).peak_bytes <= most
+def test_a_plan_is_made_for_the_very_step():
+    """Its precision, optimizer, images, targets, and a process's share of it."""
+    seen = []
+    asks = rewrite("asks", plan=lambda rest, config, cost: seen.append(cost(rest, config)) or rest)(EXACT)
+    how = {"optimizer": Averaged(AdamW(), 0.9), "share": Share(0, 2, True), "targets": Targets(0.8, 0.1)}
+    planned(SMALL, asks, 4, torch.bfloat16, **how)
+    assert seen == [account(SMALL, EXACT, 4, torch.bfloat16, **how)]
+    assert seen != [account(SMALL, EXACT, 4, torch.bfloat16, **how | {"share": Share(0, 2)})]
