@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+PARTS = 8  # of a batch, one at a time, so that float copies of large tensors are not the peak of a step
 Gradient = Callable[..., tuple[Tensor, ...]]  # (G, *kept) -> one gradient an operand
 
 

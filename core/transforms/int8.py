@@ -15,14 +15,14 @@ from torch import Tensor
 from core import layers, rng
 from core.errors import InputError
 from core.ops import Rewrite, Site, rewrite
-from core.transforms.attached import attach
+from core.transforms.attached import PARTS, attach
 
 _GOLDEN = (5**0.5 - 1) / 2
-_PARTS = 8  # of a batch, one at a time, so that float copies of large tensors are not the peak of the step
 
 
 def int8(group: int = 256) -> Rewrite:
-    """Keep 8 bits an element, and the least value and the step of every group of at most `group` neighbours.
+    """Keep 8 bits an element, and the least value and the step of every group of at most `group` neighbours, the fewest
+    groups that a row can be cut into.
 
     Called without a key nothing is rounded, and every gradient is exact. proj's input is left as it is under fused
     attention, which keeps it anyway. Raises InputError for a group below 2.
@@ -37,9 +37,10 @@ def int8(group: int = 256) -> Rewrite:
         first, second = rng.split(key, 2)
         x = sloped(before, *inputs, group=group, key=first) if site.name == "mlp.fc2" else before(*inputs)
         weight, bias = site.affine(x.dtype)
+        width = x.shape[-1]
 
-        def gradient(G: Tensor, codes: Tensor, low: Tensor, step: Tensor) -> tuple[Tensor]:
-            return (G.flatten(0, -2).mT @ unpack(codes, low, step, G.dtype).flatten(0, -2),)
+        def gradient(G: Tensor, *packed: Tensor) -> tuple[Tensor]:
+            return (G.flatten(0, -2).mT @ unpack(*packed, width, G.dtype).flatten(0, -2),)
 
         return attach(F.linear(x, weight.detach(), bias), [weight], pack(x.detach(), group, second), gradient)
 
@@ -55,15 +56,16 @@ def sloped(before: Callable[..., Tensor], y: Tensor, *rest: Tensor, group: int, 
         x.copy_(value)
         return pull(torch.ones_like(value))[0]
 
-    def gradient(G: Tensor, codes: Tensor, low: Tensor, step: Tensor) -> tuple[Tensor]:
-        return (G * unpack(codes, low, step, G.dtype),)
+    def gradient(G: Tensor, *packed: Tensor) -> tuple[Tensor]:
+        return (G * unpack(*packed, G.shape[-1], G.dtype),)
 
     slopes = map(slope, *(_parts(t) for t in (x, y.detach(), *rest)))
     return attach(x, [y], _packed(slopes, x.shape, group, key), gradient)
 
 
 def pack(x: Tensor, group: int, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x [...,D] -> codes uint8 [...,D/g,g], least value and step [...,D/g,1], g the largest divisor of D up to `group`.
+    """x [...,D] -> codes uint8 [...,n,g], least value and step [...,n,1]: n = ceil(D / group) groups of g = ceil(D / n),
+    the last one filled up with what it ends with.
 
     The mean of `unpack` over keys is x. One uniform draw a group is turned by multiples of the golden ratio (Cranley
     and Patterson 1976): every element's draw is uniform, neighbours round apart, and it costs 1/g of a draw each.
@@ -72,16 +74,20 @@ def pack(x: Tensor, group: int, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    return x.chunk(1 if torch.compiler.is_compiling() else _PARTS)  # a compiler fuses them
+    return x.chunk(1 if torch.compiler.is_compiling() else PARTS)  # a compiler fuses them
 
 
 def _packed(parts: Iterable[Tensor], shape: Sequence[int], group: int, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    width = next(w for w in range(min(group, shape[-1]), 0, -1) if shape[-1] % w == 0)
-    draws = rng.uniform(key, (*shape[:-1], shape[-1] // width, 1))
+    groups = -(-shape[-1] // group)
+    width = -(-shape[-1] // groups)
+    more = groups * width - shape[-1]
+    draws = rng.uniform(key, (*shape[:-1], groups, 1))
     turns = (_GOLDEN * torch.arange(width, device=key.device)).frac_()
 
     def one(x: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        wide, x = torch.promote_types(x.dtype, torch.float32), x.unflatten(-1, (-1, width))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x = torch.cat((x, x[..., -1:].expand(*x.shape[:-1], more)), -1) if more else x
+        x = x.unflatten(-1, (groups, width))
         low = x.amin(-1, keepdim=True).to(wide)
         step = ((x.amax(-1, keepdim=True) - low) / 255).clamp_min(torch.finfo(wide).tiny)
         codes = (x - low).div_(step).add_((draws + turns).frac_()).clamp_max_(255).to(torch.uint8)
@@ -91,6 +97,6 @@ def _packed(parts: Iterable[Tensor], shape: Sequence[int], group: int, key: Tens
     return torch.cat(codes), torch.cat(low), torch.cat(step)
 
 
-def unpack(codes: Tensor, low: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `pack` packed, [...,D]."""
-    return torch.addcmul(low, codes, step).flatten(-2).to(dtype)
+def unpack(codes: Tensor, low: Tensor, step: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """What `pack` packed, [...,width]."""
+    return torch.addcmul(low, codes, step).flatten(-2)[..., :width].to(dtype)

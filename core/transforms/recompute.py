@@ -12,9 +12,7 @@ from torch import Tensor
 
 from core.layers import activate, kept, normalize
 from core.ops import Rewrite, Site, rewrite
-from core.transforms.attached import attach
-
-_PARTS = 8
+from core.transforms.attached import PARTS, attach
 
 
 def recompute(fc1: bool = False) -> Rewrite:
@@ -62,14 +60,14 @@ def mlp(site: Site, x: Tensor) -> Tensor:
     def gradient(G: Tensor, weight: Tensor, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         of_x: list[Tensor] = []
         sums: list[Tensor] = []
-        for g, t, *mask in zip(*(t.chunk(_PARTS) for t in (G, x, *rest[4:])), strict=True):
+        for g, t, *mask in zip(*(t.chunk(PARTS) for t in (G, x, *rest[4:])), strict=True):
             first, *others = part(g, weight, t, rest[:4], *mask)
             of_x.append(first)
             sums = [a + b for a, b in zip(sums, others, strict=True)] if sums else others
         return torch.cat(of_x), *sums
 
     values = [t.detach() for t in (*operands, weight, bias)]
-    pieces = zip(*(t.chunk(_PARTS) for t in (values[0], *mask)), strict=True)
+    pieces = zip(*(t.chunk(PARTS) for t in (values[0], *mask)), strict=True)
     y = torch.cat([F.linear(hidden(t, *values[1:5], *mask), *values[5:]) for t, *mask in pieces])
     return attach(y, [*operands, weight, bias], [weight, *operands, *mask], gradient)
 
