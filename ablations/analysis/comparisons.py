@@ -102,7 +102,7 @@ class Comparisons:
         """Of each arm (index, in the study's order) the mean of each response: accuracy and loss of its twin, step time
         as a logarithm, in the timing pass (nan without one; only differences mean something)."""
         columns = {
-            name: pd.Series({key: float(y.mean()) for key, y in table.items()}, dtype=float).groupby(level=0).mean()
+            name: pd.Series({key: float(np.nanmean(y)) for key, y in table.items()}, dtype=float).groupby(level=0).mean()
             for name, table in self.tables.items()
             if table
         }

@@ -216,7 +216,8 @@ def test_images_of_other_seeds_are_no_sample_of_their_own():
     rng = np.random.default_rng(10)
     shared, apart = (compared(study(rng, shared=s)).tables["accuracy"] for s in (True, False))
     assert {len(y) for y in shared.values()} == {400}
-    assert {len(y) for y in apart.values()} == {1}
+    assert {len(y) for y in apart.values()} == {1200}
+    assert all((~np.isnan(y)).nonzero()[0].tolist() == [*range(400 * s, 400 * s + 400)] for (_, s), y in apart.items())
 
 
 def test_more_seeds_would_tell():
