@@ -1,6 +1,5 @@
 """The timing pass of a study: every arm's seconds in each of its interleaved rounds."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ablations.analysis.estimates import Values
-from ablations.study import schema
+from ablations.study import reading
 from ablations.study.arms import BASELINE
 from core.measure import drawn_in
 
@@ -44,7 +43,5 @@ class Timing:
 def read(folders: Sequence[Path]) -> Timing | None:
     """The timing pass in a study's folder; None if there is none, or several studies are joined: their passes may be of
     different hours. Damaged if it cannot be read."""
-    if len(folders) != 1 or not os.path.lexists(path := folders[0] / "timing.json"):
-        return None
-    found = schema.read(path, schema.TimingFile)
-    return Timing(found["rounds"], found["quiet"], found["seconds"], found.get("identity"))
+    found = reading.timing(folders[0]) if len(folders) == 1 else None
+    return found and Timing(found["rounds"], found["quiet"], found["seconds"], found.get("identity"))

@@ -74,8 +74,7 @@ def _study(order: Order) -> running.Study:
         machine.deterministic()
     torch.set_num_threads(order.threads)
     study = running.prepare(order.arms, order.recipe, order.root)
-    running.record(study, order.preset, order.out, order.deterministic, order.accept_changes)
-    return study
+    return running.record(study, order.preset, order.out, order.deterministic, order.accept_changes)
 
 
 def _open(study: running.Study, order: Order, progress: Progress, stop: Stop) -> None:
@@ -87,14 +86,14 @@ def _train(study: running.Study, order: Order, progress: Progress, stop: Stop, a
     while claims.taken(passes.timing_claim(order.out)):
         time.sleep(claims.PAUSE)
     cell = next(cell for cell in study.cells if cell.arm.name == arm)
-    running.run_cell(cell, seed, order.preset, order.out, progress, stop)
+    running.run_cell(cell, seed, study.made_by, order.out, progress, stop)
     cell.release()
 
 
 def _measure(
     study: running.Study, order: Order, progress: Progress, stop: Stop, timing_only: bool, profiled: bool
 ) -> None:
-    passes.measured(study.cells, order.out, progress, timing_only, profiled)
+    passes.measured(study.cells, study.made_by, order.out, progress, timing_only, profiled)
 
 
 TASKS: dict[str, Callable[..., None]] = {"open": _open, "train": _train, "measure": _measure}

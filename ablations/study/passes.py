@@ -28,14 +28,16 @@ def alone(out: Path) -> Iterator[None]:
         yield
 
 
-def measured(cells: Sequence[Prepared], out: Path, progress: Progress, timing_only: bool, profiled: bool) -> int:
+def measured(
+    cells: Sequence[Prepared], made_by: Result, out: Path, progress: Progress, timing_only: bool, profiled: bool
+) -> int:
     """What needs the machine alone: the timing pass, where there is none of all arms yet or it is asked for, and the
     profiles; returns how many of these failed."""
     if not profiled and not timing_due(cells, out, timing_only):
         return 0
     with alone(out):
         if timing_due(cells, out, timing_only):
-            timing.measure_arms(cells, out, progress, asked=timing_only)
+            timing.measure_arms(cells, made_by, out, progress, asked=timing_only)
         return profile(cells, out, progress) if profiled else 0
 
 

@@ -190,7 +190,9 @@ class TimingFile(Checked):
     quiet: bool
     seconds: dict[Name, list[Positive | None]]
     ratios: dict[str, Any]
+    failed: dict[Name, str] = {}
     identity: Same | None = None
+    settings: str | None = None
 
     @model_validator(mode="after")
     def _one_a_round(self) -> Self:

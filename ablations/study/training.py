@@ -94,11 +94,7 @@ def _continued(course: Course, snapshots: Snapshots, progress: Progress) -> Cour
     """The course of the last snapshot, or this one."""
     if (content := processes.told(snapshots.load())) is None:
         return course
-    try:
-        found = course.restored(*content)
-    except (KeyError, ValueError) as error:
-        progress.note(f"{snapshots.folder} is not of this cell as it is now ({error}): the cell starts again")
-        return course
+    found = course.restored(*content)
     progress.note(f"continued from step {found.steps} ({snapshots.folder})")
     return found
 

@@ -149,7 +149,9 @@ def test_arms_of_different_groups_are_compared_through_the_baseline():
     seconds = {"baseline": noise(1) + noise(5), "crs@0.3": noise(3) + none, "mrt": none + noise(5 * 0.5)}
     table = Timing(24, True, seconds).table
     pairs = {("mrt", "crs@0.3"): 1 / 6, ("crs@0.3", "baseline"): 3, ("mrt", "baseline"): 0.5}
-    for found, truth in zip(effects.differences(table, [[p] for p in pairs], estimates.winsorized), pairs.values(), strict=True):
+    for found, truth in zip(
+        effects.differences(table, [[p] for p in pairs], estimates.winsorized), pairs.values(), strict=True
+    ):
         low, high = found.interval(0.999)
         assert low < np.log(truth) < high < low + 0.1
 
