@@ -118,19 +118,12 @@ def drawn_in(seconds: Mapping[str, Sequence[float | None]], reference: str) -> d
     median of others is another scale."""
     logs = np.log(np.array(list(seconds.values()), dtype=float))
     logs -= np.nanmedian(logs, axis=0)
-    for columns in groups(seconds):
-        ends = np.sort(logs[:, columns])
-        k = cut(len(columns))
+    missing = np.isnan(logs)
+    for pattern in np.unique(missing, axis=1).T:
+        columns = (pattern == missing.T).all(1)
+        ends, k = np.sort(logs[:, columns]), cut(columns.sum())
         logs[:, columns] = logs[:, columns].clip(ends[:, [k]], ends[:, [-1 - k]])
     return dict(zip(seconds, logs - logs[list(seconds).index(reference)], strict=True))
-
-
-def groups(seconds: Mapping[str, Sequence[float | None]]) -> list[list[int]]:
-    """The rounds, by number, that have the same contenders."""
-    found: dict[tuple[bool, ...], list[int]] = {}
-    for i, took in enumerate(zip(*seconds.values(), strict=True)):
-        found.setdefault(tuple(s is None for s in took), []).append(i)
-    return list(found.values())
 
 
 def cut(rounds: int) -> int:

@@ -44,4 +44,4 @@ def read(folders: Sequence[Path]) -> Timing | None:
     """The timing pass in a study's folder; None if there is none, or several studies are joined: their passes may be of
     different hours. Damaged if it cannot be read."""
     found = reading.timing(folders[0]) if len(folders) == 1 else None
-    return found and Timing(found["rounds"], found["quiet"], found["seconds"], found.get("identity"))
+    return Timing(found["rounds"], found["quiet"], found["seconds"], found.get("identity")) if found else None

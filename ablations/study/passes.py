@@ -9,7 +9,7 @@ from pathlib import Path
 from ablations.study import claims, profiling, timing
 from ablations.study.arms import BASELINE
 from ablations.study.cells import Prepared
-from ablations.study.progress import Progress
+from ablations.study.progress import Terminal
 from ablations.study.store import Result, profile_folder, write_json
 from core import rng
 
@@ -29,7 +29,7 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def measured(
-    cells: Sequence[Prepared], made_by: Result, out: Path, progress: Progress, timing_only: bool, profiled: bool
+    cells: Sequence[Prepared], made_by: Result, out: Path, progress: Terminal, timing_only: bool, profiled: bool
 ) -> int:
     """What needs the machine alone: the timing pass, where there is none of all arms yet or it is asked for, and the
     profiles; returns how many of these failed."""
@@ -47,7 +47,7 @@ def timing_due(cells: Sequence[Prepared], out: Path, asked: bool) -> bool:
     return asked or (timed and not timing.complete(out, cells))
 
 
-def profile(cells: Sequence[Prepared], out: Path, progress: Progress) -> int:
+def profile(cells: Sequence[Prepared], out: Path, progress: Terminal) -> int:
     """A pass of its own over each arm's step (see profiling.py), where there is none yet; returns how many failed. Of
     the engine graphed it shows the compiled step that the graph replays."""
     failed = 0

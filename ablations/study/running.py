@@ -18,7 +18,7 @@ from ablations.study.cells import Prepared, prepared
 from ablations.study.claims import Claim, Lost
 from ablations.study.evaluation import describe
 from ablations.study.machine import environment, ready
-from ablations.study.progress import Progress
+from ablations.study.progress import Terminal
 from ablations.study.reading import failed, finished
 from ablations.study.recipes import Recipe
 from ablations.study.recorder import Recorder
@@ -57,21 +57,15 @@ class Study(NamedTuple):
     def planned(self, seeds: Sequence[int], every_arm: bool = False) -> list[tuple[Prepared, int]]:
         """Cells (arm, seed), seed by seed so that arms are met alike. What an arm learns that differs from another by
         exact optimizations alone is known from that one: it is trained at the first seed only, to show it."""
-        names = {cell.arm.name for cell in self.cells}
-        alone = {
-            cell.arm.name
-            for cell in self.cells
-            if twin(cell.arm.name) in names - {cell.arm.name} and cell.plain == self._of(twin(cell.arm.name)).plain
-        }
+        cells = {cell.arm.name: cell for cell in self.cells}
+        twins = {name: cells.get(twin(name)) for name in cells}
+        alone = {name for name, of in twins.items() if of and of is not cells[name] and of.plain == cells[name].plain}
         return [
             (cell, seed)
             for seed in seeds
             for cell in self.cells
             if every_arm or seed == seeds[0] or cell.arm.name not in alone
         ]
-
-    def _of(self, name: str) -> Prepared:
-        return next(cell for cell in self.cells if cell.arm.name == name)
 
 
 def foresee(arms: str, recipe: Recipe, root: Path, present: bool = True) -> Study:
@@ -122,7 +116,7 @@ def record(study: Study, preset: str, out: Path, deterministic: bool, accept_cha
 
 
 @measure.unsearched()
-def run(cells: Sequence[tuple[Prepared, int]], made_by: Result, out: Path, progress: Progress, stop: Stop) -> int:
+def run(cells: Sequence[tuple[Prepared, int]], made_by: Result, out: Path, progress: Terminal, stop: Stop) -> int:
     """Train every (arm, seed) that has neither result nor failure and that no other process has, then wait for those
     that others have; returns how many failed, now or before. made_by: what every result says of how it was made.
 
@@ -148,7 +142,7 @@ def run(cells: Sequence[tuple[Prepared, int]], made_by: Result, out: Path, progr
             time.sleep(claims.PAUSE)
 
 
-def run_cell(cell: Prepared, seed: int, made_by: Result, out: Path, progress: Progress, stop: Stop) -> bool:
+def run_cell(cell: Prepared, seed: int, made_by: Result, out: Path, progress: Terminal, stop: Stop) -> bool:
     """Train a cell, from its last snapshot, unless it is settled, another process has it, or one has this machine to
     itself; returns whether it was this process's."""
     folder = cell_folder(out, cell.arm.name, seed)
@@ -181,7 +175,7 @@ def settled(folder: Path) -> bool:
 
 
 def _attempt(
-    cell: Prepared, seed: int, made_by: Result, out: Path, progress: Progress, stop: Stop, claim: Claim
+    cell: Prepared, seed: int, made_by: Result, out: Path, progress: Terminal, stop: Stop, claim: Claim
 ) -> None:
     """Train a cell that is this process's; its result or its failure is recorded and shown."""
     folder = cell_folder(out, cell.arm.name, seed)

@@ -59,7 +59,7 @@ class Snapshots:
         for left in self.folder.glob(".*.partial"):  # by a process that was killed
             files.remove(left)
         files.write(self.folder / f"{step:09d}-{_digest(data)}.safetensors", data)
-        for path in self._paths()[:-2]:
+        for path in _paths(self.folder)[:-2]:
             files.remove(path)
         self._last = time.monotonic()
         self._cost = self._last - begin
@@ -67,7 +67,7 @@ class Snapshots:
     def load(self) -> Content | None:
         """The last one that is whole and of this cell; None if there is none. Damaged ones are told of and removed,
         those of another cell told of and set aside."""
-        for path in reversed(self._paths()):
+        for path in reversed(_paths(self.folder)):
             try:
                 data = schema.content(path)
                 if _digest(data) != path.stem.partition("-")[2]:
@@ -92,9 +92,6 @@ class Snapshots:
         """Remove them all: the cell has its result."""
         with suppress(OSError):
             files.remove(self.folder)
-
-    def _paths(self) -> list[Path]:
-        return _paths(self.folder)
 
 
 def folder_of(cell: Path) -> Path:

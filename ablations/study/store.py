@@ -5,7 +5,6 @@ removed.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,16 +38,6 @@ def emptied(folder: Path) -> Path:
     files.remove(folder)
     folder.mkdir(parents=True)
     return folder
-
-
-def synced(folder: Path) -> None:
-    """Make a folder's files outlast a loss of power."""
-    for path in folder.iterdir():
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten
 from ablations.study import claims, processes, reading, schema
 from ablations.study.arms import AGAIN, BASELINE, parse
 from ablations.study.cells import Prepared, prepared
-from ablations.study.progress import Progress
+from ablations.study.progress import Terminal
 from ablations.study.store import Result, read_study, write_json
 from core import measure, rng
 from core.errors import InputError
@@ -50,7 +50,7 @@ def forget_failures(out: Path) -> None:
 
 
 def measure_arms(
-    cells: Sequence[Prepared], made_by: Result, out: Path, progress: Progress, asked: bool = False
+    cells: Sequence[Prepared], made_by: Result, out: Path, progress: Terminal, asked: bool = False
 ) -> None:
     """Measure every arm and write timing.json. InputError without a baseline: there is nothing to compare with.
 
@@ -91,7 +91,7 @@ def measure_arms(
     progress.note(f"timing pass: {len(seconds)} arms, {len(found)} rounds, {took:.0f} s; {noise}{odd}")
 
 
-def rounds(cells: Sequence[Prepared], most: float, progress: Progress) -> tuple[list[Round], int, dict[str, str]]:
+def rounds(cells: Sequence[Prepared], most: float, progress: Terminal) -> tuple[list[Round], int, dict[str, str]]:
     """The rounds of all groups, how many groups these are, and why arms are in none, in about `most` seconds."""
     processes.lead("time", most)
     baseline = next(cell for cell in cells if cell.arm.name == BASELINE)
