@@ -96,17 +96,14 @@ def ratios(seconds: Mapping[str, Sequence[float | None]], reference: str) -> dic
     """How many times as long as the reference each contender takes, with its 95 % interval, from the seconds in the
     same rounds (None: not in this one; at least 2 with both).
 
-    Logarithms over the median contender's of the round; of each contender the highest and lowest fifth (from 8 rounds
-    on) drawn in to the next, since what disturbs a machine is seldom and large; then the mean of the differences
-    within rounds, with standard error and degrees of freedom of Dixon and Tukey (Technometrics 10, 1968).
+    The mean of the differences of logarithms within rounds (see `drawn_in`), with standard error and degrees of
+    freedom of Dixon and Tukey (Technometrics 10, 1968).
     """
     from scipy import stats  # half a second, for which no refusal of bad input should wait
 
-    drawn = drawn_in(seconds)
     out = {}
-    for name, row in drawn.items():
-        d = row - drawn[reference]
-        d = d[~np.isnan(d)]
+    for name, row in drawn_in(seconds, reference).items():
+        d = row[~np.isnan(row)]
         left = len(d) - 2 * cut(len(d)) - 1
         se = float(d.std(ddof=1)) / math.sqrt(len(d)) * (len(d) - 1) / left
         middle, half = float(d.mean()), float(stats.t.ppf(0.975, left)) * se
@@ -114,17 +111,19 @@ def ratios(seconds: Mapping[str, Sequence[float | None]], reference: str) -> dic
     return out
 
 
-def drawn_in(seconds: Mapping[str, Sequence[float | None]]) -> dict[str, np.ndarray]:
-    """Of each contender the logarithms [rounds] of its seconds over the median contender's of the round (nan: not in
-    this one), the `cut` highest and lowest drawn in to the next (winsorized)."""
+def drawn_in(seconds: Mapping[str, Sequence[float | None]], reference: str) -> dict[str, np.ndarray]:
+    """Of each contender the logarithms [rounds] of its seconds over the reference's of the same round (nan: not in this
+    one). First, over the median contender's of the round, the `cut` highest and lowest of each are drawn in to the next
+    (winsorized), since what disturbs a machine is seldom and large: among rounds of the same contenders alone, for the
+    median of others is another scale."""
     logs = np.log(np.array(list(seconds.values()), dtype=float))
     logs -= np.nanmedian(logs, axis=0)
-    return {name: _winsorized(row) for name, row in zip(seconds, logs, strict=True)}
-
-
-def _winsorized(row: np.ndarray) -> np.ndarray:
-    there = np.sort(row[~np.isnan(row)])
-    return row.clip(there[cut(len(there))], there[-1 - cut(len(there))]) if len(there) else row
+    missing = np.isnan(logs)
+    for pattern in np.unique(missing, axis=1).T:
+        columns = (pattern == missing.T).all(1)
+        ends, k = np.sort(logs[:, columns]), cut(columns.sum())
+        logs[:, columns] = logs[:, columns].clip(ends[:, [k]], ends[:, [-1 - k]])
+    return dict(zip(seconds, logs - logs[list(seconds).index(reference)], strict=True))
 
 
 def cut(rounds: int) -> int:

@@ -42,13 +42,14 @@ class Comparisons:
     """A study's arms against one another.
 
     margins: of MARGINS' responses. looks: at how many numbers of seeds the study might have stopped (see
-    `verdicts.decided`). timing: the timing pass, if there is one. unread: files beside the cells that could not be
-    read, and why.
+    `verdicts.decided`). strictest: whether joined studies have different ones, and these are the strictest. timing: the
+    timing pass, if there is one. unread: files beside the cells that could not be read, and why.
     """
 
     study: Study
     margins: Mapping[str, float] = field(default_factory=lambda: dict(judging.MARGINS))
     looks: int = 1
+    strictest: bool = False
     timing: Timing | None = None
     unread: tuple[str, ...] = ()
 
@@ -102,7 +103,9 @@ class Comparisons:
         """Of each arm (index, in the study's order) the mean of each response: accuracy and loss of its twin, step time
         as a logarithm, in the timing pass (nan without one; only differences mean something)."""
         columns = {
-            name: pd.Series({key: float(y.mean()) for key, y in table.items()}, dtype=float).groupby(level=0).mean()
+            name: pd.Series({key: float(np.nanmean(y)) for key, y in table.items()}, dtype=float)
+            .groupby(level=0)
+            .mean()
             for name, table in self.tables.items()
             if table
         }
@@ -205,19 +208,24 @@ class Comparisons:
 
 
 def compare(folders: Sequence[Path], margins: Mapping[str, float] | None = None) -> Comparisons:
-    """The study in this folder, or several joined, with its own margins (margins.json) unless others are given. Raises
-    InputError for what `reading.read` refuses."""
+    """The study in this folder, or several joined, with its own margins (margins.json) unless others are given: of
+    several the smallest, and the most looks. Raises InputError for what `reading.read` refuses."""
     study = read(folders)
-    own, looks = dict(judging.MARGINS), 1
+    decisions = []
     timing: Timing | None = None
     unread: list[str] = []
-    try:
-        own, looks = judging.read_decisions(folders[0])
-    except Damaged as error:
-        unread.append(str(error))
+    for folder in folders:
+        try:
+            decisions.append(judging.read_decisions(folder))
+        except Damaged as error:
+            unread.append(str(error))
+            decisions.append((dict(judging.MARGINS), 1))
+    own = {name: min(margins[name] for margins, _ in decisions) for name in judging.MARGINS}
+    looks = max(looks for _, looks in decisions)
+    strictest = any(decision != decisions[0] for decision in decisions)
     try:
         timing = timing_pass.read(folders)
     except Damaged as error:
         unread.append(str(error))
     given = own if margins is None else judging.read_margins(margins)
-    return Comparisons(study, given, looks, timing, tuple(unread))
+    return Comparisons(study, given, looks, strictest, timing, tuple(unread))

@@ -1,6 +1,7 @@
 """The quantities that arms are compared in."""
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from math import exp, log
 from typing import NamedTuple
 
@@ -53,21 +54,27 @@ def tables(study: Study, timing: Timing | None, twins: Mapping[str, str]) -> dic
     time is of the timing pass, by round: the cells' own, minutes apart, are not compared. Peak memory is one number an
     arm: the greatest of its seeds.
 
-    Each image counts where all seeds hold out the same; where they hold out others, the share of each cell.
+    Accuracy is of every validation image; where seeds hold out others, nan for those of other seeds.
     """
     cells = {cell.key: cell for cell in study.cells}
-    shared = len({cell.result.get("held_out") for cell in study.cells}) == 1
+    sizes = {cell.result.get("held_out"): cell.correct.shape[1] for cell in study.cells}
+    begins = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+
+    def values(response: Response, cell: Cell) -> Values:
+        y, begin = response.values(cell), begins[cell.result.get("held_out")]
+        if response.name != "accuracy":
+            return y
+        row = np.full(sum(sizes.values()), np.nan)
+        row[begin : begin + len(y)] = y
+        return row
+
     out: dict[str, Table] = {}
     for response in RESPONSES:
         if response.learned:
-            seen = {key: response.values(cells.get((twins[key[0]], key[1]), cell)) for key, cell in cells.items()}
-            seen |= {
-                (arm, seed): response.values(cells[twins[arm], seed])
-                for arm in study.arms
-                for seed in study.seeds
-                if (twins[arm], seed) in cells
-            }
-            out[response.name] = seen if shared else {key: np.array([y.mean()]) for key, y in seen.items()}
+            own = {key: values(response, cell) for key, cell in cells.items()}
+            keys = ((arm, seed) for arm in study.arms for seed in study.seeds)
+            seen = {key: own.get((twins[key[0]], key[1]), own.get(key)) for key in keys}
+            out[response.name] = {key: y for key, y in seen.items() if y is not None}
         elif response.name == "peak memory":
             peaks = {arm: max(response.values(cell)[0] for cell in group) for arm, group in study.arms.items()}
             out[response.name] = {(arm, 0): np.array([peak]) for arm, peak in peaks.items()}

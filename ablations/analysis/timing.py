@@ -1,6 +1,5 @@
 """The timing pass of a study: every arm's seconds in each of its interleaved rounds."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ablations.analysis.estimates import Values
-from ablations.study import schema
+from ablations.study import reading
+from ablations.study.arms import BASELINE
 from core.measure import drawn_in
 
 
@@ -26,21 +26,22 @@ class Timing:
 
     @cached_property
     def table(self) -> dict[tuple[str, int], Values]:
-        """(arm, round) -> the logarithm [1] of its seconds over the median arm's in the same round; of each arm the
-        highest and lowest fifth drawn in to the next (winsorized).
+        """(arm, round) -> the logarithm [1] of its seconds over the baseline's in the same round, of each arm the
+        highest and lowest fifth drawn in to the next (winsorized; see `drawn_in`). Where arms did not fit together,
+        rounds count from 0 in every group, so that arms of different groups are compared through the baseline; of the
+        baseline, which is in all of them, they count on.
 
         Drawing in before the contrasts, arm by arm, is what makes a main effect robust: it is a mean over all arms, and
         in nearly every round one of 24 is disturbed. With a tenth of the blocks disturbed its intervals are a third of
         those of the mean over rounds and of a trimmed mean of contrasts; with none a tenth wider than the mean's.
         """
-        drawn = drawn_in(self.seconds)
-        return {(arm, i): np.array([y]) for arm, row in drawn.items() for i, y in enumerate(row) if not np.isnan(y)}
+        drawn = drawn_in(self.seconds, BASELINE)
+        rows = {arm: row[~np.isnan(row)] for arm, row in drawn.items()}
+        return {(arm, i): np.array([y]) for arm, row in rows.items() for i, y in enumerate(row)}
 
 
 def read(folders: Sequence[Path]) -> Timing | None:
     """The timing pass in a study's folder; None if there is none, or several studies are joined: their passes may be of
     different hours. Damaged if it cannot be read."""
-    if len(folders) != 1 or not os.path.lexists(path := folders[0] / "timing.json"):
-        return None
-    found = schema.read(path, schema.TimingFile)
-    return Timing(found["rounds"], found["quiet"], found["seconds"], found.get("identity"))
+    found = reading.timing(folders[0]) if len(folders) == 1 else None
+    return Timing(found["rounds"], found["quiet"], found["seconds"], found.get("identity")) if found else None

@@ -42,8 +42,8 @@ def execute(command: Command, console: Console, stop: Stop) -> int:
 
 def _lead(command: Command, study: running.Study, console: Console, stop: Stop) -> int:
     out, seeds, planned, folders = lay_out(command, study)
-    running.record(study, command.preset, out, command.deterministic, command.accept_changes)
-    retry(command, folders)
+    study = running.record(study, command.preset, out, command.deterministic, command.accept_changes)
+    retry(command, out, folders)
     left = _left(planned, folders, out)
     if not command.worker:
         _introduce(console, study, out, len(folders), len(left), len(seeds) * len(study.cells) - len(planned))
@@ -57,10 +57,10 @@ def _lead(command: Command, study: running.Study, console: Console, stop: Stop) 
         failed = _run(command, study, planned, seeds, out, Terminal(console, folders, command.jobs == 1), stop)
     except Stopped:
         if not command.worker:
-            conclude(out, console, wait=False)
+            conclude(out, console, ended=True, wait=False)
         raise
     if not command.worker:
-        conclude(out, console)
+        conclude(out, console, ended=failed > 0)
     return failed
 
 
@@ -83,12 +83,12 @@ def _run(
         with (
             jobs.workers(command.jobs - 1, progress.note, "--data", command.recipe.data) if spawning else nullcontext()
         ):
-            train = partial(running.run, preset=command.preset, out=out, progress=progress, stop=stop)
+            train = partial(running.run, made_by=study.made_by, out=out, progress=progress, stop=stop)
             seedwise = bool(command.until and planned)
             failed = train_until(command, study, seeds, out, progress, train) if seedwise else train(planned)
         if command.worker:
             return failed
-        failed += passes.measured(study.cells, out, progress, command.timing_only, command.profile)
+        failed += passes.measured(study.cells, study.made_by, out, progress, command.timing_only, command.profile)
     return failed
 
 
@@ -100,9 +100,12 @@ def lay_out(command: Command, study: running.Study) -> tuple[Path, range, Cells,
     return out, seeds, planned, [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
 
 
-def retry(command: Command, folders: Sequence[Path]) -> None:
-    for path in filter(reading.failed, folders if command.retry_failed else ()):
-        (path / "failed.json").unlink()
+def retry(command: Command, out: Path, folders: Sequence[Path]) -> None:
+    """With --retry-failed, forget what failed; other processes may do so at the same time."""
+    if command.retry_failed:
+        timing.forget_failures(out)
+        for path in filter(reading.failed, folders):
+            (path / "failed.json").unlink(missing_ok=True)
 
 
 def _left(planned: Cells, folders: Sequence[Path], out: Path) -> Cells:
@@ -129,14 +132,20 @@ def _introduce(console: Console, study: running.Study, out: Path, cells: int, le
         console.print(first.sentence, highlight=False, markup=False, soft_wrap=True)
 
 
-def conclude(out: Path, console: Console, wait: bool = True) -> None:
-    """Write the report of what is there, one process at a time."""
+def conclude(out: Path, console: Console, ended: bool, wait: bool = True) -> None:
+    """Write the report of what is there, one process at a time. ended: the run has failed or was stopped, which its
+    exit status is to tell: an error is told here, not raised."""
     if any(out.glob("cells/*/seed*/result.json")):
         from ablations.reporting import terminal  # figures and statistics: not for --list or a refusal
 
-        with claims.waited(out / "report") if wait else claims.claimed(out / "report") as mine:
-            if wait or mine:
-                terminal.conclude(out, console)
+        try:
+            with claims.waited(out / "report") if wait else claims.claimed(out / "report") as mine:
+                if wait or mine:
+                    terminal.conclude(out, console)
+        except Exception as error:
+            if not ended:
+                raise
+            console.print(f"no report: {type(error).__name__}: {error}", highlight=False, markup=False, soft_wrap=True)
 
 
 def decide_by(command: Command, out: Path) -> None:
@@ -160,8 +169,15 @@ def train_until(
     from ablations.analysis import comparisons, verdicts
 
     asked = margins(command)["until"]
+
+    def decided(count: int) -> bool:
+        """Not before all seeds are met that an earlier run began, and not where nothing finished."""
+        if any(any(out.glob(f"cells/*/seed{seed}")) for seed in seeds[count:]) or not reading.results(out):
+            return False
+        return verdicts.decided(comparisons.compare([out]), asked)
+
     count, failed, why = running.until(
-        lambda: verdicts.decided(comparisons.compare([out]), asked),
+        decided,
         seeds,
         60.0 if command.max_minutes is None else command.max_minutes,
         lambda seed: train([(c, s) for c, s in study.planned(seeds, command.every_arm) if s == seed]),

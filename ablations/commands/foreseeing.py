@@ -54,6 +54,12 @@ def foresee_hours(command: Command, console: Console) -> None:
 
     study = running.foresee(command.arms, command.recipe, command.data_root, present=command.recipe.parallel is None)
     out, each = folder(command, study.data.name), study.recipe.processes or 1
+    if (out / "study.json").is_file():
+        before = store.read_study(out)["configuration"]
+        settings = running.configuration(study, command.preset, command.deterministic)
+        if study.recipe.weights and study.recipe.eps is None:  # as they have it, and they are not fetched
+            settings["eps"] = before.get("eps")
+        store.refuse_other(out, before, settings)
     seconds, source = hours.step_seconds(study, out)
     planned = study.planned(range(command.first_seed, command.first_seed + command.seeds), command.every_arm)
     left = [(cell, seed) for cell, seed in planned if not reading.finished(store.cell_folder(out, cell.arm.name, seed))]

@@ -16,7 +16,7 @@ def launch(command: Command, console: Console) -> int:
     """The same with every cell trained elsewhere; this process only sends them, and writes the report."""
     study = running.foresee(command.arms, command.recipe, command.data_root, present=False)
     out, seeds, planned, folders = lay_out(command, study)
-    retry(command, folders)
+    retry(command, out, folders)
     terminal = Terminal(console, folders, bar=False)
     where = Path.cwd()
     order = orders.Order(
@@ -34,9 +34,9 @@ def launch(command: Command, console: Console) -> int:
         with launchers.launched(command.launcher, order, command.ray_address, command.slurm) as send:
             failed = _send(command, study, planned, seeds, order, terminal, send)
     except Stopped:
-        conclude(out, console, wait=False)
+        conclude(out, console, ended=True, wait=False)
         raise
-    conclude(out, console)
+    conclude(out, console, ended=failed > 0)
     return failed
 
 

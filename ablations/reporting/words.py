@@ -67,7 +67,7 @@ def _open(row: Mapping[Any, Any], images: int) -> str:
     """Why a verdict is open, and what would close it."""
     name = SHORT[row["response"]]
     if row["verdict"] == NOT_TIMED:
-        return "time not timed: run.py --timing-only"
+        return "time not timed"
     if isnan(row["low"]):
         return f"{name}: no interval: --seeds 3" if row["seeds"] == 1 else f"{name}: these arms do not determine it"
     step_time = row["response"] == "step time"
@@ -107,7 +107,10 @@ def sentences(comparisons: Comparisons) -> list[str]:
         units = {SHORT[name]: f"{comparisons.margins[SHORT[name]]:g} {BY_NAME[name].unit}" for name in COMPARED}
         margins = ", ".join(f"{name} {margin}" for name, margin in units.items())
         sure = f"{100 * comparisons.confidence:.3g} %"
-        out.append(f"Margins: {margins}; a column's intervals hold together at {sure}, those against a control too.")
+        joined = " (the strictest of the joined studies)" * comparisons.strictest
+        out.append(
+            f"Margins{joined}: {margins}; a column's intervals hold together at {sure}, those against a control too."
+        )
     if BASELINE not in study.arms:
         out.append("There is no baseline: nothing to compare with. `--arms baseline`, in the same folder, adds it.")
     elif not compared:
@@ -135,7 +138,9 @@ def _count(number: int, what: str) -> str:
 def _timing(comparisons: Comparisons) -> Iterable[str]:
     timing = comparisons.timing
     if timing is None:
-        if comparisons.compared:
+        if len(comparisons.study.folders) > 1:
+            yield "Step times are in each study's own report: those of different hours are not compared."
+        elif comparisons.compared:
             yield "Not timed, so that nothing is said of step time: `run.py --timing-only`, with the same options."
         return
     again = comparisons.against("step time", AGAIN)

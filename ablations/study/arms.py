@@ -221,12 +221,9 @@ def twin(name: str) -> str:
     """The arm without its exact optimizations: what it learns is the arm's own in distribution."""
     if name in (BASELINE, AGAIN):
         return BASELINE
-    parts = [part for part in name.split("+") if part.partition("@")[0] not in _exact()]
+    exact = [name for name, t in REGISTRY.items() if t.contract == "exact"]
+    parts = [part for part in name.split("+") if part.partition("@")[0] not in exact]
     return "+".join(parts) or BASELINE
-
-
-def _exact() -> list[str]:
-    return [name for name, t in REGISTRY.items() if t.contract == "exact"]
 
 
 def _group(name: str) -> Sequence[str]:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -132,11 +133,7 @@ def _beat(path: Path, over: Event) -> None:
 
 
 def _newest(what: Path) -> Path | None:
-    return max(what.parent.glob(f"{_escaped(what.name)}.claim-*"), key=_number, default=None)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+    return max(what.parent.glob(f"{escape(what.name)}.claim-*"), key=_number, default=None)
 
 
 def _number(path: Path) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_structure, tree_unflatten
 
 from ablations.study.evaluation import Evaluation
 from ablations.study.snapshots import Content
@@ -104,20 +104,15 @@ class Course:
         return tensors, about
 
     def restored(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> "Course":
-        """What `pack` wrote, where this is the course before the first step. ValueError or KeyError for anything else.
+        """What `pack` wrote, where this is the course before the first step.
 
         Tensors are copied: those of a file may lie at addresses at which a library adds up in another order.
         """
         device = self.state.step.device
-        state, shape = tree_flatten_with_path(self.state)
-        names = [name for name, _ in _leaves(self.state)]
-        for name, (_, mine) in zip(names, state, strict=True):
-            if (tensors[name].shape, tensors[name].dtype) != (mine.shape, mine.dtype):
-                raise ValueError(f"{name} is {tensors[name].dtype} {tuple(tensors[name].shape)}")
         on_device = {name: tensor.to(device, copy=True) for name, tensor in tensors.items() if name != "correct"}
         found = [f"metrics.{name}" for name in Metrics._fields if f"metrics.{name}" in tensors]
         return Course(
-            tree_unflatten([on_device[name] for name in names], shape),
+            tree_unflatten([on_device[name] for name, _ in _leaves(self.state)], tree_structure(self.state)),
             {name: on_device[f"best.{name}"] for name in self.best},
             about["best_accuracy"],
             about["history"],

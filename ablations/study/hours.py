@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ablations.study import schema
+from ablations.study import reading
 from ablations.study.cells import Prepared
 from ablations.study.running import Study
 from core import measure, model, rng
@@ -34,18 +34,20 @@ def step_seconds(study: Study, out: Path) -> tuple[dict[str, float], str]:
     """Seconds of a step by arm, and where they are from: the timing pass in the study's folder where it has all arms,
     else a few steps of each here and now, on the first images' shapes. InputError where several processes would have
     to take them."""
-    path, names = out / "timing.json", [cell.arm.name for cell in study.cells]
-    if path.is_file():
-        rounds = schema.read(path, schema.TimingFile)["seconds"]
-        found = {name: median(s for s in taken if s is not None) for name, taken in rounds.items()}
-        if found.keys() >= set(names):
-            return {name: found[name] for name in names}, f"the timing pass of {out}"
+    names, why = [cell.arm.name for cell in study.cells], f"'{out}' has no timing pass of all arms"
+    try:
+        rounds = (reading.timing(out) or {"seconds": {}})["seconds"]
+    except InputError as error:
+        rounds, why = {}, str(error)
+    if rounds.keys() >= set(names):
+        found = {name: median(s for s in rounds[name] if s is not None) for name in names}
+        return found, f"the timing pass of {out}"
     if study.recipe.processes not in (None, 1):
         raise InputError(
-            f"step times of {study.recipe.processes} processes are not known: '{path}' does not have them; run the "
-            "study with --timing-only first, or leave out --parallel"
+            f"step times of {study.recipe.processes} processes are not known: {why}; run the study with --timing-only "
+            "first, or leave out --parallel"
         )
-    return {cell.arm.name: _measured(cell) for cell in study.cells}, f"{STEPS} steps of each arm, measured now"
+    return {cell.arm.name: _measured(cell) for cell in study.cells}, f"{STEPS} steps of each, measured now: {why}"
 
 
 def _measured(cell: Prepared) -> float:

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from ablations.study import claims, machine, passes, running, snapshots, timing
-from ablations.study.progress import Progress, Terminal
+from ablations.study.progress import Terminal
 from ablations.study.reading import finished
 from ablations.study.recipes import Recipe
 from ablations.study.signals import Stop
@@ -74,33 +74,32 @@ def _study(order: Order) -> running.Study:
         machine.deterministic()
     torch.set_num_threads(order.threads)
     study = running.prepare(order.arms, order.recipe, order.root)
-    running.record(study, order.preset, order.out, order.deterministic, order.accept_changes)
-    return study
+    return running.record(study, order.preset, order.out, order.deterministic, order.accept_changes)
 
 
-def _open(study: running.Study, order: Order, progress: Progress, stop: Stop) -> None:
+def _open(study: running.Study, order: Order, progress: Terminal, stop: Stop) -> None:
     for cell in study.cells:
         timing.ceiling(order.out, cell)  # measured before others compute beside
 
 
-def _train(study: running.Study, order: Order, progress: Progress, stop: Stop, arm: str, seed: int) -> None:
+def _train(study: running.Study, order: Order, progress: Terminal, stop: Stop, arm: str, seed: int) -> None:
     while claims.taken(passes.timing_claim(order.out)):
         time.sleep(claims.PAUSE)
     cell = next(cell for cell in study.cells if cell.arm.name == arm)
-    running.run_cell(cell, seed, order.preset, order.out, progress, stop)
+    running.run_cell(cell, seed, study.made_by, order.out, progress, stop)
     cell.release()
 
 
 def _measure(
-    study: running.Study, order: Order, progress: Progress, stop: Stop, timing_only: bool, profiled: bool
+    study: running.Study, order: Order, progress: Terminal, stop: Stop, timing_only: bool, profiled: bool
 ) -> None:
-    passes.measured(study.cells, order.out, progress, timing_only, profiled)
+    passes.measured(study.cells, study.made_by, order.out, progress, timing_only, profiled)
 
 
 TASKS: dict[str, Callable[..., None]] = {"open": _open, "train": _train, "measure": _measure}
 
 
-def run(cells: Sequence[Cell], order: Order, send: Send, progress: Progress) -> int:
+def run(cells: Sequence[Cell], order: Order, send: Send, progress: Terminal) -> int:
     """Have every cell trained that is not settled; returns how many failed, now or before. A cell whose process died is
     sent again, and goes on from its last snapshot. InputError for what none of them can run."""
     folders = {cell: cell_folder(order.out, *cell) for cell in cells}

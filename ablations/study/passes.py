@@ -9,7 +9,7 @@ from pathlib import Path
 from ablations.study import claims, profiling, timing
 from ablations.study.arms import BASELINE
 from ablations.study.cells import Prepared
-from ablations.study.progress import Progress
+from ablations.study.progress import Terminal
 from ablations.study.store import Result, profile_folder, write_json
 from core import rng
 
@@ -28,14 +28,16 @@ def alone(out: Path) -> Iterator[None]:
         yield
 
 
-def measured(cells: Sequence[Prepared], out: Path, progress: Progress, timing_only: bool, profiled: bool) -> int:
+def measured(
+    cells: Sequence[Prepared], made_by: Result, out: Path, progress: Terminal, timing_only: bool, profiled: bool
+) -> int:
     """What needs the machine alone: the timing pass, where there is none of all arms yet or it is asked for, and the
     profiles; returns how many of these failed."""
     if not profiled and not timing_due(cells, out, timing_only):
         return 0
     with alone(out):
         if timing_due(cells, out, timing_only):
-            timing.measure_arms(cells, out, progress, asked=timing_only)
+            timing.measure_arms(cells, made_by, out, progress, asked=timing_only)
         return profile(cells, out, progress) if profiled else 0
 
 
@@ -45,7 +47,7 @@ def timing_due(cells: Sequence[Prepared], out: Path, asked: bool) -> bool:
     return asked or (timed and not timing.complete(out, cells))
 
 
-def profile(cells: Sequence[Prepared], out: Path, progress: Progress) -> int:
+def profile(cells: Sequence[Prepared], out: Path, progress: Terminal) -> int:
     """A pass of its own over each arm's step (see profiling.py), where there is none yet; returns how many failed. Of
     the engine graphed it shows the compiled step that the graph replays."""
     failed = 0

@@ -1,10 +1,9 @@
-"""Who watches a study, and what it shows on the terminal while it runs."""
+"""What a study shows on the terminal while it runs."""
 
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -12,25 +11,6 @@ from rich.progress import Progress as Bar
 
 from ablations.study.reading import failed, finished
 from ablations.study.store import Result, Row
-
-
-class Progress(Protocol):
-    """Who watches a study."""
-
-    def cell(self, arm: str, seed: int, steps: int, done: int = 0) -> None:
-        """A cell starts, or goes on after so many of its steps."""
-
-    def step(self) -> None:
-        """A training step was issued."""
-
-    def epoch(self, row: Row) -> None:
-        """An epoch was evaluated."""
-
-    def done(self, outcome: Result) -> None:
-        """The cell finished (its result) or failed (its error)."""
-
-    def note(self, text: str) -> None:
-        """What else there is to say."""
 
 
 class Terminal:
@@ -72,7 +52,7 @@ class Terminal:
         self._bar.update(self._task, completed=completed, description=self._name)
 
     def step(self) -> None:
-        """Advance by a step."""
+        """A training step was issued."""
         if self._task is not None:
             self._bar.advance(self._task)
 

@@ -1,5 +1,6 @@
 """A study read back from its folders: finished cells, what failed, what is damaged, configuration and environment."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -104,6 +105,18 @@ def results(out: Path) -> list[Result]:
 def history(out: Path, result: Result) -> list[Row]:
     """A finished cell's metrics by epoch."""
     return read_cell(cell_folder(out, *_key(result))).rows
+
+
+def timing(out: Path) -> Result | None:
+    """What the timing pass in a study's folder found; None without one. Damaged if it cannot be read, or is of other
+    settings than study.json has."""
+    path = out / "timing.json"
+    if not os.path.lexists(path):
+        return None
+    found, settings = schema.read(path, schema.TimingFile), schema.settings(read_study(out))
+    if found.get("settings", settings) != settings:
+        raise Damaged(f"'{path}' was measured under other settings than study.json has")
+    return found
 
 
 def finished(folder: Path) -> bool:

@@ -140,8 +140,6 @@ class Recipe:
         count = processes.count(self.parallel, self.processes, present)
         if self.parallel and self.engine == "graphed":
             raise InputError("engine 'graphed' is for one process; with --parallel pass --engine compiled or eager")
-        if self.model is not None and (given := [name for name in OURS[-4:] if getattr(self, name) is not None]):
-            raise InputError(f"{given[0]} is for our own model, and --model {self.model} is another; leave out one")
         precision = ("bf16" if device == "cuda" else "fp32") if self.precision == "auto" else self.precision
         return replace(self, device=device, precision=precision, processes=count)
 

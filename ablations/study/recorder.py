@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ablations.study.store import Result, Row, emptied, synced, write_result
+from ablations.study.store import Result, Row, emptied, write_result
+from core import files
 
 LAYOUT = {
     "Arms side by side": {
@@ -67,7 +68,8 @@ class Recorder:
         for tag, value in measured.items():
             self._writer.add_scalar(tag, value, result["epochs"])
         self.close()
-        synced(self.folder)
+        for path in self.folder.iterdir():
+            files.sync(path)
         write_result(self.folder, result)
 
     def close(self) -> None:

@@ -1,13 +1,14 @@
 """Runs a study: prepares its arms, refuses what cannot run before anything is written, and trains."""
 
 import errno
+import json
 import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,7 +18,7 @@ from ablations.study.cells import Prepared, prepared
 from ablations.study.claims import Claim, Lost
 from ablations.study.evaluation import describe
 from ablations.study.machine import environment, ready
-from ablations.study.progress import Progress
+from ablations.study.progress import Terminal
 from ablations.study.reading import failed, finished
 from ablations.study.recipes import Recipe
 from ablations.study.recorder import Recorder
@@ -43,33 +44,28 @@ class Poisoned(Exception):
 
 
 class Study(NamedTuple):
-    """A study that can run: its arms, the resolved recipe, why it is that engine, the data, and which arms are left out
-    and why."""
+    """A study that can run: its arms, the resolved recipe, why it is that engine, the data, which arms are left out and
+    why, and what every result says of how it was made (see `record`)."""
 
     cells: list[Prepared]
     recipe: Recipe
     why: str
     data: Data
     refused: dict[str, str]
+    made_by: Result
 
     def planned(self, seeds: Sequence[int], every_arm: bool = False) -> list[tuple[Prepared, int]]:
         """Cells (arm, seed), seed by seed so that arms are met alike. What an arm learns that differs from another by
         exact optimizations alone is known from that one: it is trained at the first seed only, to show it."""
-        names = {cell.arm.name for cell in self.cells}
-        alone = {
-            cell.arm.name
-            for cell in self.cells
-            if twin(cell.arm.name) in names - {cell.arm.name} and cell.plain == self._of(twin(cell.arm.name)).plain
-        }
+        cells = {cell.arm.name: cell for cell in self.cells}
+        twins = {name: cells.get(twin(name)) for name in cells}
+        alone = {name for name, of in twins.items() if of and of is not cells[name] and of.plain == cells[name].plain}
         return [
             (cell, seed)
             for seed in seeds
             for cell in self.cells
             if every_arm or seed == seeds[0] or cell.arm.name not in alone
         ]
-
-    def _of(self, name: str) -> Prepared:
-        return next(cell for cell in self.cells if cell.arm.name == name)
 
 
 def foresee(arms: str, recipe: Recipe, root: Path, present: bool = True) -> Study:
@@ -87,7 +83,7 @@ def foresee(arms: str, recipe: Recipe, root: Path, present: bool = True) -> Stud
     chosen, refused = select(arms, read_settings(recipe.set), pretrained, lambda arm: prepared(arm, recipe, data))
     cells = [prepared(arm, recipe, data) for arm in chosen]
     recipe, why = recipe.resolve_engine(data)
-    return Study([replace(cell, recipe=recipe) for cell in cells], recipe, why, data, refused)
+    return Study([replace(cell, recipe=recipe) for cell in cells], recipe, why, data, refused, {})
 
 
 def prepare(arms: str, recipe: Recipe, root: Path) -> Study:
@@ -102,25 +98,34 @@ def prepare(arms: str, recipe: Recipe, root: Path) -> Study:
     return foreseen._replace(cells=cells, recipe=resolved, data=data)
 
 
-def record(study: Study, preset: str, out: Path, deterministic: bool, accept_changes: bool) -> None:
-    """Make the study's folder, or continue it; InputError if it is another study's."""
-    settings = asdict(study.recipe) | ({"deterministic": True} if deterministic else {})
+def configuration(study: Study, preset: str, deterministic: bool) -> dict[str, Any]:
+    """The settings of a study, as study.json has them."""
+    settings = {"preset": preset, **asdict(study.recipe)} | ({"deterministic": True} if deterministic else {})
+    return dict(json.loads(json.dumps(settings)))
+
+
+def record(study: Study, preset: str, out: Path, deterministic: bool, accept_changes: bool) -> Study:
+    """Make the study's folder, or continue it; returns the study with what its cells are made by, whatever study.json
+    says later (--accept-changes elsewhere). InputError if the folder is another study's."""
+    settings, made_by = configuration(study, preset, deterministic), identity.of(study.data, study.recipe.weights)
     out.mkdir(parents=True, exist_ok=True)
     with claims.waited(out / "study"):  # two first starts at once
-        made_by = identity.of(study.data, study.recipe.weights)
-        open_study(out, preset, settings, environment(study.recipe.device), made_by, accept_changes)
+        open_study(out, settings, environment(study.recipe.device), made_by, accept_changes)
+        digest = schema.settings(read_study(out))
+    return study._replace(made_by={"preset": preset, "identity": made_by, "settings": digest})
 
 
 @measure.unsearched()
-def run(cells: Sequence[tuple[Prepared, int]], preset: str, out: Path, progress: Progress, stop: Stop) -> int:
+def run(cells: Sequence[tuple[Prepared, int]], made_by: Result, out: Path, progress: Terminal, stop: Stop) -> int:
     """Train every (arm, seed) that has neither result nor failure and that no other process has, then wait for those
-    that others have; returns how many failed, now or before.
+    that others have; returns how many failed, now or before. made_by: what every result says of how it was made.
 
     Raises OSError if the disk is full, and Poisoned after a failure that this process cannot go on after.
     """
     folders = {(cell, seed): cell_folder(out, cell.arm.name, seed) for cell, seed in cells}
     waiting = 0
     while True:
+        stop.check()  # told while a cell ended otherwise
         left = [key for key, folder in folders.items() if not settled(folder)]
         for cell in {cell for cell, _ in cells} - {cell for cell, _ in left}:
             cell.release()
@@ -128,7 +133,7 @@ def run(cells: Sequence[tuple[Prepared, int]], preset: str, out: Path, progress:
             return sum(failed(folder) for folder in folders.values())
         left.sort(key=lambda key: (key[1], not key[0].met))  # processes divide arms, whose preparation costs a second
         for cell, seed in left:
-            if run_cell(cell, seed, preset, out, progress, stop):
+            if run_cell(cell, seed, made_by, out, progress, stop):
                 break
         else:
             if len(left) != waiting:
@@ -137,14 +142,14 @@ def run(cells: Sequence[tuple[Prepared, int]], preset: str, out: Path, progress:
             time.sleep(claims.PAUSE)
 
 
-def run_cell(cell: Prepared, seed: int, preset: str, out: Path, progress: Progress, stop: Stop) -> bool:
+def run_cell(cell: Prepared, seed: int, made_by: Result, out: Path, progress: Terminal, stop: Stop) -> bool:
     """Train a cell, from its last snapshot, unless it is settled, another process has it, or one has this machine to
     itself; returns whether it was this process's."""
     folder = cell_folder(out, cell.arm.name, seed)
     with claims.claimed(folder, snapshots.reached(folder)) as claim:
         if claim is None or claims.taken(passes.timing_claim(out)) or settled(folder):
             return False
-        _attempt(cell, seed, preset, out, progress, stop, claim)
+        _attempt(cell, seed, made_by, out, progress, stop, claim)
     return True
 
 
@@ -169,23 +174,23 @@ def settled(folder: Path) -> bool:
     return finished(folder) or failed(folder)
 
 
-def _attempt(cell: Prepared, seed: int, preset: str, out: Path, progress: Progress, stop: Stop, claim: Claim) -> None:
+def _attempt(
+    cell: Prepared, seed: int, made_by: Result, out: Path, progress: Terminal, stop: Stop, claim: Claim
+) -> None:
     """Train a cell that is this process's; its result or its failure is recorded and shown."""
     folder = cell_folder(out, cell.arm.name, seed)
     about: Result = {"arm": cell.arm.name, "seed": seed}
     try:
         if claim.died >= DEATHS:
             raise Died(f"its process died {claim.died} times at step {snapshots.reached(folder)}, without a message")
-        kept = Snapshots(folder, progress.note)
+        kept = Snapshots(folder, {**about, "settings": made_by["settings"], **made_by["identity"]}, progress.note)
         with closing(Recorder(folder)) as recorder:
             result, best = train(cell, seed, recorder, progress, kept, stop, claim.check)
             result["mfu"] = cell.plain_flops * 1000 / result["step_ms_median"] / timing.ceiling(out, cell)
-            study = read_study(out)
-            made_by = {"identity": study.get("identity"), "settings": schema.settings(study)}
-            result = {**about, "preset": preset, "data": cell.data.name, **made_by, **result}
+            result = {**about, "data": cell.data.name, **made_by, **result}
             told = describe(cell.arm, seed, cell.config, cell.recipe, cell.data, result["best_val_accuracy"])
             checkpoints.save(folder / "best.safetensors", model.state_dict(cell.config, best), told)
-            recorder.finish(result, _settings(cell, seed, preset))
+            recorder.finish(result, _settings(cell, seed, made_by["preset"]))
         kept.remove()
         progress.done(result)
         return
@@ -229,17 +234,17 @@ def _usable(device: torch.device) -> bool:
 
 
 def until(
-    decided: Callable[[], bool], seeds: Sequence[int], minutes: float, one: Callable[[int], int]
+    decided: Callable[[int], bool], seeds: Sequence[int], minutes: float, one: Callable[[int], int]
 ) -> tuple[int, int, str]:
-    """Train seed by seed (`one`: a seed -> how many of its cells failed) until all is decided, which is asked from the
-    second seed on, or the time is over before another seed as long as the last; returns how many seeds were trained,
-    how many cells failed, and why no more."""
+    """Train seed by seed (`one`: a seed -> how many of its cells failed) until all is decided after so many of them,
+    which is asked from the second on, or the time is over before another seed as long as the last; returns how many
+    seeds were trained, how many cells failed, and why no more."""
     begin, failed = time.monotonic(), 0
     for count, seed in enumerate(seeds, start=1):
         before = time.monotonic()
         failed += one(seed)
         now = time.monotonic()
-        if count > 1 and decided():
+        if count > 1 and decided(count):
             return count, failed, "all is decided"
         if now - begin + (now - before) > 60 * minutes:
             return count, failed, f"another seed would take longer than {minutes:g} minutes in all"

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Self, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
+from ablations.study.arms import BASELINE
 from ablations.study.presets import PRESETS
 from ablations.study.recipes import Recipe
 from core.errors import InputError, choose
@@ -189,10 +190,14 @@ class TimingFile(Checked):
     quiet: bool
     seconds: dict[Name, list[Positive | None]]
     ratios: dict[str, Any]
+    failed: dict[Name, str] = {}
     identity: Same | None = None
+    settings: str | None = None
 
     @model_validator(mode="after")
     def _one_a_round(self) -> Self:
+        if BASELINE not in self.seconds:
+            raise ValueError(f"{BASELINE} was not measured")
         for arm, seconds in self.seconds.items():
             if len(seconds) != self.rounds or not any(seconds):
                 raise ValueError(f"{arm} was measured in {len(seconds)} of {self.rounds} rounds")

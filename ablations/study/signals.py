@@ -45,15 +45,16 @@ class Stop:
     @contextmanager
     def finishing(self) -> Iterator[None]:
         """Work that ends soon after `number` is set, and is not to be torn."""
-        self._raise()
+        self.check()
         self._finishing = True
         try:
             yield
         finally:
             self._finishing = False
-        self._raise()
+        self.check()
 
-    def _raise(self) -> None:
+    def check(self) -> None:
+        """Stopped, if told to end."""
         if self.number:
             raise Stopped(self.number)
 
@@ -66,7 +67,7 @@ class Stop:
         with suppress(OSError):  # nobody reads any more
             os.write(2, show + f"\n{Stopped(number)}: leaving at a checkpoint; Ctrl-C again leaves at once\n".encode())
         if not self._finishing:
-            self._raise()
+            self.check()
 
 
 def minutes_left() -> float | None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ Content = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class Snapshots:
-    """The snapshots of a cell, in the folder beside its own. note: takes what is to be told."""
+    """The snapshots of a cell, in the folder beside its own. of: whose they are, which each says of itself: arm, seed,
+    and what made it. note: takes what is to be told."""
 
-    def __init__(self, cell: Path, note: Callable[[str], None]) -> None:
+    def __init__(self, cell: Path, of: Mapping[str, Any], note: Callable[[str], None]) -> None:
         self.folder = folder_of(cell)
-        self._note = note
+        self._of, self._note = json.loads(json.dumps(of)), note
         self._last, self._cost = time.monotonic(), 0.0
 
     def begin(self, size: int) -> None:
@@ -48,7 +49,7 @@ class Snapshots:
         begin = time.monotonic()
         tensors, about = content()
         tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}  # none shared
-        data = save(tensors, metadata={"about": json.dumps(about)})
+        data = save(tensors, metadata={"of": json.dumps(self._of), "about": json.dumps(about)})
         if not self.folder.is_dir():
             files.remove(self.folder)
             self.folder.mkdir(parents=True)
@@ -58,32 +59,39 @@ class Snapshots:
         for left in self.folder.glob(".*.partial"):  # by a process that was killed
             files.remove(left)
         files.write(self.folder / f"{step:09d}-{_digest(data)}.safetensors", data)
-        for path in self._paths()[:-2]:
+        for path in _paths(self.folder)[:-2]:
             files.remove(path)
         self._last = time.monotonic()
         self._cost = self._last - begin
 
     def load(self) -> Content | None:
-        """The last one that is whole; of others it is told, and they are removed. None if there is none."""
-        for path in reversed(self._paths()):
+        """The last one that is whole and of this cell; None if there is none. Damaged ones are told of and removed,
+        those of another cell told of and set aside."""
+        for path in reversed(_paths(self.folder)):
             try:
                 data = schema.content(path)
                 if _digest(data) != path.stem.partition("-")[2]:
                     raise ValueError("its content does not have its checksum")
                 length = int.from_bytes(data[:8], "little")
-                return load(data), json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["about"])
+                said = json.loads(data[8 : 8 + length])["__metadata__"]
+                of, content = json.loads(said.get("of", "{}")), (load(data), json.loads(said["about"]))
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 self._note(f"snapshot {path} is damaged ({error}): the one before it is used, or the cell starts again")
                 files.remove(path)
+                continue
+            if of == self._of:
+                return content
+            aside = self.folder.with_name(f"{self.folder.name}-of-others")
+            aside.mkdir(exist_ok=True)
+            odd = (f"{k} {of.get(k)} -> {mine}" for k, mine in self._of.items() if of.get(k) != mine)
+            self._note(f"snapshot {path} is of another cell ({', '.join(odd)}): set aside in {aside}")
+            path.replace(aside / path.name)
         return None
 
     def remove(self) -> None:
         """Remove them all: the cell has its result."""
         with suppress(OSError):
             files.remove(self.folder)
-
-    def _paths(self) -> list[Path]:
-        return _paths(self.folder)
 
 
 def folder_of(cell: Path) -> Path:

@@ -5,7 +5,6 @@ removed.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,16 +40,6 @@ def emptied(folder: Path) -> Path:
     return folder
 
 
-def synced(folder: Path) -> None:
-    """Make a folder's files outlast a loss of power."""
-    for path in folder.iterdir():
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content atomically, in UTF-8."""
     files.write(path, text.encode(errors="backslashreplace"))
@@ -82,8 +71,7 @@ def read_study(out: Path) -> dict[str, Any]:
 
 def open_study(
     out: Path,
-    preset: str,
-    recipe: dict[str, Any],
+    configuration: dict[str, Any],
     versions: dict[str, str],
     identity: Identity | None = None,
     accept: bool = False,
@@ -95,7 +83,6 @@ def open_study(
     except UnicodeEncodeError as error:
         raise InputError(f"'{out}' is no text in this locale; set LC_ALL=C.UTF-8, or pass another --out") from error
     path = out / "study.json"
-    configuration = json.loads(json.dumps({"preset": preset, **recipe}))
     if not path.is_file():
         if out.exists() and any(not _own(entry) for entry in out.iterdir()):
             raise InputError(f"'{out}' is not empty and holds no study; pass another --out")
@@ -107,9 +94,7 @@ def open_study(
         of | {k: machine[k] for k in COMPARABLE}
         for of, machine in ((study["configuration"], study["environment"]), (configuration, versions))
     )
-    if odd := [k for k in {**before, **after} if _plain(k, before.get(k)) != _plain(k, after.get(k))]:
-        changes = ", ".join(f"{k} {before.get(k)!r} -> {after.get(k)!r}" for k in odd)
-        raise InputError(f"'{out}' holds a study with other settings ({changes}); pass another --out, or the same")
+    refuse_other(out, before, after)
     if changed := identities.differences(study.get("identity"), identity):
         if not accept:
             raise InputError(
@@ -118,6 +103,13 @@ def open_study(
                 "tells"
             )
         write_json(path, study | {"identity": identity})
+
+
+def refuse_other(out: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """InputError for other settings than those of the study in a folder (before)."""
+    if odd := [k for k in {**before, **after} if _plain(k, before.get(k)) != _plain(k, after.get(k))]:
+        changes = ", ".join(f"{k} {before.get(k)!r} -> {after.get(k)!r}" for k in odd)
+        raise InputError(f"'{out}' holds a study with other settings ({changes}); pass another --out, or the same")
 
 
 def _plain(key: str, value: Any) -> Any:

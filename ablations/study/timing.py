@@ -10,18 +10,18 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_flatten
 
-from ablations.study import processes, schema
+from ablations.study import claims, processes, reading, schema
 from ablations.study.arms import AGAIN, BASELINE, parse
 from ablations.study.cells import Prepared, prepared
-from ablations.study.progress import Progress
-from ablations.study.reading import results
-from ablations.study.store import read_study, write_json
+from ablations.study.progress import Terminal
+from ablations.study.store import Result, read_study, write_json
 from core import measure, rng
 from core.errors import InputError
 from core.step import State
@@ -34,15 +34,24 @@ Round = dict[str, float]  # seconds a step by arm, in the order in which they we
 
 
 def complete(out: Path, cells: Sequence[Prepared]) -> bool:
-    """Whether the study's pass has all of these arms."""
+    """Whether the study's pass has all of these arms, or what they failed by."""
     try:
-        found = schema.read(out / "timing.json", schema.TimingFile)
-    except schema.Damaged:  # or none: measured anew
+        found = reading.timing(out) or {"ratios": {}}
+    except schema.Damaged:  # measured anew
         return False
-    return {cell.arm.name for cell in cells} <= found["ratios"].keys()
+    return {cell.arm.name for cell in cells} <= {**found["ratios"], **found.get("failed", {})}.keys()
 
 
-def measure_arms(cells: Sequence[Prepared], out: Path, progress: Progress, asked: bool = False) -> None:
+def forget_failures(out: Path) -> None:
+    """Have arms that failed in the pass measured again."""
+    with suppress(InputError):
+        if (found := reading.timing(out)) and found.get("failed"):
+            write_json(out / "timing.json", found | {"failed": {}})
+
+
+def measure_arms(
+    cells: Sequence[Prepared], made_by: Result, out: Path, progress: Terminal, asked: bool = False
+) -> None:
     """Measure every arm and write timing.json. InputError without a baseline: there is nothing to compare with.
 
     asked: by itself, and so for as long as it may take at most; else for a share of the training time.
@@ -52,7 +61,7 @@ def measure_arms(cells: Sequence[Prepared], out: Path, progress: Progress, asked
         raise InputError(f"a timing pass compares with the baseline; add it: --arms {BASELINE},…")
     others = [cell for cell in cells if cell.arm.name not in (BASELINE, AGAIN)]
     load, begin, most = os.getloadavg()[0], time.perf_counter(), MOST if asked else _most(out)
-    found, groups = rounds(cells, most, progress)
+    found, groups, failed = rounds(cells, most, progress)
     names = [BASELINE, AGAIN, *(cell.arm.name for cell in others)]
     seconds = {name: [took.get(name) for took in found] for name in names if any(name in took for took in found)}
     ratios = measure.ratios(seconds, BASELINE)
@@ -65,6 +74,7 @@ def measure_arms(cells: Sequence[Prepared], out: Path, progress: Progress, asked
             "ratios": {name: dict(zip(("ratio", "low", "high"), of, strict=True)) for name, of in ratios.items()},
             "rounds": len(found),
             "groups": groups,
+            "failed": failed,
             "quiet": quiet,
             "seconds": seconds,
             "order": [list(took) for took in found],
@@ -72,7 +82,7 @@ def measure_arms(cells: Sequence[Prepared], out: Path, progress: Progress, asked
             "load": {"before": load, "after": os.getloadavg()[0], "processors": os.cpu_count()},
             "gpu": measure.gpu_state(baseline.device),
             "ceiling": ceiling(out, baseline),
-            "identity": read_study(out).get("identity"),
+            **made_by,
         },
     )
     noise = f"the baseline against itself {100 * (ratio - 1):+.1f} % [{100 * (low - 1):+.1f}, {100 * (high - 1):+.1f}]"
@@ -81,42 +91,47 @@ def measure_arms(cells: Sequence[Prepared], out: Path, progress: Progress, asked
     progress.note(f"timing pass: {len(seconds)} arms, {len(found)} rounds, {took:.0f} s; {noise}{odd}")
 
 
-def rounds(cells: Sequence[Prepared], most: float, progress: Progress) -> tuple[list[Round], int]:
-    """The rounds of all groups, and how many groups these are, in about `most` seconds."""
+def rounds(cells: Sequence[Prepared], most: float, progress: Terminal) -> tuple[list[Round], int, dict[str, str]]:
+    """The rounds of all groups, how many groups these are, and why arms are in none, in about `most` seconds."""
     processes.lead("time", most)
     baseline = next(cell for cell in cells if cell.arm.name == BASELINE)
     again = prepared(parse(AGAIN), baseline.recipe, baseline.data)
     others = [cell for cell in cells if cell.arm.name not in (BASELINE, AGAIN)]
     found: list[Round] = []
+    failed: dict[str, str] = {}
     groups = 0
-    for group in _groups([baseline, again], others, progress):
+    for group in _groups([baseline, again], others, failed):
         groups += 1
         found += _rounds(group, most * len(group) / (len(others) + 2), baseline.device)
-    return found, groups
+    for name, why in failed.items():
+        progress.note(f"timing pass: {name} {why}")
+    return found, groups, failed
 
 
 def ceiling(out: Path, cell: Prepared) -> float:
     """FLOP/s that MFU is a share of: measured once a study for every precision, and kept in study.json."""
-    path, name = out / "study.json", str(cell.dtype).removeprefix("torch.")
-    study = read_study(out)
-    known = study.setdefault("ceiling", {})
-    if name not in known:
-        known[name] = measure.ceiling(cell.dtype, cell.device)
-        write_json(path, study)
-    return float(known[name])
+    name = str(cell.dtype).removeprefix("torch.")
+    if name not in read_study(out).get("ceiling", {}):
+        with claims.waited(out / "study"):
+            study = read_study(out)
+            known = study.get("ceiling", {})
+            if name not in known:
+                known[name] = measure.ceiling(cell.dtype, cell.device)
+                write_json(out / "study.json", study | {"ceiling": known})
+    return float(read_study(out)["ceiling"][name])
 
 
 def _most(out: Path) -> float:
     """Seconds that the pass may take."""
-    trained = sum(result["train_seconds"] for result in results(out))
+    trained = sum(result["train_seconds"] for result in reading.results(out))
     return min(MOST, SHARE * trained)
 
 
 def _groups(
-    first: Sequence[Prepared], others: Sequence[Prepared], progress: Progress
+    first: Sequence[Prepared], others: Sequence[Prepared], failed: dict[str, str]
 ) -> Iterator[dict[str, tuple[Callable[[], object], int]]]:
     """Every arm's block and its steps, warmed up: all at once where they fit the device's memory, else as many as fit
-    at a time, always beside the baseline."""
+    at a time, always beside the baseline. failed: gets why an arm is in no group."""
     states: dict[Any, State] = {}
     left = list(others)
     while True:
@@ -129,9 +144,9 @@ def _groups(
             except torch.cuda.OutOfMemoryError as error:
                 if len(group) > len(first):
                     break
-                progress.note(f"timing pass: {left.pop(0).arm.name} does not fit beside the baseline: {error}")
-            except (Exception, SystemExit) as error:  # told; the other arms are measured
-                progress.note(f"timing pass: {left.pop(0).arm.name} failed: {type(error).__name__}: {error}")
+                failed[left.pop(0).arm.name] = f"does not fit beside the baseline: {error}"
+            except (Exception, SystemExit) as error:  # recorded; the other arms are measured
+                failed[left.pop(0).arm.name] = f"failed: {type(error).__name__}: {error}"
         yield group
         if not left:
             return

@@ -12,7 +12,7 @@ from ablations.study import processes
 from ablations.study.cells import Prepared, WarmedUp
 from ablations.study.course import Course
 from ablations.study.evaluation import fetch
-from ablations.study.progress import Progress
+from ablations.study.progress import Terminal
 from ablations.study.recorder import Recorder
 from ablations.study.signals import Stop, Stopped
 from ablations.study.snapshots import Snapshots
@@ -27,7 +27,7 @@ def train(
     cell: Prepared,
     seed: int,
     recorder: Recorder,
-    progress: Progress,
+    progress: Terminal,
     snapshots: Snapshots,
     stop: Stop,
     mine: Callable[[], None] = lambda: None,
@@ -90,20 +90,16 @@ def _whole(cell: Prepared, course: Course) -> Course:
     return replace(course, state=state, best=parallel.whole(course.best, cell.shapes, cell.share))
 
 
-def _continued(course: Course, snapshots: Snapshots, progress: Progress) -> Course:
+def _continued(course: Course, snapshots: Snapshots, progress: Terminal) -> Course:
     """The course of the last snapshot, or this one."""
     if (content := processes.told(snapshots.load())) is None:
         return course
-    try:
-        found = course.restored(*content)
-    except (KeyError, ValueError) as error:
-        progress.note(f"{snapshots.folder} is not of this cell as it is now ({error}): the cell starts again")
-        return course
+    found = course.restored(*content)
     progress.note(f"continued from step {found.steps} ({snapshots.folder})")
     return found
 
 
-def _steps(cell: Prepared, course: Course, order: Tensor, end: Callable[[], bool], progress: Progress) -> None:
+def _steps(cell: Prepared, course: Course, order: Tensor, end: Callable[[], bool], progress: Terminal) -> None:
     """The steps of an epoch that are left, or as many as are done when `end` says so."""
     ticks = measure.Ticks(cell.device)
     ticks.mark()

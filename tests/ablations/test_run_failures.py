@@ -4,7 +4,10 @@ import json
 import os
 import re
 import sys
+from types import SimpleNamespace
 
+from ablations.commands import conducting
+from ablations.reporting import terminal
 from ablations.study import cells, reading, running
 
 
@@ -38,12 +41,21 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(command, monkeypatch, ca
     monkeypatch.setattr(running, "train", train)
     assert command("--arms", "flash,baseline") == 1
     assert "1 cells failed before; --retry-failed trains them again" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(terminal, "conclude", lambda *rest: 1 / 0)
+        assert command("--arms", "flash,baseline") == 1
+    assert "no report: ZeroDivisionError: division by zero" in capsys.readouterr().out
+    with monkeypatch.context() as patch:  # another process has just forgotten it
+        patch.setattr(reading, "failed", lambda folder: True)
+        conducting.retry(SimpleNamespace(retry_failed=True), command.out, [command.out / "cells" / "flash" / "seed7"])
     assert command("--arms", "flash,baseline", "--retry-failed") == 0
     assert not (command.out / "cells" / "flash" / "seed0" / "failed.json").exists()
 
 
 def test_a_loss_that_is_not_finite_fails_the_cell(command):
-    assert command("--arms", "baseline", "--learning-rate", "1e30") == 1
+    """And nothing is decided where all cells fail."""
+    until = "--seeds", "2", "--until", "accuracy=1"
+    assert command("--arms", "baseline", "--learning-rate", "1e30", *until) == 1
     failure = json.loads((command.out / "cells" / "baseline" / "seed0" / "failed.json").read_text())
     assert re.match(
         r"FloatingPointError: loss is (nan|inf) at step [23] \(epoch 1\); the last finite one was \d", failure["error"]

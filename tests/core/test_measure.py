@@ -129,3 +129,16 @@ def test_rounds_that_some_are_not_in():
     found = ratios(seconds, "a")
     assert found["b"] == pytest.approx((2, 2, 2))
     assert found["c"] == pytest.approx((3, 3, 3))
+
+
+def test_groups_of_contenders_do_not_mix():
+    """Twenty rounds beside slow contenders, four beside fast ones: the reference's place among them is no disturbance,
+    and neither is that of the machine, which has slowed down."""
+    truth = {"a": 1.0, "b": 3.0, "c": 4.0, "d": 0.5, "e": 0.25}
+    times = [(f * (1 + i % 5 / 1000), f * 2) for i, f in enumerate(truth.values())]
+    seconds = {
+        name: [slow if name in "abc" else None] * 20 + [fast if name in "ade" else None] * 4
+        for name, (slow, fast) in zip(truth, times, strict=True)
+    }
+    for name, found in ratios(seconds, "a").items():
+        assert found == pytest.approx((truth[name],) * 3, rel=0.01)

@@ -142,6 +142,20 @@ def test_winsorized_values_and_errors_are_scipys():
     assert found.df == 11
 
 
+def test_arms_of_different_groups_are_compared_through_the_baseline():
+    """crs is timed beside the baseline while the machine is fast, mrt while it is slow; their difference is known."""
+    rng, none = np.random.default_rng(3), [None] * 12
+    noise = lambda factor: (factor * np.exp(rng.normal(0, 0.01, 12))).tolist()  # noqa: E731
+    seconds = {"baseline": noise(1) + noise(5), "crs@0.3": noise(3) + none, "mrt": none + noise(5 * 0.5)}
+    table = Timing(24, True, seconds).table
+    pairs = {("mrt", "crs@0.3"): 1 / 6, ("crs@0.3", "baseline"): 3, ("mrt", "baseline"): 0.5}
+    for found, truth in zip(
+        effects.differences(table, [[p] for p in pairs], estimates.winsorized), pairs.values(), strict=True
+    ):
+        low, high = found.interval(0.999)
+        assert low < np.log(truth) < high < low + 0.1
+
+
 @pytest.mark.parametrize("truth", [-1.0, 0.0])
 def test_verdicts_are_rarely_wrong_and_stopping_keeps_it(truth):
     """mrt is worse by just the margin ("no worse" and "better" are wrong), or does nothing ("better", "worse" are);

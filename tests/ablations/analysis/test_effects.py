@@ -109,12 +109,16 @@ def test_the_interval_of_numbers_is_statsmodels():
     assert found.interval(0.99) == pytest.approx(tuple(fit.conf_int(0.01).loc["Intercept"]))
 
 
+@pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize(("by_seed", "by_image", "by_both"), [(1, 5, 5), (0, 5, 5), (0.5, 0, 5), (1, 0, 0)])
-def test_seeds_and_images_are_both_samples(by_seed, by_image, by_both):
+def test_seeds_and_images_are_both_samples(by_seed, by_image, by_both, parts):
+    """parts: into which images are divided, of which seeds in turn hold out one."""
     rng, hits, n = np.random.default_rng(4), 0, 400
+    held_out = np.arange(120) // (120 // parts) == (np.arange(4) % parts)[:, None]
     for _ in range(n):
         d = 1 + by_seed * rng.standard_normal((4, 1)) + by_image * rng.standard_normal((1, 120))
-        low, high = estimates.estimate(d + by_both * rng.standard_normal((4, 120))).interval()
+        d = np.where(held_out, d + by_both * rng.standard_normal((4, 120)), np.nan)
+        low, high = estimates.estimate(d).interval()
         hits += low <= 1 <= high
     assert 0.95 - 3 * np.sqrt(0.95 * 0.05 / n) < hits / n < 0.995
 

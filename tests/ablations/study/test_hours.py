@@ -1,10 +1,13 @@
 import json
+import re
+from dataclasses import asdict
 from itertools import product
 
 import pytest
+import synthetic
 from rich.console import Console
 
-from ablations.study import hours, running
+from ablations.study import hours, running, schema, store
 from ablations.study.recipes import Recipe
 from core.errors import InputError
 
@@ -57,15 +60,26 @@ def test_step_times_are_the_timing_passes_or_measured(tmp_path):
     assert measured.keys() == {"baseline", "decatt", "flash"}
     assert all(0 < seconds < 60 for seconds in measured.values())
     assert "measured now" in source
-    with pytest.raises(InputError, match="step times of 4 processes are not known: .*--timing-only"):
-        hours.step_seconds(study(parallel="fsdp", processes=4), tmp_path)
     rounds = {"baseline": [1.0, 2.0, 9.0], "decatt": [3.0, None, 5.0], "flash": [1.0, 1.0, 1.0]}
-    (tmp_path / "timing.json").write_text(json.dumps({"rounds": 3, "quiet": True, "ratios": {}, "seconds": rounds}))
-    assert hours.step_seconds(study(), tmp_path)[0] == {"baseline": 2.0, "decatt": 4.0, "flash": 1.0}
-    assert hours.step_seconds(study(parallel="fsdp", processes=4), tmp_path)[0]["decatt"] == 4.0
-    (tmp_path / "timing.json").write_text("{")
-    with pytest.raises(InputError, match="cannot be read"):
-        hours.step_seconds(study(), tmp_path)
+    found = {"rounds": 3, "quiet": True, "ratios": {}, "seconds": rounds}
+    together = study(parallel="fsdp", processes=4)
+    settings = {"preset": "quick"} | json.loads(json.dumps(asdict(together.recipe)))
+    machine = {"torch": "2", "device_name": "a processor", "threads": "1"}
+    store.write_json(tmp_path / "study.json", {"configuration": settings, "environment": machine})
+    for damaged in ("{", json.dumps(found | {"settings": "0" * 64})):
+        (tmp_path / "timing.json").write_text(damaged)
+        assert "measured now: '" in hours.step_seconds(study(), tmp_path)[1]
+        with pytest.raises(InputError, match="step times of 4 processes are not known: .*--timing-only"):
+            hours.step_seconds(together, tmp_path)
+    own = schema.settings(store.read_study(tmp_path))
+    (tmp_path / "timing.json").write_text(json.dumps(found | {"settings": own}))
+    assert hours.step_seconds(together, tmp_path)[0] == {"baseline": 2.0, "decatt": 4.0, "flash": 1.0}
+
+
+def test_hours_beside_another_study_are_refused(command, refused):
+    synthetic.study(command.out, ["baseline"])
+    told = refused("--arms", "baseline", "--plan", "--hours")
+    assert re.search(r"holds a study with other settings \(.*epochs 4 -> 2", told)
 
 
 def test_the_table_says_it_all(capsys):

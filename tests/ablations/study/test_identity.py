@@ -22,7 +22,7 @@ SAME = {"code": "c" * 64, "data": "d" * 64, "weights": None}
 
 
 def opened(out, same=SAME, accept=False, **recipe):
-    store.open_study(out, "quick", RECIPE | recipe, MACHINE, same, accept)
+    store.open_study(out, json.loads(json.dumps({"preset": "quick", **RECIPE, **recipe})), MACHINE, same, accept)
 
 
 @pytest.mark.parametrize("key", ["code", "data", "weights"])

@@ -61,9 +61,9 @@ def alone(tmp_path_factory):
     out, threads = tmp_path_factory.mktemp("alone") / "study", torch.get_num_threads()
     torch.set_num_threads(1)
     study = running.prepare("baseline,decatt", RECIPE, Path("data"))
-    running.record(study, "quick", out, False, False)
+    study = running.record(study, "quick", out, False, False)
     arms = {cell.arm.name: cell for cell in study.cells}
-    running.run([(arms[arm], seed) for arm, seed in CELLS], "quick", out, Watch(), Stop())
+    running.run([(arms[arm], seed) for arm, seed in CELLS], study.made_by, out, Watch(), Stop())
     torch.set_num_threads(threads)
     return out
 

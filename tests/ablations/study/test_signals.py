@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from ablations.study import running
 from ablations.study.signals import Stop, Stopped, minutes_left
 
 
@@ -31,13 +32,15 @@ def test_a_signal_raises_at_once_or_after_what_is_finishing(number, status, fini
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_told_once_nothing_begins_any_more():
+def test_told_once_nothing_begins_any_more(tmp_path):
     stop, reached = Stop(), []
     with pytest.raises(Stopped):
         told(stop, signal.SIGTERM, False, reached)
     with pytest.raises(Stopped), stop.finishing():
         reached.append("never")
     assert reached == []
+    with pytest.raises(Stopped):  # also where the cell that heard it was lost to another process, or failed
+        running.run([], {}, tmp_path, None, stop)
 
 
 def test_the_time_is_over():

@@ -7,7 +7,7 @@ import pytest
 import synthetic
 import torch
 
-from ablations.study import running, timing
+from ablations.study import claims, reading, running, schema, timing
 from ablations.study.presets import PRESETS
 from ablations.study.recipes import replace
 from ablations.study.store import read_study, write_json
@@ -41,7 +41,8 @@ def study(arms):
 
 def measured(cells, out):
     said = []
-    timing.measure_arms(cells, out, SimpleNamespace(note=said.append))
+    made_by = {"identity": SAME, "settings": schema.settings(read_study(out))}
+    timing.measure_arms(cells, made_by, out, SimpleNamespace(note=said.append))
     return json.loads((out / "timing.json").read_text()), said
 
 
@@ -64,6 +65,10 @@ def test_a_pass_is_not_done_again_for_arms_that_it_has(out, short):
     measured(cells, out)
     assert timing.complete(out, cells[1:])
     assert not timing.complete(out, study("baseline,mrt").cells)
+    write_json(out / "timing.json", reading.timing(out) | {"settings": "0" * 64})
+    assert not timing.complete(out, cells[1:])
+    with pytest.raises(InputError, match=r"timing.json. was measured under other settings than study.json has"):
+        reading.timing(out)
 
 
 def test_without_a_baseline_there_is_nothing_to_compare_with(out):
@@ -129,6 +134,7 @@ def test_arms_that_do_not_fit_together_are_measured_in_groups(out, short, monkey
     assert found["groups"] == 2
     assert found["rounds"] == 6
     assert "decatt does not fit beside the baseline" in said[0]
+    assert "decatt" in found["failed"]
     assert found["seconds"]["flash"][3:] == found["seconds"]["mrt"][:3] == [None] * 3
     assert None not in found["seconds"]["baseline"]
     assert found["ratios"].keys() == {"baseline", "baseline-again", "flash", "mrt"}
@@ -143,9 +149,14 @@ def test_an_arm_that_fails_is_told_of(out, short, monkeypatch):
         return block(cell, states)
 
     monkeypatch.setattr(timing, "_block", failing)
-    found, said = measured(study("baseline,flash,mrt").cells, out)
+    cells = study("baseline,flash,mrt").cells
+    found, said = measured(cells, out)
     assert said[0] == "timing pass: mrt failed: RuntimeError: no kernel"
     assert "mrt" not in found["ratios"]
+    assert found["failed"] == {"mrt": "failed: RuntimeError: no kernel"}
+    assert timing.complete(out, cells), "the others' times stay, until --retry-failed"
+    timing.forget_failures(out)
+    assert not timing.complete(out, cells)
 
 
 def test_a_block_is_long_enough(out):
@@ -158,7 +169,9 @@ def test_a_block_is_long_enough(out):
 
 def test_the_ceiling_is_measured_once_a_study(out, monkeypatch):
     (cell,) = study("baseline").cells
-    values = iter([1e12, 2e12])
-    monkeypatch.setattr(timing.measure, "ceiling", lambda dtype, device: next(values))
+    claimed = []
+    monkeypatch.setattr(timing.measure, "ceiling", lambda *_: claimed.append(claims.taken(out / "study")) or 1e12)
     assert timing.ceiling(out, cell) == timing.ceiling(out, cell) == 1e12
+    assert claimed == [True]
     assert read_study(out)["ceiling"] == {"float32": 1e12}
+    assert read_study(out)["identity"] == SAME
