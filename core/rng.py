@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from core.errors import InputError
@@ -40,16 +41,18 @@ def philox(key: Tensor, counter: Words) -> Words:
 
 def _block(key: Tensor, index: Tensor, domain: int) -> Tensor:
     """Four words [4,...] of each counter [...]. Few of them, where their values are at hand, in numpy: of so many
-    operations on so little the time is that of calling them, a tenth of a small model's step."""
+    operations on so little the time is that of calling them, a tenth of a small model's step. (Fake ones have none.)"""
     if not torch.compiler.is_compiling() and index.numel() <= _FEW and _at_hand(key) and _at_hand(index):
+        if isinstance(index, FakeTensor):
+            return index.new_empty((4, *index.shape))
         return torch.from_numpy(_few(np.array(key.tolist()), index.numpy(), domain))
     zero = torch.zeros((), dtype=torch.int64, device=key.device)
     return torch.stack(philox(key, (index & _WORD, (index >> 32) & _WORD, zero, zero + domain)))
 
 
 def _at_hand(tensor: Tensor) -> bool:
-    """Not of a GPU, nor fake, nor torch.func's, nor of a trace, where they would become constants."""
-    plain = type(tensor) is Tensor and not is_functorch_wrapped_tensor(tensor)
+    """Not of a GPU, nor torch.func's, nor of a trace, where they would become constants."""
+    plain = type(tensor) in (Tensor, FakeTensor) and not is_functorch_wrapped_tensor(tensor)
     return plain and tensor.device.type == "cpu" and get_proxy_mode() is None
 
 
