@@ -1,11 +1,13 @@
-"""Python files of a user's: run where he names them, and nowhere else."""
+"""Code: Python files of a user's, run where he names them and nowhere else; what an error says; functions copied."""
 
 import importlib.util
 import os
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
+from typing import Any
 
 from core.errors import InputError
 
@@ -39,3 +41,9 @@ def said(error: BaseException) -> str:
     except Exception:
         text = ""
     return f"{type(error).__name__}: {(text or 'no message').splitlines()[0]}"
+
+
+def fresh(fn: Any) -> Callable[..., Any]:
+    """The same function with a code object of its own. torch.compile keeps its results by code object: the arms' losses
+    would share one list, be checked against each other's guards at every call, and reach its limit."""
+    return FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)

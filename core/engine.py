@@ -4,14 +4,13 @@ buffers and synchronises. Every engine has the same face: a loop that takes a st
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from core.code import said
+from core.code import fresh, said
 from core.data.batches import batches, gather, resident
 from core.data.splits import Split
 from core.errors import InputError, choose
@@ -96,12 +95,6 @@ def refuse_breaks(what: str, fn: Callable[..., Any], *args: Any) -> None:
         raise InputError(
             f"{what} cannot be traced as one graph ({said(error)}); pass --engine eager, or take out what breaks it"
         ) from error
-
-
-def fresh(fn: Any) -> Callable[..., Any]:
-    """The same function with a code object of its own. torch.compile keeps its results by code object: the arms' losses
-    would share one list, be checked against each other's guards at every call, and reach its limit."""
-    return FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
 
 
 class Stepwise:

@@ -1,7 +1,7 @@
 """The seam: the few primitives that a Vision Transformer is written in, and how transforms of them compose.
 
 A training optimization is a pure function Ops -> Ops, made by `rewrite`: it replaces primitives, wraps them, or brings
-parameters, frozen ones, an optimizer. The model never knows which. EXACT, the unmodified primitives, is in core.vit.
+parameters, frozen ones, an optimizer. The model never knows which. EXACT, the unmodified primitives, is in core.layers.
 Axis letters: B batch, N tokens, D width, h heads, d head width, C channels.
 """
 

@@ -16,6 +16,8 @@ SCHEDULES = ("constant", "cosine")
 class Optimizer(Protocol):
     """What a step needs of an optimizer; `state` is any nest of tensors. step: updates done before, 0-d int64."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def learning_rate(self) -> float:
         """The largest rate of its schedule."""

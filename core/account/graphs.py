@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from core.account.step import inputs, normalised
-from core.engine import fresh
+from core.code import fresh
 from core.foreign.model import Foreign
 from core.model import Config
 from core.ops import Ops

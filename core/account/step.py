@@ -233,7 +233,7 @@ def planned(
     share: Share = ALONE,
     targets: Targets = LABELS,
 ) -> Ops:
-    """The ops as planned for such a step (see `account`), see `Ops.planned`. Raises InputError for what no plan can do."""
+    """The ops as planned for such a step: see `account`, `Ops.planned`. Raises InputError for what no plan can do."""
     if isinstance(config, Foreign):
         return ops  # which takes no plans
     rest = optimizer, image, share, targets

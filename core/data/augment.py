@@ -1,6 +1,7 @@
 """From stored uint8 images to normalised float ones, augmentation included, as a pure function of a key."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,6 @@ from torch import Tensor
 from core import rng
 from core.errors import InputError
 from core.parallel import ALONE, Share
-from core.step import Prepare
 
 TRIES = 10
 
@@ -22,7 +22,7 @@ def preparation(
     rotate: float = 0.0,
     share: Share = ALONE,
     crop: float | None = None,
-) -> Prepare:
+) -> Callable[[Tensor, Tensor | None], Tensor]:
     """(images uint8 [B,C,H,W], key) -> float32 [B,C,H,W] with (x / 255 - mean) / std; no key: not augmented.
 
     flip: mirror half of the images. rotate: by up to this many degrees, bilinear. shift: by up to this many

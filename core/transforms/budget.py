@@ -83,20 +83,20 @@ def _rebuilding(plan: Sequence[Level], choice: Plan | None = None) -> Rewrite:
         fused = site.ops.replaces("attend")
         return inner(site, *inputs) if fused or not rebuilds(site, "weights") else rebuilt_weights(*inputs)
 
-    def whole(name: str, foreign: tuple[str, ...]) -> Callable[..., tuple[Tensor, Carry]]:
-        def branch(inner: Callable[..., tuple[Tensor, Carry]], site: Site, x: Tensor) -> tuple[Tensor, Carry]:
+    def branch(name: str, foreign: tuple[str, ...]) -> Callable[..., tuple[Tensor, Carry]]:
+        def run(inner: Callable[..., tuple[Tensor, Carry]], site: Site, x: Tensor) -> tuple[Tensor, Carry]:
             read = site.ops.observed or any(t.requires_grad for t in site.carry.values())
             return inner(site, x) if read or not rebuilds(site, name) else rebuilt(inner, site, x, foreign)
 
-        return branch
+        return run
 
     return rewrite(
         "budget",
         replace={"linear": linear, "mlp": mlp},
         wrap={
             "attend": attend,
-            "attention": whole("attention", foreign=("norm2.", "mlp.")),
-            "block": whole("block", foreign=()),
+            "attention": branch("attention", foreign=("norm2.", "mlp.")),
+            "block": branch("block", foreign=()),
         },
         at=tuple(INPUTS),
         inside=("norm2", "mlp.fc1", "mlp.fc2"),

@@ -83,7 +83,7 @@ def sampled_linear(
     rows = x.detach().flatten(0, -2)
     n = len(rows)
     B = len(x) if keep_cls and x.dim() == 3 else 0
-    k = max(_share(ratio, n), B + 1)
+    k = max(_count(ratio, n), B + 1)
     if k >= n:
         return F.linear(x, weight, bias)
     y = F.linear(x, weight.detach(), bias)
@@ -112,9 +112,9 @@ def sampled_product(a: Tensor, b: Tensor, ratio: float, key: Tensor, draw: Sampl
     first, second = rng.split(key, 2)
     x, z = a.detach(), b.detach()
     y = x @ z
-    columns, scale = draw(_norms(z, -2), _share(ratio, z.shape[-1]), first)
+    columns, scale = draw(_norms(z, -2), _count(ratio, z.shape[-1]), first)
     kept_b = (torch.take_along_dim(z, columns[..., None, :], -1) * scale[..., None, :]).to(z.dtype)
-    k = _share(ratio, x.shape[-2])
+    k = _count(ratio, x.shape[-2])
     if keep_cls and x.shape[-2] > 1:
         drawn, scale = draw(_norms(x, -1)[..., 1:], max(k - 1, 1), second)
         rows = torch.cat((torch.zeros_like(drawn[..., :1]), drawn + 1), -1)
@@ -130,7 +130,7 @@ def sampled_product(a: Tensor, b: Tensor, ratio: float, key: Tensor, draw: Sampl
     return attach(y, [a, b], [kept_a, kept_b, rows, columns], gradient)
 
 
-def _share(ratio: float, n: int) -> int:
+def _count(ratio: float, n: int) -> int:
     return max(1, floor(ratio * n + 1e-9))
 
 

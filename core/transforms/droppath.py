@@ -25,13 +25,13 @@ def droppath(rate: float = 0.1) -> Rewrite:
         key = site.key("droppath")
         if key is None:
             return branch
-        kept = 1 - before(site, branch) * (rate / max(site.config.depth - 1, 1))
+        kept = 1 - depth_of(site, branch) * (rate / max(site.config.depth - 1, 1))
         draws = rng.uniform(key, (len(branch), 1, 1))
         return branch * ((draws < kept) / kept).to(branch.dtype)
 
     def attention(inner: Callable[..., tuple[Tensor, Carry]], site: Site, x: Tensor) -> tuple[Tensor, Carry]:
         branch, carry = inner(site, x)
-        return dropped(site.child("attn"), branch), carry | {"droppath": before(site, x) + 1}
+        return dropped(site.child("attn"), branch), carry | {"droppath": depth_of(site, x) + 1}
 
     def mlp(inner: Callable[..., Tensor], site: Site, x: Tensor) -> Tensor:
         return dropped(site.child("mlp"), inner(site, x))
@@ -39,7 +39,7 @@ def droppath(rate: float = 0.1) -> Rewrite:
     return rewrite("droppath", wrap={"attention": attention, "mlp": mlp}) if rate else lambda ops: ops
 
 
-def before(site: Site, x: Tensor) -> Tensor:
+def depth_of(site: Site, x: Tensor) -> Tensor:
     """How many blocks were before this one, 0-d float64: told as a tensor, all blocks but the first stay one function
     to a compiler. Where nobody tells, its number does."""
     return site.carry.get("droppath", torch.full((), site.block or 0, dtype=torch.float64, device=x.device))

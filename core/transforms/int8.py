@@ -40,7 +40,7 @@ def int8(group: int = 256) -> Rewrite:
         width = x.shape[-1]
 
         def gradient(G: Tensor, *packed: Tensor) -> tuple[Tensor]:
-            return (G.flatten(0, -2).mT @ unpack(*packed, width, G.dtype).flatten(0, -2),)
+            return (G.flatten(0, -2).mT @ unpack(packed, width, G.dtype).flatten(0, -2),)
 
         return attach(F.linear(x, weight.detach(), bias), [weight], pack(x.detach(), group, second), gradient)
 
@@ -57,15 +57,15 @@ def sloped(before: Callable[..., Tensor], y: Tensor, *rest: Tensor, group: int, 
         return pull(torch.ones_like(value))[0]
 
     def gradient(G: Tensor, *packed: Tensor) -> tuple[Tensor]:
-        return (G * unpack(*packed, G.shape[-1], G.dtype),)
+        return (G * unpack(packed, G.shape[-1], G.dtype),)
 
     slopes = map(slope, *(_parts(t) for t in (x, y.detach(), *rest)))
     return attach(x, [y], _packed(slopes, x.shape, group, key), gradient)
 
 
 def pack(x: Tensor, group: int, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x [...,D] -> codes uint8 [...,n,g], least value and step [...,n,1]: n = ceil(D / group) groups of g = ceil(D / n),
-    the last one filled up with what it ends with.
+    """x [...,D] -> codes uint8 [...,n,g], least value and step [...,n,1]: n = ceil(D / group) groups, g = ceil(D / n),
+    the last one filled up with the row's last element.
 
     The mean of `unpack` over keys is x. One uniform draw a group is turned by multiples of the golden ratio (Cranley
     and Patterson 1976): every element's draw is uniform, neighbours round apart, and it costs 1/g of a draw each.
@@ -97,6 +97,7 @@ def _packed(parts: Iterable[Tensor], shape: Sequence[int], group: int, key: Tens
     return torch.cat(codes), torch.cat(low), torch.cat(step)
 
 
-def unpack(codes: Tensor, low: Tensor, step: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+def unpack(packed: Sequence[Tensor], width: int, dtype: torch.dtype) -> Tensor:
     """What `pack` packed, [...,width]."""
+    codes, low, step = packed
     return torch.addcmul(low, codes, step).flatten(-2)[..., :width].to(dtype)

@@ -6,14 +6,18 @@ their steps, of equal size whatever the gradient's, would soon be small beside t
 2305.17212). Control: the baseline.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from core.errors import InputError
 from core.ops import Params, Rewrite, rewrite
-from core.optimizers import Optimizer
+
+if TYPE_CHECKING:
+    from core.optimizers import Optimizer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's: steepest at 0, not convergent
 
@@ -41,14 +45,14 @@ class Muon(NamedTuple):
 
     def init(self, params: Params) -> tuple[Params, Any]:
         """Zeros, and the other's."""
-        matrices, others = divided(params)
+        matrices, others = separated(params)
         return {name: torch.zeros_like(p) for name, p in matrices.items()}, self.rest.init(others)
 
     def update(self, params: Params, gradients: Params, state: Any, step: Tensor) -> tuple[Params, Any]:
         """One update, with Nesterov's momentum."""
-        (matrices, others), (g, of_others), (before, inner) = divided(params), divided(gradients), state
+        (matrices, others), (g, of_others), (old, inner) = separated(params), separated(gradients), state
         others, inner = self.rest.update(others, of_others, inner, step)
-        means = {name: torch.lerp(before[name], g[name], 1 - self.momentum) for name in matrices}
+        means = {name: torch.lerp(old[name], g[name], 1 - self.momentum) for name in matrices}
         rate = self.learning_rate * self.rate(step) / self.rest.learning_rate
         for name, p in matrices.items():
             ahead = torch.lerp(g[name], means[name], self.momentum)
@@ -63,7 +67,7 @@ class Muon(NamedTuple):
         return self.rest.rate(step)
 
 
-def divided(tree: Params) -> tuple[Params, Params]:
+def separated(tree: Params) -> tuple[Params, Params]:
     """The blocks' matrices, and the rest."""
     matrices = {name: t for name, t in tree.items() if name.startswith("blocks.") and t.ndim == 2}
     return matrices, {name: t for name, t in tree.items() if name not in matrices}

@@ -38,7 +38,7 @@ def attention(site: Site, x: Tensor) -> tuple[Tensor, Carry]:
         qkv = layers.after_norm(site, "norm1", "attn.qkv", tokens)
         q, k, v = rearrange(qkv, "B N (three h d) -> three B h N d", three=3, h=h).unbind(0)
     else:
-        queries, others = divided(site)
+        queries, others = separated(site)
         q = rearrange(layers.after_norm(queries, "norm1", "attn.qkv", x), "B N (h d) -> B h N d", h=h)
         kv = layers.after_norm(others, "norm1", "attn.qkv", tokens)
         k, v = rearrange(kv, "B N (two h d) -> two B h N d", two=2, h=h).unbind(0)
@@ -48,7 +48,7 @@ def attention(site: Site, x: Tensor) -> tuple[Tensor, Carry]:
     return layers.dropout(own, y), carry
 
 
-def divided(site: Site) -> tuple[Site, Site]:
+def separated(site: Site) -> tuple[Site, Site]:
     """The block's site with the queries' rows alone of all that the map attn.qkv has a row of for each of its outputs;
     and with those of keys and values."""
     D = site.config.width

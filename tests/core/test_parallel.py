@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
@@ -16,24 +15,20 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed import fake_pg  # noqa: F401  (registers the backend fake)
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ablations.study.arms import parse
 from core import model, rng, vit
-from core.account.step import account, inputs, normalised
+from core.account.step import account, normalised
 from core.data.augment import preparation
 from core.data.splits import Split
 from core.engine import build, loop
-from core.errors import InputError
 from core.foreign import sources
 from core.layers import EXACT
 from core.measure import peak_bytes, tensor_bytes
-from core.ops import rewrite
 from core.optimizers import AdamW, Averaged, Clipped
-from core.parallel import ALONE, Share, at_use, check, divided, shard, spread, whole
+from core.parallel import ALONE, Share, at_use, shard, spread, whole
 from core.step import make_step, objective, start, value_and_grad
 from core.targets import Targets
 from core.transforms.registry import REGISTRY
@@ -283,66 +278,6 @@ def test_the_others_end_when_one_dies(seen):
     seconds, message = seen[2]
     assert seconds < 60
     assert "closed by peer" in message.lower() or "reset" in message.lower(), message
-
-
-@pytest.mark.parametrize(("kind", "expected"), [("ddp", (0, 0, 5)), ("fsdp", (8, 4, 1))])
-def test_parameters_are_gathered_once_a_pass(kind, expected):
-    """One collective for a block, and one for what is outside: again in the backward pass, and one for the gradients;
-    a weight that is read twice is not gathered twice."""
-    ops = rewrite("twice", wrap={"mlp": lambda inner, site, x: inner(site, x) + inner(site, x)})(EXACT)
-    share = Share(0, 2, KINDS[kind])
-    with FakeTensorMode(), Count() as count:
-        state, batch = inputs(CONFIG, ops, 4, share=share)
-        build(CONFIG, ops, normalised, torch.float32, ADAMW, "eager", share=share)(state, batch)
-    collectives = ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce")
-    assert tuple(count.calls[name] for name in collectives) == expected
-
-
-class Count(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.calls = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def test_torch_func_in_the_forward_pass_is_refused():
-    share = Share(0, 2, True)
-    with FakeTensorMode():
-        state, batch = inputs(CONFIG, ARMS["int8"], 4, share=share)
-        step = build(CONFIG, ARMS["int8"], normalised, torch.float32, ADAMW, "eager", share=share)
-        with pytest.raises(InputError, match="uses torch.func in its forward pass.*pass --engine compiled, or"):
-            step(state, batch)
-
-
-def test_shards_are_equal_and_filled_with_zeros():
-    params = {"bias": torch.arange(1.0, 6), "token": torch.ones(1, 1, 2)}
-    shards = [shard(params, Share(i, 3, True)) for i in range(3)]
-    assert [one["bias"].tolist() for one in shards] == [[1, 2], [3, 4], [5, 0]]
-    assert [one["token"].tolist() for one in shards] == [[1], [1], [0]]
-    assert shard(params, Share(1, 3)) is params
-
-
-def test_a_global_batch_is_the_same_images_whatever_the_processes():
-    order = torch.randperm(26)
-    parts = [Share(i, 4).rows(order, 8).view(3, 2) for i in range(4)]
-    assert torch.equal(torch.cat(parts, dim=1).flatten(), order[:24])
-
-
-def test_bad_input():
-    assert divided(32, 4) == 8
-    with pytest.raises(InputError, match="batch size 32 is not divisible by 3 processes; pass --batch-size 30 or 33"):
-        divided(32, 3)
-    with pytest.raises(InputError, match="batch size 2 is not divisible by 3 processes; pass --batch-size 3$"):
-        divided(2, 3)
-    matrices = rewrite("matrices", optimizer=lambda inner: inner)(EXACT)
-    with pytest.raises(InputError, match="matrices changes the optimizer, which fsdp .*pass --parallel ddp"):
-        check(matrices, Share(0, 2, True))
-    check(matrices, Share(0, 2))
-    with pytest.raises(InputError, match="other blocks have"):
-        at_use({"blocks.0.scale": (3,), "blocks.1.scale": (4,)}, Share(0, 2, True))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def stochastic_rounding(x, group, key):
 
 def test_codes_are_the_rule_one_by_one():
     x = torch.randn(3, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    mine = unpack(*pack(x, 8, rng.key(1)), 24, torch.float64)
+    mine = unpack(pack(x, 8, rng.key(1)), 24, torch.float64)
     # draws are float32 with 24 bits: turned, they differ in the last ones
     assert torch.isclose(mine, stochastic_rounding(x, 8, rng.key(1)), rtol=0, atol=1e-9).float().mean() > 0.98
 
@@ -43,7 +43,7 @@ def test_rounding_is_unbiased_within_a_step_and_exact_at_the_ends(dtype):
     codes, low, step = pack(x, 16, rng.key(0))
     assert codes.shape == (2, 3, 2, 16)
     assert codes.dtype == torch.uint8
-    draws = torch.stack([unpack(*pack(x, 16, rng.key(k)), 32, dtype) for k in range(2000)])
+    draws = torch.stack([unpack(pack(x, 16, rng.key(k)), 32, dtype) for k in range(2000)])
     width = step.expand(codes.shape).flatten(-2)
     assert ((draws - x).abs() <= width * 1.0001).all()
     assert ((draws.mean(0) - x).abs() <= 5 * 0.5 * width / 2000**0.5).all()  # a Bernoulli's deviation is at most 1/2
@@ -57,12 +57,12 @@ def test_odd_widths_are_cut_into_as_few_groups(width, groups, size):
     filled = torch.cat((x, x[:, -1:].expand(-1, groups * size - width)), 1)
     codes, low, step = pack(x, 8, rng.key(0))
     assert codes.shape == (3, groups, size)
-    mine = unpack(codes, low, step, width, torch.float64)
+    mine = unpack((codes, low, step), width, torch.float64)
     rule = stochastic_rounding(filled, size, rng.key(0))[:, :width]
     assert torch.isclose(mine, rule, rtol=0, atol=1e-9).float().mean() > 0.95
     assert ((mine - x).abs() <= step.repeat_interleave(size, 1).squeeze(-1)[:, :width] * 1.0001).all()
     constant = torch.full((2, width), 3.0)
-    assert torch.equal(unpack(*pack(constant, 8, rng.key(0)), width, torch.float32), constant)
+    assert torch.equal(unpack(pack(constant, 8, rng.key(0)), width, torch.float32), constant)
 
 
 @pytest.fixture
