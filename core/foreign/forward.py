@@ -112,13 +112,13 @@ class _Primitives(TorchFunctionMode):
     def _map(self, found: tuple[str, Place], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         given = weight.new_zeros(weight.shape[0]) if bias is None else bias
         site = self._site(*found, weight, given)
-        if self.before is None or not self.fresh or self.fresh[0] is not x:
-            if site.name in _OF_WHAT:
-                raise InputError(
-                    f"{self.config.name} changes {_OF_WHAT[site.name]} before {found[0]}, and transforms of linear "
-                    "maps rely on it; pass --engine eager, or leave them out"
-                )
+        if not (of := found[1].of):
             return self.ops.linear(site, lambda x: x, x)
+        if self.before is None or not self.fresh or self.fresh[0] is not x:
+            raise InputError(
+                f"{self.config.name} changes a {_OF_WHAT[of]}'s output before {found[0]}, and transforms of linear "
+                "maps rely on it; pass --engine eager, or leave them out"
+            )
         function, inputs = self.before
         fresh = self.fresh
 
@@ -196,7 +196,7 @@ def _dropout(
     return func(input, p, training, inplace) if training and p else input
 
 
-_OF_WHAT = {"attn.qkv": "a LayerNorm's output", "mlp.fc1": "a LayerNorm's output", "mlp.fc2": "a GELU's output"}
+_OF_WHAT = {"norm": "LayerNorm", "gelu": "GELU"}
 _REACH: dict[Any, Callable[..., Tensor]] = {
     F.conv2d: _Primitives.tokens,
     F.dropout: _dropout,

@@ -35,7 +35,7 @@ class Shape(NamedTuple):
 class Call(NamedTuple):
     """A call that was watched. kind: "linear", "norm", "attend", or "masked", an attention that is not softmax(q k^T /
     sqrt d) v alone. name: of the parameter without ".weight", of an attention that of the map before it. sizes:
-    inputs and outputs of a map, heads of an attention. of: whose output a map reads as it is, "norm", "gelu" or
+    inputs and outputs of a map, heads of an attention. of: whose output a map reads as it was made, "norm", "gelu" or
     neither. eps: of a norm, and of that before a map."""
 
     kind: str
@@ -47,13 +47,14 @@ class Call(NamedTuple):
 
 class Place(NamedTuple):
     """Where a map or norm (`kind`) stands: the block's number (None: outside), its name in our own ViT, and the config
-    that it sees. ends: the branch of the block whose last map it is, "attention", "mlp" or neither."""
+    that it sees. ends: the branch of the block whose last map it is, "attention", "mlp" or neither. of: see `Call`."""
 
     kind: str
     block: int | None
     role: str
     config: Shape
     ends: str = ""
+    of: str = ""
 
 
 class Watch(TorchFunctionMode):
@@ -63,7 +64,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.names, self.calls, self.last = names, list[Call](), ""
         self.eps = 1e-6
-        self.made: tuple[str, Tensor | None] = ("", None)
+        self.made: tuple[str, Tensor | None, int] = ("", None, 0)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -71,22 +72,26 @@ class Watch(TorchFunctionMode):
             x, weight, _ = linear_arguments(*args, **kwargs)
             if name := self.names.get(id(weight)):
                 self.last = name
-                of = self.made[0] if self.made[1] is x else ""
+                of, made, version = self.made
+                of = of if made is x and x._version == version else ""
                 self.calls.append(Call("linear", name, (weight.shape[1], weight.shape[0]), self.eps, of))
         elif func is F.layer_norm:
             _, scale, bias, eps = norm_arguments(*args, **kwargs)
             if bias is not None and (name := self.names.get(id(scale))):
                 self.eps = eps
                 self.calls.append(Call("norm", name, eps=eps))
-                self.made = "norm", func(*args, **kwargs)
-                return self.made[1]
+                return self._make("norm", func(*args, **kwargs))
         elif func is F.gelu:
-            self.made = "gelu", func(*args, **kwargs)
-            return self.made[1]
+            return self._make("gelu", func(*args, **kwargs))
         elif func is F.scaled_dot_product_attention:
+            self.made = "", None, 0
             kind = "attend" if plain_attention(*args, **kwargs) else "masked"
             self.calls.append(Call(kind, self.last, (attention_inputs(*args, **kwargs)[0].shape[-3],)))
         return func(*args, **kwargs)
+
+    def _make(self, kind: str, out: Tensor) -> Tensor:
+        self.made = kind, out, out._version
+        return out
 
 
 def linear_arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -157,7 +162,7 @@ def places(calls: Sequence[Call], prefix: str, image: int, channels: int, classe
         mlp=sized.get("mlp.fc1", (0, 0))[1],
     )
     return {
-        call.name: Place(call.kind, *roles[call.name], shape._replace(eps=call.eps), ends.get(call.name, ""))
+        call.name: Place(call.kind, *roles[call.name], shape._replace(eps=call.eps), ends.get(call.name, ""), call.of)
         for call in calls
         if call.kind in ("linear", "norm")
     }
