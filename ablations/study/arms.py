@@ -278,4 +278,7 @@ def select(
 
 def _need_weights(arm: Arm, pretrained: bool) -> None:
     if not pretrained and (needing := [name for name in arm.parameters if REGISTRY[name].pretrained]):
-        raise Conflict(f"arm '{arm.name}': {needing[0]} is for pretrained weights; pass --weights, or leave it out")
+        raise Conflict(
+            f"arm '{arm.name}': {needing[0]} is for pretrained weights; pass --weights, or leave it out (a model of "
+            "others brings its own: --model timm:NAME@pretrained)"
+        )

@@ -29,6 +29,7 @@ from ablations.study.training import train
 from core import measure, model, plugins
 from core.data import sets
 from core.data.splits import Data
+from core.foreign import sources
 from core.transforms.registry import REGISTRY
 from core.weights import checkpoints
 
@@ -76,7 +77,7 @@ def foresee(arms: str, recipe: Recipe, root: Path, present: bool = True) -> Stud
     """
     recipe = recipe.resolve_machine(present)
     plugins.load(recipe.plugin)
-    pretrained = recipe.weights is not None or recipe.model is not None
+    pretrained = recipe.weights is not None or (recipe.model is not None and sources.pretrained(recipe.model))
     select(arms, read_settings(recipe.set), pretrained)  # refused before a folder is read
     data = sets.outline(recipe.data, root, recipe.image)
     recipe = recipe.resolve_data(data)

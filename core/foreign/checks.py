@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from core.code import said
 from core.errors import InputError
+from core.foreign.model import constants
 from core.foreign.places import Watch
 
 
@@ -38,6 +39,17 @@ def refuse(name: str, module: nn.Module, image: tuple[int, int, int], classes: i
     if not again.requires_grad:
         raise InputError(f"model '{name}' gives logits without a gradient; take out what detaches them (no_grad, long)")
     _refuse_randomness(name, module, logits, again)
+
+
+def refuse_draws(name: str, module: nn.Module, again: Callable[[], nn.Module]) -> None:
+    """InputError for what is not trained and is another in the module of another seed: all seeds compute with one."""
+    held = constants(module)
+    other = constants(again()) if held else {}
+    if drawn := [n for n, t in held.items() if not torch.equal(t, other[n])]:
+        raise InputError(
+            f"model '{name}' draws {_some(drawn)} at random and does not train it, so that every seed would have the "
+            "first one's; draw it from a torch.Generator with a seed of its own, or train it"
+        )
 
 
 def needed(function: Callable[..., Any]) -> list[str]:

@@ -118,10 +118,11 @@ def _refuse(part: Part, config: Foreign) -> None:
             f"{INSTEAD}"
         )
     if "attend" in changed and not config.reached["attend"]:
-        masked = f" (it has {config.reached['masked']} with a mask)" if config.reached["masked"] else ""
+        masked = config.reached["masked"]
+        others = f" (it has {masked} with a mask, or other shapes)" if masked else ""
         raise InputError(
             f"{part.name} changes the model's attend, and {config} calls no plain F.scaled_dot_product_attention"
-            f"{masked}; {INSTEAD}"
+            f"{others}; {INSTEAD}"
         )
     if {"observe", "penalty"} & {*changed} and not config.reached["attend"] + config.reached["masked"]:
         raise InputError(f"{part.name} reads attention heads, and {config} shows none; {INSTEAD}")

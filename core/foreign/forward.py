@@ -21,7 +21,14 @@ from torch.overrides import TorchFunctionMode
 from core import rng
 from core.errors import InputError
 from core.foreign.model import Foreign, constants, split, trained
-from core.foreign.places import Place, attention_inputs, linear_arguments, norm_arguments, plain_attention
+from core.foreign.places import (
+    CONVOLUTIONS,
+    Place,
+    attention_inputs,
+    linear_arguments,
+    norm_arguments,
+    plain_attention,
+)
 from core.layers import EXACT
 from core.ops import Carry, Ops, Params, Site
 
@@ -44,12 +51,14 @@ def forward(
 
     dtype: of everything but LayerNorms, which compute in the parameters'; theirs if not given.
     """
-    dtype = dtype or next(iter(params.values())).dtype
+    wide = next(iter(params.values())).dtype
+    dtype = dtype or wide
     own = {name: params[name] for name in trained(config.module)}
     held = {name: t.to(images.device) for name, t in constants(config.module).items()}
     norms = {f"{n}.{kind}" for n, p in config.places.items() for kind in ("weight", "bias") if p.kind == "norm"}
     tensors = {
-        name: t.to(dtype) if t.is_floating_point() and name not in norms else t for name, t in {**held, **own}.items()
+        name: t.to(wide if name in norms else dtype) if t.is_floating_point() else t
+        for name, t in {**held, **own}.items()
     }
     brought: dict[int | None, Params] = {}
     for name in params:
@@ -86,7 +95,7 @@ class _Primitives(TorchFunctionMode):
         self.penalty = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=self.places[0][0].device)
         self.carry: Carry = {}
         self.inside = False
-        self.last: tuple[str, Place] | None = None  # the map that was read last
+        self.last: tuple[str, Place] | None = None  # what was read last
         self.fresh: list[Tensor] = []  # what a norm or GELU gave last, if no other came after it,
         self.before: tuple[Callable[..., Tensor], tuple[Tensor, ...]] | None = None  # and of what
 
@@ -112,13 +121,13 @@ class _Primitives(TorchFunctionMode):
     def _map(self, found: tuple[str, Place], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         given = weight.new_zeros(weight.shape[0]) if bias is None else bias
         site = self._site(*found, weight, given)
-        if self.before is None or not self.fresh or self.fresh[0] is not x:
-            if site.name in _OF_WHAT:
-                raise InputError(
-                    f"{self.config.name} changes {_OF_WHAT[site.name]} before {found[0]}, and transforms of linear "
-                    "maps rely on it; pass --engine eager, or leave them out"
-                )
+        if not (of := found[1].of):
             return self.ops.linear(site, lambda x: x, x)
+        if self.before is None or not self.fresh or self.fresh[0] is not x:
+            raise InputError(
+                f"{self.config.name} changes a {_OF_WHAT[of]}'s output before {found[0]}, and transforms of linear "
+                "maps rely on it; pass --engine eager, or leave them out"
+            )
         function, inputs = self.before
         fresh = self.fresh
 
@@ -132,7 +141,8 @@ class _Primitives(TorchFunctionMode):
         site = self._site(f"blocks.{place.block}", place._replace(role=""))
         return self.ops.attention(site, y)[0] if place.ends == "attention" else self.ops.mlp(site, y)
 
-    def tokens(self, func: Any, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def convolution(self, func: Any, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.last = self._find(weight) or self.last
         if "tokenize" not in self.changed or weight is not self.tensors[PATCHES[0]]:
             return func(input, weight, *args, **kwargs)
         own = {name: self.tensors[name] for name in TOKENS}
@@ -143,6 +153,7 @@ class _Primitives(TorchFunctionMode):
         x, weight, bias, _ = norm_arguments(*args, **kwargs)
         if weight is None or bias is None or (found := self._find(weight)) is None:
             return func(*args, **kwargs)
+        self.last = found
         site = self._site(*found, weight, bias)
         return self._remember(lambda *inputs: self.ops.norm(site, *inputs), x, weight, bias)
 
@@ -196,9 +207,9 @@ def _dropout(
     return func(input, p, training, inplace) if training and p else input
 
 
-_OF_WHAT = {"attn.qkv": "a LayerNorm's output", "mlp.fc1": "a LayerNorm's output", "mlp.fc2": "a GELU's output"}
+_OF_WHAT = {"norm": "LayerNorm", "gelu": "GELU"}
 _REACH: dict[Any, Callable[..., Tensor]] = {
-    F.conv2d: _Primitives.tokens,
+    **dict.fromkeys(CONVOLUTIONS, _Primitives.convolution),
     F.dropout: _dropout,
     F.linear: _Primitives.linear,
     F.layer_norm: _Primitives.norm,

@@ -43,6 +43,14 @@ def load(name: str, image: int, channels: int, classes: int, device: str = "cpu"
     return watched(name, build, image, channels, classes, device)
 
 
+def pretrained(name: str) -> bool:
+    """Whether a model comes with weights, as far as its name tells; a function of a file may do what it likes."""
+    kind, _, rest = name.partition(":")
+    if kind == "hf" and (folder := Path(rest)).is_dir():
+        return any(folder.glob("*.safetensors"))
+    return kind != "timm" or rest.endswith("@pretrained")
+
+
 def watched(
     name: str, build: Callable[[int], nn.Module], image: int, channels: int, classes: int, device: str
 ) -> Foreign:
@@ -50,6 +58,7 @@ def watched(
     module = build(0)
     watch = Watch({id(p): n.removesuffix(".weight") for n, p in module.named_parameters() if n.endswith(".weight")})
     checks.refuse(name, module, (channels, image, image), classes, watch)
+    checks.refuse_draws(name, module, lambda: build(1))
     prefix = blocks(module)
     found = places(watch.calls, prefix, image, channels, classes)
     counts = reached(watch.calls, prefix)
@@ -79,15 +88,18 @@ def _timm(name: str, sizes: dict[str, int]) -> Build:
         raise InputError(f"timm has no model '{base}'{hint}")
     options: dict[str, Any] = {"pretrained": bool(at), "num_classes": sizes["classes"], "in_chans": sizes["channels"]}
 
+    hint = f"fetch its weights where there is a network, pass timm:{base}, or another --image"
+
     def make() -> nn.Module:
         try:
-            return timm.create_model(base, img_size=sizes["image"], **options)
-        except TypeError:  # one that takes images of any size
-            return timm.create_model(base, **options)
+            try:
+                return timm.create_model(base, img_size=sizes["image"], **options)
+            except TypeError:  # one that takes images of any size
+                return timm.create_model(base, **options)
         except Exception as error:
             raise InputError(
-                f"timm's '{base}' cannot be made for images of {sizes['image']} pixels ({said(error)}); pass another "
-                "--image"
+                f"timm's '{name}' cannot be made for images of {sizes['image']} pixels ({said(error)}); "
+                + (hint if at else "pass another --image")
             ) from error
 
     return make
@@ -98,24 +110,29 @@ def _hugging_face(name: str, sizes: dict[str, int]) -> Build:
         from transformers import AutoConfig, AutoModelForImageClassification
     except ImportError as error:
         raise InputError(f"model 'hf:{name}' needs transformers; pip install transformers") from error
-    folder = Path(name)
     try:
         config = AutoConfig.from_pretrained(name, num_labels=sizes["classes"])
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise InputError(
             f"model 'hf:{name}' cannot be had ({said(error)}); pass a folder with a config.json, or a name that "
             "Hugging Face has"
         ) from error
-    here = folder.is_dir() and not any(folder.glob("*.safetensors"))
+    weights = pretrained(f"hf:{name}")
+    if not weights and (unread := sorted(path.name for path in Path(name).glob("*_model*"))):
+        raise InputError(
+            f"model 'hf:{name}' has its weights in {unread[0]}, and only safetensors are read; write them with "
+            f"AutoModelForImageClassification.from_pretrained('{name}').save_pretrained('{name}'), or move the file "
+            "away to start from random values"
+        )
 
     def make() -> nn.Module:
         try:
-            if here:
+            if not weights:
                 return AutoModelForImageClassification.from_config(config, attn_implementation="sdpa")
             return AutoModelForImageClassification.from_pretrained(
                 name, config=config, attn_implementation="sdpa", ignore_mismatched_sizes=True, use_safetensors=True
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:
             raise InputError(f"model 'hf:{name}' cannot be made ({said(error)}); choose another") from error
 
     return make

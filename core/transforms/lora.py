@@ -44,4 +44,9 @@ def linear(inner: Callable[..., Tensor], site: Site, before: Callable[..., Tenso
     """The map of before(*inputs), and the update's of it."""
     y, x = inner(site, before, *inputs), before(*inputs)  # twice, for what replaces the map may do both by itself
     A, B = (site.params[f"{site.name}.lora.{name}"].to(x.dtype) for name in "AB")
+    if (own := (x.shape[-1], y.shape[-1])) != (wanted := (A.shape[-1], len(B))):
+        raise InputError(
+            f"lora updates a map {site.name} of {wanted[0]} inputs and {wanted[1]} outputs, and this model's has "
+            f"{own[0]} and {own[1]}; leave lora out"
+        )
     return y + F.linear(F.linear(x, A), B)

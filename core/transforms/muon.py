@@ -44,8 +44,14 @@ class Muon(NamedTuple):
     weight_decay: float
 
     def init(self, params: Params) -> tuple[Params, Any]:
-        """Zeros, and the other's."""
+        """Zeros, and the other's. InputError for a map qkv that is not three square ones."""
         matrices, others = separated(params)
+        for name, p in matrices.items():
+            if name.endswith("attn.qkv.weight") and len(p) != 3 * p.shape[1]:
+                raise InputError(
+                    f"muon takes {name} for three square matrices, and it is one of {len(p)} x {p.shape[1]}; leave "
+                    "muon out"
+                )
         return {name: torch.zeros_like(p) for name, p in matrices.items()}, self.rest.init(others)
 
     def update(self, params: Params, gradients: Params, state: Any, step: Tensor) -> tuple[Params, Any]:

@@ -39,4 +39,8 @@ def attend(inner: Callable[..., Tensor], site: Site, q: Tensor, k: Tensor, v: Te
 def normalized(site: Site, name: str, x: Tensor) -> Tensor:
     """LayerNorm over the last axis in the precision of its scale, returned in that of x."""
     scale = site.params[f"{site.name}.qknorm.{name}"]
+    if x.shape[-1] != len(scale):
+        raise InputError(
+            f"qknorm scales heads {len(scale)} wide, and this model has some {x.shape[-1]} wide; leave qknorm out"
+        )
     return F.layer_norm(x.to(scale.dtype), scale.shape, scale, None, site.config.eps).to(x.dtype)

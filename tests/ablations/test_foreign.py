@@ -103,6 +103,8 @@ def test_what_a_model_cannot_take_is_left_out_of_a_group_and_refused_by_name(mod
     error = capsys.readouterr().err
     assert "arm 'mrt': mrt changes the model's tokenize, which is not reached in module:" in error
     assert "leave it out, or use our own model" in error
+    assert call(main, *options("timm:vit_tiny_patch16_224", tmp_path / "a", "lora")) == 2
+    assert "lora is for pretrained weights; pass --weights, or leave it out (a model" in capsys.readouterr().err
     assert call(main, *options(model, tmp_path / "a"), "--width", "8") == 2
     assert "--width is for our own model, and --model module:" in capsys.readouterr().err
     assert call(main, *options(model, tmp_path / "a", "all"), "--plan", "--json") == 0

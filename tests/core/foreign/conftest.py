@@ -19,19 +19,31 @@ def hugging_face(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def hand_written(tmp_path_factory):
-    """module:FILE:build of a transformer without biases in its q, k, v map."""
-    path = tmp_path_factory.mktemp("hand_written") / "mine.py"
-    path.write_text(SOURCE)
-    return f"module:{path}:build"
+def written(tmp_path_factory):
+    """The name module:FILE:build of a transformer without biases in its q, k, v map; of one whose source is another."""
+
+    def write(*changes):
+        source = SOURCE
+        for old, new in changes:
+            assert old in source
+            source = source.replace(old, new)
+        path = tmp_path_factory.mktemp("written") / "mine.py"
+        path.write_text(source)
+        return f"module:{path}:build"
+
+    return write
 
 
 @pytest.fixture(scope="session")
-def post_norm(tmp_path_factory):
-    """The same, but that the MLP's branch is added to a norm of x."""
-    path = tmp_path_factory.mktemp("post_norm") / "mine.py"
-    path.write_text(SOURCE.replace("return x + self.down", "return self.second(x) + self.down"))
-    return f"module:{path}:build"
+def hand_written(written):
+    """As it is."""
+    return written()
+
+
+@pytest.fixture(scope="session")
+def post_norm(written):
+    """The MLP's branch is added to a norm of x."""
+    return written(("return x + self.down", "return self.second(x) + self.down"))
 
 
 SOURCE = """

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from foreign import CLASSES, IMAGE, MRT, batch_of, distance, moved, run
 from torch.func import functional_call
 
 from ablations.study.arms import parse
@@ -12,9 +13,8 @@ from core.foreign import places, sources
 from core.foreign.model import trained
 from core.layers import EXACT, MAPS
 from core.optimizers import AdamW
-from core.step import objective, start, value_and_grad
+from core.step import start
 
-CLASSES, IMAGE = 5, 28
 TIMM = (
     "vit_tiny_patch16_224",
     "deit3_small_patch16_224",
@@ -47,36 +47,6 @@ def load(request, monkeypatch):
 
     yield loaded
     sources.load.cache_clear()
-
-
-def batch_of(config, dtype=torch.float64):
-    images = rng.uniform(rng.key(1), (4, 3, config.image, config.image)) * 2 - 1
-    return images.to(dtype), torch.arange(4) % CLASSES
-
-
-MRT = {"mrt": {"min_patch": 16, "max_patch": 32, "tokens": 7}}
-
-
-def moved(config, ops):
-    """Parameters in float64, moved away from their initial values, at which several modules ignore their blocks."""
-    params = model.init(config, 0, ops)
-    return {
-        n: p.double() + 0.1 * (rng.uniform(rng.named(rng.key(2), n), p.shape).double() - 0.5) for n, p in params.items()
-    }
-
-
-def run(config, arm="baseline", key=7, wrap=lambda loss: loss, of=None):
-    """Loss and gradients; of: of another model with its parameters."""
-    of, asked = of or config, parse(arm, MRT).ops
-    ops = model.fit(asked, of)
-    loss = wrap(objective(model.asked(of, ops), ops, lambda images, key: images, torch.float64))
-    params = moved(config, model.fit(asked, config))
-    value, aux, gradients = value_and_grad(loss, ops.frozen)(params, batch_of(config), rng.key(key))
-    return value, aux, gradients
-
-
-def distance(a, b):
-    return max(((a[n] - b[n]).abs().max() / b[n].abs().max().clamp_min(1e-6)).item() for n in b)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,5 +1,7 @@
 """Modules that cannot be had, or that are no pure functions of images: each message names what and what to do."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -46,9 +48,35 @@ def test_what_is_not_there(tmp_path):
         "timm:vit_tiny_patch16_224@best", r"write timm:vit_tiny_patch16_224 or timm:vit_tiny_patch16_224@pretrained"
     )
     refused(f"hf:{tmp_path}", r"cannot be had .* pass a folder with a config.json")
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "hidden_size": "wide"}')
+    refused(f"hf:{tmp_path}", r"cannot be had \(.*'hidden_size'.* pass a folder with a config.json")
     refused("module:nowhere.py:build", r"'nowhere.py' does not exist")
     refused("module:nowhere.py", r"names no function; write module:FILE.py:FUNCTION")
     refused(written(tmp_path).replace(":build", ":make"), r"has no function 'make'; write module:.*:FUNCTION")
+
+
+def test_weights(hugging_face, tmp_path, monkeypatch):
+    folder = tmp_path / "vit"
+    shutil.copytree(hugging_face / "vit", folder)
+    (folder / "pytorch_model.bin").touch()
+    refused(
+        f"hf:{folder}", r"weights in pytorch_model.bin, and only safetensors are read; write them .*, or move", image=28
+    )
+    assert not sources.pretrained(f"hf:{folder}")
+    (folder / "model.safetensors").touch()
+    assert sources.pretrained(f"hf:{folder}")
+    import timm
+
+    def create(name, img_size=None, **options):
+        if img_size:
+            raise TypeError("img_size")
+        raise FileNotFoundError("no network")
+
+    monkeypatch.setattr(timm, "create_model", create)
+    name = "timm:vit_tiny_patch16_224"
+    refused(f"{name}@pretrained", rf"\(FileNotFoundError: no network\); fetch its weights .*, pass {name}, or another")
+    assert sources.pretrained(f"{name}@pretrained")
+    assert not sources.pretrained(name)
 
 
 def test_what_is_no_module_or_raises(tmp_path):
@@ -83,6 +111,10 @@ def test_what_cannot_be_trained_or_built(tmp_path):
     buffer = "self.register_buffer('n', torch.zeros(()))"
     for first in ("self.n += 1", "self.n += not self.training", "self.n = self.n + 1"):
         refused(written(tmp_path, init=buffer, first=first), r"other state that a step changes \(n\)")
+    drawn = "self.register_buffer('n', torch.randn(3))"
+    refused(
+        written(tmp_path, init=drawn), r"draws n at random and does not train it, .*; draw it from a torch.Generator"
+    )
     refused(
         written(tmp_path, build="lambda depth, classes: Net()"), "build needs depth, and is given image, channels, cl"
     )
