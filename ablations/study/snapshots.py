@@ -81,7 +81,7 @@ class Snapshots:
                 continue
             if of == self._of:
                 return content
-            aside = self.folder.with_name(f"{self.folder.name}-of-others")
+            aside = self.folder.with_suffix(".set-aside")
             aside.mkdir(exist_ok=True)
             odd = (f"{k} {of.get(k)} -> {mine}" for k, mine in self._of.items() if of.get(k) != mine)
             self._note(f"snapshot {path} is of another cell ({', '.join(odd)}): set aside in {aside}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -49,7 +50,7 @@ def test_damaged_snapshots(cut_short, start, reference, many, tried, draw, kind,
 
 
 def test_anything_else_that_is_left_is_made_anew(cut_short, start, reference, many, tried, draw):
-    """Every file of the cell and its claim, whatever happened to it."""
+    """Every file of the cell and its claim, whatever happened to it; snapshots of another cell are not continued."""
     for i in range(many(1, 30)):
         out = cut_short(str(i))
         for path in [*out.glob("cells/decatt/seed0/*"), *out.glob("cells/decatt/*.claim-*")]:
@@ -57,9 +58,13 @@ def test_anything_else_that_is_left_is_made_anew(cut_short, start, reference, ma
             path.write_bytes(CUTS[draw.choice(list(CUTS))](data, draw) if data else b"x")
             tried["damaged leftovers"] += 1
         (out / "cells" / "decatt" / "seed0.snapshots" / ".000000001-0.safetensors.1.partial").write_bytes(b"torn")
+        (out / "cells" / "decatt" / "seed0.snapshots").rename(other := out / "cells" / "baseline" / "seed0.snapshots")
+        shutil.rmtree(other.with_name("seed0"))
         for claim in out.glob("cells/decatt/*.claim-*"):  # unreadable, it is free when its heartbeat is old
             os.utime(claim, (0, 0))
-        assert start(out).wait() == 0
+        run = start(out)
+        assert run.wait() == 0
+        assert run.text.count("is of another cell (arm decatt -> baseline)") == 2
         assert content(out) == reference()[0]
 
 

@@ -54,8 +54,8 @@ def test_one_of_another_cell_is_told_and_set_aside(kept, key):
     first, last = save(kept, 1, 2)
     other = Snapshots(kept.folder.with_name("seed0"), OF | {key: "another"}, kept.told.append)
     assert other.load() is None
-    assert f"({key} {OF[key]} -> another): set aside in {first.parent}-of-others" in kept.told[0]
-    assert {path.name for path in kept.folder.with_name("seed0.snapshots-of-others").iterdir()} == {
+    assert f"({key} {OF[key]} -> another): set aside in {first.parent.with_suffix('.set-aside')}" in kept.told[0]
+    assert {path.name for path in kept.folder.with_name("seed0.set-aside").iterdir()} == {
         first.name,
         last.name,
     }
