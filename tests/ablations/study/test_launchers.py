@@ -277,6 +277,12 @@ def test_slurm_is_not_here_or_refuses_a_setting(tmp_path, monkeypatch):
         launchers.launched("slurm", order(tmp_path / "study"), "", ["cluster=local", "colour=red"]),
     ):
         pass
+    for minutes in ("4:00:00", "0", ""):
+        with (
+            pytest.raises(InputError, match=f"--slurm time={minutes} is no number of minutes; write time=240"),
+            launchers.launched("slurm", order(tmp_path / "study"), "", [f"time={minutes}"]),
+        ):
+            pass
 
 
 def ended(result):
