@@ -9,6 +9,7 @@ import pandas as pd
 from ablations.analysis.responses import BY_NAME, COMPARED, Response
 from ablations.analysis.verdicts import AGAINST_CONTROL
 
+UNITS = {"accuracy": "points", "loss": "", "step time": "%", "peak memory": "%"}
 _FORMS = {"accuracy": "+.2f", "loss": "+.4f", "step time": "+.1f", "peak memory": "+.1f"}
 
 
@@ -75,7 +76,7 @@ def judged(row: Mapping[Any, Any]) -> str:
 
 def title(name: str) -> str:
     """A response with its unit."""
-    return f"{name}, {BY_NAME[name].unit}" if BY_NAME[name].unit else name
+    return f"{name}, {UNITS[name]}" if UNITS[name] else name
 
 
 def by_response(frame: pd.DataFrame, keys: Sequence[str], responses: Iterable[str] = COMPARED) -> pd.DataFrame:

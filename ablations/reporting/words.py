@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 from math import isnan
+from pathlib import Path
 from typing import Any
 
+from ablations.analysis import planning
 from ablations.analysis.comparisons import Comparisons
 from ablations.analysis.factors import control_of, label
 from ablations.analysis.responses import BY_NAME, COMPARED
 from ablations.analysis.verdicts import AGAINST_CONTROL, NOT_TIMED, SHORT, UNDECIDED, of_optimization, untimed
-from ablations.reporting.formatting import interval, listed, signed, written
+from ablations.reporting.formatting import UNITS, interval, listed, signed, written
 from ablations.study.arms import AGAIN, BASELINE
 from ablations.study.identity import differences
 
@@ -61,7 +63,7 @@ def _listed(rows: Rows, verdict: str) -> str:
     for name, row in rows.items():
         if row["verdict"] == verdict:
             response = BY_NAME[name.removesuffix(AGAINST_CONTROL)]
-            value = f"{written(response, row['estimate'])} {response.unit}"
+            value = f"{written(response, row['estimate'])} {UNITS[response.name]}"
             texts.append(f"{SHORT[response.name]} ({_failed(row) if row['by_failures'] else value})")
     return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
 
@@ -113,7 +115,7 @@ def sentences(comparisons: Comparisons) -> list[str]:
         f"{len(study.failed)} failed{_spared(comparisons)}."
     ]
     if compared:
-        units = {SHORT[name]: f"{comparisons.margins[SHORT[name]]:g} {BY_NAME[name].unit}" for name in COMPARED}
+        units = {SHORT[name]: f"{comparisons.margins[SHORT[name]]:g} {UNITS[name]}" for name in COMPARED}
         margins = ", ".join(f"{name} {margin}" for name, margin in units.items())
         joined = " (the strictest of the joined studies)" * comparisons.strictest
         out.append(
@@ -181,11 +183,11 @@ def _repeatability(comparisons: Comparisons) -> Iterable[str]:
 
 def _exactness(comparisons: Comparisons) -> Iterable[str]:
     """That exact arms predict what their twins predict, so that these stand for them; or which do not."""
-    found, accuracy = comparisons.identities, BY_NAME["accuracy"]
+    found = comparisons.identities
     for one in comparisons.broken:
         yield (
             f"**`{one.arm}` breaks its contract (exact):** at seed {one.seed} its accuracy is "
-            f"{signed(accuracy, one.lead)} {accuracy.unit} from that of `{one.twin}`, which therefore does not stand "
+            f"{signed(BY_NAME['accuracy'], one.lead)} points from that of `{one.twin}`, which therefore does not stand "
             "for it; `--every-arm` trains it at every seed."
         )
     if found:
@@ -220,3 +222,16 @@ def _holes(comparisons: Comparisons) -> Iterable[str]:
             yield f"Aliases, which these arms do not tell from each other: {', '.join(map(label, terms))}."
         if lost := set(found.lost).difference(*aliased):
             yield f"These arms do not determine the effects {', '.join(label(t) for t in found.lost if t in lost)}."
+
+
+def seeds(out: Path, margin: float, optimizations: int) -> str:
+    """How many seeds a verdict on accuracy takes, from results where there are any."""
+    found = planning.from_results(out, margin) if any(out.glob("cells/*/seed*/result.json")) else {}
+    if found:
+        told = (f"{name} {'no number' if isnan(n) else f'{n:.0f}'}" for name, n in found.items())
+        return f"Seeds for a verdict on accuracy at ±{margin:g} points, from those trained: {', '.join(told)}."
+    told = (f"{n:,} if it is {d:g}" for d, n in planning.by_deviation(margin, optimizations).items() if n)
+    return (
+        f"Seeds for a verdict on accuracy at ±{margin:g} points, by the deviation of an optimization's effect from "
+        f"seed to seed (none is trained yet that tells it): {', '.join(told)}."
+    )
