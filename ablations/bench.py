@@ -22,12 +22,12 @@ from core.measure import gpu_state
 
 def main() -> None:
     """Exit status: 0, or 2 for bad input."""
-    bench, console = tyro.cli(Bench), Console()
+    console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 120)
     torch.backends.cudnn.allow_tf32 = False
     with one_message():
-        bench = settled(bench)
+        bench = settled(tyro.cli(Bench))
         try:
             figures = compared(bench, console)
         except ModuleNotFoundError as error:
