@@ -1,11 +1,8 @@
 """Training speed against the peers: python ablations/bench.py (needs the extra test)"""
 
-import gc
 import os
 import signal
-from dataclasses import asdict, dataclass, replace
-from itertools import product
-from pathlib import Path
+from dataclasses import asdict, replace
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the memory pass would print a banner
 if __name__ == "__main__":
@@ -15,142 +12,22 @@ import torch
 import tyro
 from rich.console import Console
 
-from ablations.benchmarks import data, tokens, training
-from ablations.benchmarks.contest import Figures
-from ablations.benchmarks.peers import PEERS
-from ablations.study.arms import PRECISIONS
+from ablations.benchmarks.comparing import Bench, compared, settled
 from ablations.study.machine import environment
 from ablations.study.speaking import one_message
 from ablations.study.store import write_json
-from core import engine
-from core.errors import InputError, choose
+from core.errors import InputError
 from core.measure import gpu_state
-from core.vit import VitConfig
-
-WHAT = ("train", "data", "tokens")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Compare images/s of a training step (loss, gradient, AdamW): ours under each engine, and the peers."""
-
-    what: str = "train"
-    """train; data: what data, augmentation and logging cost, in memory and streamed; tokens: mixed-resolution
-    tokenization."""
-    shapes: str = ""
-    """Models, joined by commas: quick (the preset's), 4.2M, 4.2M-256-tokens, 12M, B16, B16-batch-256. All on CUDA; 4.2M
-    and quick else. Or timm:NAME, …: a module of others in our loop, against the same one in a plain loop, by engine."""
-    image: int = 224
-    """Side in pixels of the images of a module of others."""
-    arms: str = "baseline,flash,readout,flash+readout"
-    """Arms of ours, joined by commas; "checkpointing" rebuilds every block from its input, beside budget@SIZE."""
-    engines: str = ""
-    """Engines for each of them: eager, compiled, graphed. All on CUDA; eager else."""
-    peers: str = "timm,torchvision,transformers,published"
-    """Other libraries and the published study's configuration, or none; the first (of none, the first arm) is what
-    ratios refer to. NAME:compiled puts one under torch.compile. On CUDA timm:compiled is added."""
-    batch_size: int = 0
-    """Images a step; 0: 64 on a CPU (at most the shape's own), the shape's own on CUDA."""
-    steps: int = 0
-    """Steps a block (a block of every contender is run in turn); 0: 3 on a CPU, 20 on CUDA."""
-    rounds: int = 7
-    """Blocks of each contender."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    precision: str = ""
-    """fp32, bf16, or both joined by a comma. Both on CUDA; fp32 else."""
-    json: Path | None = None
-    """Also write the figures to this file: by shape and contender ("ARM, ENGINE", or a peer's name), among others the
-    ratio to the first peer's speed."""
-
-
-def settled(bench: Bench) -> Bench:
-    """With everything decided that depends on the device; InputError for what cannot be run."""
-    choose("comparison", bench.what, WHAT)
-    cuda = choose("device", bench.device, ("cpu", "cuda")) == "cuda"
-    if cuda and not torch.cuda.is_available():
-        raise InputError("device 'cuda' is not available here: pass --device cpu")
-    if bench.rounds < 2 or min(bench.steps, bench.batch_size) < 0:
-        raise InputError(
-            f"rounds {bench.rounds}, steps {bench.steps}, batch size {bench.batch_size}: at least 2, "
-            "0 and 0 (which stands for the device's own)"
-        )
-    if bench.json and not bench.json.parent.is_dir():
-        raise InputError(f"'{bench.json.parent}' is no folder; pass --json with a file in one")
-    bench = replace(
-        bench,
-        shapes=bench.shapes or (",".join(training.SHAPES) if cuda else "4.2M,quick"),
-        engines=bench.engines or ("eager,compiled,graphed" if cuda else "eager"),
-        precision=bench.precision or ("fp32" if not cuda else "fp32,bf16" if bench.what == "train" else "bf16"),
-        steps=bench.steps or (20 if cuda else 3),
-        peers=bench.peers + (",timm:compiled" if cuda and "timm" in bench.peers.split(",") else ""),
-    )
-    shapes = [*training.SHAPES, *(name for name in bench.shapes.split(",") if ":" in name)]
-    for kind, names, legal in (
-        ("shape", bench.shapes, shapes),
-        ("precision", bench.precision, list(PRECISIONS)),
-        ("peer", bench.peers.replace(":compiled", ""), [*PEERS, "none"]),
-    ):
-        for name in names.split(","):
-            choose(kind, name, legal)
-    for name in bench.engines.split(","):
-        engine.resolve(choose("engine", name, engine.ENGINES[1:]), bench.device)
-    for arm in bench.arms.split(","):
-        training.operations(arm)
-    return bench
-
-
-def train(bench: Bench, device: torch.device, console: Console) -> dict[str, Figures]:
-    """Every shape, by its name, and precision (in the name where there are two), shown as they come."""
-    every: dict[str, Figures] = {}
-    precisions = bench.precision.split(",")
-    peers = [name for name in bench.peers.split(",") if name != "none"]
-    arms, engines = bench.arms.split(","), bench.engines.split(",")
-    for shape in bench.shapes.split(","):
-        plain = [(["plain loop" if how == "eager" else "plain loop:compiled"], ["baseline"], [how]) for how in engines]
-        for precision, lists in product(precisions, plain if ":" in shape else [(peers, arms, engines)]):
-            config, own = training.shape(shape, bench.image, device)
-            size = bench.batch_size or (own if bench.device == "cuda" else min(own, 64))
-            build = training.contenders(config, size, bench.steps, precision, device, *lists)
-            dtype = PRECISIONS[precision]
-            figures = training.compare(build, config, size * bench.steps, bench.rounds, dtype, device)
-            if isinstance(config, VitConfig):
-                training.foretold(figures, config, arms, size, dtype)
-            several = [precision] * (len(precisions) > 1) + lists[2] * (":" in shape)
-            every[", ".join([shape, *several])] = figures
-            training.show(figures, f"{shape}, batch {size}, {precision}", console)
-            if precision == "bf16" and bench.device == "cpu" and (why := training.no_bf16_units()):
-                console.print(why)
-            torch._dynamo.reset()
-            gc.collect()
-            if bench.device == "cuda":
-                torch.cuda.empty_cache()
-    return every
-
-
-def compared(bench: Bench, console: Console) -> dict[str, Figures]:
-    """The figures of what was asked for, by shape or by the comparison's name."""
-    device, dtype = torch.device(bench.device), PRECISIONS[bench.precision.split(",")[0]]
-    if bench.what == "train":
-        return train(bench, device, console)
-    size = bench.batch_size or 64
-    if bench.what == "data":
-        figures = data.compare(size, bench.rounds, device, dtype)
-        data.show(figures, console)
-    else:
-        figures = tokens.compare(size, bench.rounds, device, dtype, "compiled" in bench.engines)
-        tokens.show(figures, console)
-    return {bench.what: figures}
 
 
 def main() -> None:
     """Exit status: 0, or 2 for bad input."""
-    bench, console = tyro.cli(Bench), Console()
+    console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 120)
     torch.backends.cudnn.allow_tf32 = False
     with one_message():
-        bench = settled(bench)
+        bench = settled(tyro.cli(Bench))
         try:
             figures = compared(bench, console)
         except ModuleNotFoundError as error:

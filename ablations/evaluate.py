@@ -37,8 +37,8 @@ class Command:
 
 def main() -> None:
     """Exit status: 0, or 2 for bad input."""
-    command = tyro.cli(Command)
     with one_message():
+        command = tyro.cli(Command)
         device = ready(named(command.device))
         plugins.load(command.plugin)
         model = evaluation.load(command.cell, command.model)

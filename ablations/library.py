@@ -74,6 +74,8 @@ def run(
     base = PRESETS[choose("preset", recipe, PRESETS)]
     for name in values:
         choose("recipe value", name, vars(base))
+        if name in ("set", "plugin") and isinstance(values[name], str):  # whose letters would each be one
+            raise InputError(f"recipe value {name}={values[name]!r} is one text; write {name}=({values[name]!r},)")
     values["set"] = (*base.set, *values.get("set", ()))
     changed = of_its_model(replace(base, **values), base)
     try:

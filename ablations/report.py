@@ -32,8 +32,8 @@ class Command:
 
 def main() -> None:
     """Exit status: 0, or 2 for bad input."""
-    command: Annotated[Command, tyro.conf.arg(name="")] = tyro.cli(Command)
     with one_message():
+        command: Annotated[Command, tyro.conf.arg(name="")] = tyro.cli(Command)
         if not command.folders:
             raise InputError("no study given; write python ablations/report.py runs/NAME")
         from ablations.reporting.compose import write  # pandas and matplotlib: not for --help

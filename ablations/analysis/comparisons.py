@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,22 +18,13 @@ from ablations.analysis import verdicts as judging
 from ablations.analysis.design import Design
 from ablations.analysis.effects import Effects, differences, fit
 from ablations.analysis.estimates import CONFIDENCE, Estimate
+from ablations.analysis.exactness import Identity, broken, identities
 from ablations.analysis.factors import Term, in_factorial, label, levels
 from ablations.analysis.responses import BY_NAME, COMPARED, RESPONSES, Table, tables, twins_of
 from ablations.analysis.timing import Timing
 from ablations.study.arms import AGAIN, BASELINE
 from ablations.study.reading import Study, read
 from ablations.study.schema import Damaged
-
-
-class Identity(NamedTuple):
-    """An exact optimization's arm, its twin, and how many of the validation images at their first common seed one of
-    them gets right and the other wrong."""
-
-    arm: str
-    twin: str
-    differ: int
-    images: int
 
 
 @dataclass(frozen=True)
@@ -65,8 +55,8 @@ class Comparisons:
 
     @cached_property
     def twins(self) -> dict[str, str]:
-        """The arm whose accuracy is taken for an arm's own."""
-        return twins_of(self.study, self.baseline_differs)
+        """The arm whose accuracy is taken for an arm's own: itself, where the twin's is another."""
+        return twins_of(self.study, self.baseline_differs) | {one.arm: one.arm for one in self.broken}
 
     @cached_property
     def tables(self) -> dict[str, Table]:
@@ -157,14 +147,12 @@ class Comparisons:
     @cached_property
     def identities(self) -> list[Identity]:
         """Every exact arm beside its twin, at the first seed that has both."""
-        cells = {cell.key: cell.correct[-1] for cell in self.study.cells if cell.key[0] != AGAIN}
-        out = []
-        for arm, twin in self.twins.items():
-            seed = next((s for s in self.study.seeds if {(arm, s), (twin, s)} <= cells.keys()), None)
-            if arm != twin and seed is not None:
-                differ = cells[arm, seed] != cells[twin, seed]
-                out.append(Identity(arm, twin, int(differ.sum()), len(differ)))
-        return out
+        return identities(self.study, twins_of(self.study, self.baseline_differs))
+
+    @cached_property
+    def broken(self) -> list[Identity]:
+        """Those of them that are not what their twin is: their contract does not hold."""
+        return broken(self.identities, self.margins["accuracy"] / 100)
 
     @property
     def holes(self) -> list[tuple[str, int]]:

@@ -1,7 +1,7 @@
 """How many seeds a verdict on accuracy will need: from those trained, or for several deviations from seed to seed."""
 
 from dataclasses import replace
-from math import isnan, sqrt
+from math import sqrt
 from pathlib import Path
 
 from ablations.analysis import verdicts
@@ -27,16 +27,3 @@ def by_deviation(margin: float, optimizations: int) -> dict[float, int | None]:
         deviation: seeds_for(margin, Estimate(0.0, deviation / sqrt(2), 1.0, 2), max(optimizations, 1))
         for deviation in (margin / 2, margin, 2 * margin)
     }
-
-
-def sentence(out: Path, margin: float, optimizations: int) -> str:
-    """Both in words, from results where there are any."""
-    found = from_results(out, margin) if any(out.glob("cells/*/seed*/result.json")) else {}
-    if found:
-        told = (f"{name} {'no number' if isnan(n) else f'{n:.0f}'}" for name, n in found.items())
-        return f"Seeds for a verdict on accuracy at ±{margin:g} points, from those trained: {', '.join(told)}."
-    told = (f"{n:,} if it is {d:g}" for d, n in by_deviation(margin, optimizations).items() if n)
-    return (
-        f"Seeds for a verdict on accuracy at ±{margin:g} points, by the deviation of an optimization's effect from "
-        f"seed to seed (none is trained yet that tells it): {', '.join(told)}."
-    )

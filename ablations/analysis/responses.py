@@ -18,12 +18,11 @@ Table = Mapping[
 
 
 class Response(NamedTuple):
-    """values: of a cell, [images] or [1]. shown, unit: a difference as it is told. better: 1 if more is better, else
+    """values: of a cell, [images] or [1]. shown: a difference in points or percent. better: 1 if more is better, else
     -1. estimator: how differences become estimates. learned: whether it is of what was learned, which exact
     optimizations leave as it is."""
 
     name: str
-    unit: str
     values: Callable[[Cell], Values]
     shown: Callable[[float], float]
     better: int
@@ -40,10 +39,10 @@ def _percent(ratio: float) -> float:
 
 
 RESPONSES = (
-    Response("accuracy", "points", lambda cell: cell.correct[-1].astype(float), lambda x: 100 * x, 1, moderated, True),
-    Response("loss", "", _number("final_val_loss"), float, -1, moderated, True),
-    Response("step time", "%", _number("step_ms_median", log), _percent, -1, winsorized),
-    Response("peak memory", "%", _number("peak_bytes", log), _percent, -1, exact),
+    Response("accuracy", lambda cell: cell.correct[-1].astype(float), lambda x: 100 * x, 1, moderated, True),
+    Response("loss", _number("final_val_loss"), float, -1, moderated, True),
+    Response("step time", _number("step_ms_median", log), _percent, -1, winsorized),
+    Response("peak memory", _number("peak_bytes", log), _percent, -1, exact),
 )
 BY_NAME = {response.name: response for response in RESPONSES}
 COMPARED = ("accuracy", "step time", "peak memory")  # in words, and between single arms

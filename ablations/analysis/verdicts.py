@@ -65,7 +65,8 @@ def verdicts(comparisons: "Comparisons") -> pd.DataFrame:
     """A row an optimization, or control, and response, and for each with a control one of the difference from this:
     COLUMNS, estimate, low, high and margin as they are told (points, %), seeds (of step time rounds, of peak memory 1);
     and `within` (told from zero, by less than the margin), `more` (seeds or rounds that would decide; nan: none or no
-    need), `failed`, `cells` (how many of its cells failed, of how many). Intervals hold together over the
+    need), `failed`, `cells` (how many of its cells failed, of how many), `by_failures` (whether these, and not the
+    interval, make the verdict). Intervals hold together over the
     optimizations, over the controls, and over the differences."""
     rows: list[dict[str, Any]] = []
     pairs: dict[str, list[tuple[str, str]]] = {}
@@ -81,7 +82,7 @@ def verdicts(comparisons: "Comparisons") -> pd.DataFrame:
             lost = _lost(comparisons, term)
             row = _row(comparisons, label(term), BY_NAME[name], e, of)
             if name == "accuracy":
-                row["verdict"] = _with_failures(row["verdict"], lost, len(every), comparisons.confidence)
+                row |= _failing(row["verdict"], lost, len(every), comparisons.confidence)
             rows.append(row | {"failed": lost["failed"], "cells": lost["cells"]})
     for name in COMPARED if pairs else ():
         groups = differences(comparisons.tables[name], pairs.values(), BY_NAME[name].estimator)
@@ -89,7 +90,7 @@ def verdicts(comparisons: "Comparisons") -> pd.DataFrame:
         for optimization, e in zip(pairs, groups, strict=True):
             row = _row(comparisons, optimization, BY_NAME[name], e, there)
             rows.append(row | {"response": name + AGAINST_CONTROL})
-    return pd.DataFrame(rows, columns=[*COLUMNS, "within", "more", "failed", "cells"])
+    return pd.DataFrame(rows, columns=[*COLUMNS, "within", "more", "failed", "cells", "by_failures"])
 
 
 def judge(low: float, high: float, margin: float) -> str:
@@ -124,7 +125,7 @@ def _row(
     comparisons: "Comparisons", optimization: str, response: Response, found: Estimate | None, of: int
 ) -> dict[str, Any]:
     margin = comparisons.margins[SHORT[response.name]]
-    row = {"optimization": optimization, "response": response.name, "margin": margin, "seeds": 0}
+    row = {"optimization": optimization, "response": response.name, "margin": margin, "seeds": 0, "by_failures": False}
     if found is None:
         return row | {"verdict": NOT_TIMED if response.name == "step time" else UNDECIDED, "within": False}
     inner = margin / 100 if response.name == "accuracy" else log1p(margin / 100)
@@ -158,13 +159,14 @@ def _lost(comparisons: "Comparisons", term: Term) -> dict[str, int]:
     return {"cells": len(mine), "failed": sum(mine.values()), **alone}
 
 
-def _with_failures(verdict: str, lost: Mapping[str, int], of: int, confidence: float) -> str:
+def _failing(verdict: str, lost: Mapping[str, int], of: int, confidence: float) -> dict[str, Any]:
     """A cell that failed under an optimization and not without it is an outcome: those that finished do not show it to
-    be better or no worse; by McNemar's test it may be worse."""
-    if not lost["with"]:
-        return verdict
+    be better or no worse, however many more there are; by McNemar's test it may be worse."""
+    if not lost["with"] or verdict == "worse":
+        return {}
     test = stats.binomtest(lost["with"], lost["with"] + lost["without"], alternative="greater")
-    return "worse" if test.pvalue < (1 - confidence) / of or verdict == "worse" else UNDECIDED
+    told = "worse" if test.pvalue < (1 - confidence) / of else UNDECIDED
+    return {"verdict": told, "by_failures": True, "within": False, "more": nan}
 
 
 def of_optimization(frame: pd.DataFrame) -> Iterable[tuple[str, dict[str, dict[str, Any]]]]:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from ablations.commands.options import Command, folder, margins
-from ablations.study import claims, jobs, machine, passes, processes, reading, running, store, timing
+from ablations.study import jobs, machine, passes, processes, reading, running, store, timing
 from ablations.study.progress import Terminal
 from ablations.study.signals import Stop, Stopped
 from core.errors import InputError
@@ -136,11 +136,11 @@ def conclude(out: Path, console: Console, ended: bool, wait: bool = True) -> Non
     """Write the report of what is there, one process at a time. ended: the run has failed or was stopped, which its
     exit status is to tell: an error is told here, not raised."""
     if any(out.glob("cells/*/seed*/result.json")):
-        from ablations.reporting import terminal  # figures and statistics: not for --list or a refusal
+        from ablations.reporting import compose, terminal  # figures and statistics: not for --list or a refusal
 
         try:
-            with claims.waited(out / "report") if wait else claims.claimed(out / "report") as mine:
-                if wait or mine:
+            with compose.alone(out / "report", wait) as mine:
+                if mine:
                     terminal.conclude(out, console)
         except Exception as error:
             if not ended:

@@ -50,7 +50,8 @@ def foresee(command: Command, console: Console) -> None:
 
 def foresee_hours(command: Command, console: Console) -> None:
     """Print how long the cells take that are left."""
-    from ablations.analysis import factors, planning  # statistics, which no refusal should wait for
+    from ablations.analysis import factors  # statistics, which no refusal should wait for
+    from ablations.reporting import words
 
     study = running.foresee(command.arms, command.recipe, command.data_root, present=command.recipe.parallel is None)
     out, each = folder(command, study.data.name), study.recipe.processes or 1
@@ -70,4 +71,4 @@ def foresee_hours(command: Command, console: Console) -> None:
     hours.show(console, cells, seconds, source, each)
     margin = margins(command)["margin"].get("accuracy", 0.5)
     names = {name for arm in seconds for name in factors.levels(arm)}
-    console.print(planning.sentence(out, margin, len(names)), highlight=False, soft_wrap=True)
+    console.print(words.seeds(out, margin, len(names)), highlight=False, soft_wrap=True)

@@ -3,15 +3,13 @@
 import os
 import sys
 
-from rich.console import Console
-
 from ablations.commands.conducting import execute
 from ablations.commands.foreseeing import describe, foresee, foresee_hours
 from ablations.commands.options import all_values, each, read
 from ablations.commands.sending import launch
 from ablations.study import jobs, machine, processes, running
 from ablations.study.signals import Stop, Stopped, minutes_left
-from ablations.study.speaking import one_message
+from ablations.study.speaking import Console, one_message
 from core import plugins
 
 

@@ -1,9 +1,8 @@
 """The options of run.py, and what of them is wrong."""
 
-from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import torch
 import tyro
@@ -17,6 +16,7 @@ from core.errors import InputError, choose
 
 SEEDS_MOST = 10_000
 YEAR = 525_600  # minutes
+Options = TypeVar("Options", "Command", Recipe)
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -117,11 +117,17 @@ def read(arguments: list[str], console: Console) -> Command:
         jobs=jobs.suggested() if several else 1,
         recipe=base,
     )
-    command = tyro.cli(Command, args=arguments, default=default)
-    command = replace(command, recipe=of_its_model(command.recipe, base))
-    if command.recipe.set != base.set:
-        command = replace(command, recipe=replace(command.recipe, set=base.set + command.recipe.set))
-    return checked(command)
+    command = _gathered(tyro.cli(Command, args=arguments, default=default), arguments)
+    recipe = of_its_model(_gathered(command.recipe, arguments), base)
+    settings = recipe.set if recipe.set == base.set else base.set + recipe.set
+    return checked(replace(command, recipe=replace(recipe, set=settings)))
+
+
+def _gathered(options: Options, arguments: list[str]) -> Options:
+    """With all values of what takes several: of an option that is given again tyro keeps the last ones."""
+    several = [field.name for field in fields(options) if isinstance(getattr(options, field.name), tuple)]
+    found: dict[str, Any] = {name: tuple(all_values(f"--{name}", arguments)) for name in several}
+    return replace(options, **{name: values for name, values in found.items() if values})
 
 
 def checked(command: Command) -> Command:
@@ -149,9 +155,13 @@ def checked(command: Command) -> Command:
         raise InputError(f"{'--json' if command.json else '--budget'} belongs to --plan; add --plan")
     if command.hours and (not command.plan or command.budget is not None):
         raise InputError("--hours belongs to --plan, without --budget; write --plan --hours")
-    if command.recipe.parallel and (command.profile or command.jobs > 1):
-        option = "--profile" if command.profile else "--jobs"
-        raise InputError(f"{option} is for cells of one process each; leave out --parallel, or {option}")
+    for option, given in (
+        ("--profile", command.profile),
+        ("--jobs", command.jobs > 1),
+        ("--launcher", command.launcher != "here"),
+    ):
+        if command.recipe.parallel and given:
+            raise InputError(f"{option} is for cells of one process each; leave out --parallel, or {option}")
     if command.plan and (command.profile or command.timing_only):
         option = "--profile" if command.profile else "--timing-only"
         raise InputError(f"{option} belongs to a run, and --plan runs nothing; leave out one")
@@ -227,11 +237,15 @@ def _file_name(data: str) -> str:
 
 
 def all_values(option: str, arguments: list[str]) -> list[str]:
-    """The values of an option that takes several, `--option A B`."""
-    if option not in arguments:
-        return []
-    rest = arguments[arguments.index(option) + 1 :]
-    return list(takewhile(lambda word: not word.startswith("--"), rest))
+    """The values of an option that takes several, however it is given: `--option A B`, `--option=A`."""
+    values, mine = [], False
+    for word in arguments:
+        if word.startswith("--"):
+            name, _, word = word.partition("=")
+            mine = name == option
+        if mine and word:
+            values.append(word)
+    return values
 
 
 def _last(option: str, arguments: list[str]) -> str | None:

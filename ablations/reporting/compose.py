@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +16,12 @@ from ablations.analysis.verdicts import COLUMNS
 from ablations.reporting import figures, html, profiles, published, sections, tensorboard
 from ablations.reporting.figures import CAPTIONS, Drawn
 from ablations.reporting.words import sentences
+from ablations.study import claims
 from ablations.study.store import write_text
 from core.errors import InputError
 
 _LISTING = ".written.json"  # what a report wrote, so that the next one may replace it and nothing else
-_WRITING, _OLD = ".writing-", 3600.0  # and where it writes; seconds after which no process does any more
+_WRITING, _UNFINISHED = ".writing-", ".unfinished"  # where it writes, and what tells that it did not come to its end
 _WRITTEN = ("report.md", "report.html", "verdicts.csv", "effects.csv", "results.csv")
 
 
@@ -49,7 +49,9 @@ def write(
     if target is not None and not 0 < target <= 1:
         raise InputError(f"target {100 * target:g} is outside 0 to 100 %: write an accuracy in percent, such as 90")
     own = folders[0] if len(folders) == 1 else folders[0].parent / "+".join(f.name for f in folders)
-    return write_comparisons(compare(folders, margins), out or own / "report", target, own=out is None)
+    comparisons, at = compare(folders, margins), out or own / "report"
+    with alone(at):
+        return write_comparisons(comparisons, at, target, own=out is None)
 
 
 def write_comparisons(comparisons: Comparisons, out: Path, target: float | None = None, own: bool = True) -> list[Path]:
@@ -73,19 +75,27 @@ def write_comparisons(comparisons: Comparisons, out: Path, target: float | None 
 
 
 @contextmanager
+def alone(out: Path, wait: bool = True) -> Iterator[bool]:
+    """Within, no other process writes a report in this folder; False where one does, unless it shall wait for that."""
+    with claims.waited(out / ".report") if wait else claims.claimed(out / ".report") as mine:
+        yield wait or mine is not None
+
+
+@contextmanager
 def _replacing(out: Path, own: bool) -> Iterator[Path]:
     """An empty folder; what is written there then takes the place of what an earlier report wrote in `out`, and of
     nothing else unless that is for reports alone."""
     out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(f"{_WRITING}*"):  # by a process that was killed
-        if time.time() - left.stat().st_mtime > _OLD:
-            shutil.rmtree(left, ignore_errors=True)
+    for left in out.glob(f"{_WRITING}*/{_UNFINISHED}"):  # by a process that was killed
+        shutil.rmtree(left.parent, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=_WRITING) as name:
         made = Path(name)
+        (made / _UNFINISHED).touch()
         yield made
+        (made / _UNFINISHED).unlink()
         before, after = _listed(out), _files(made)
-        if foreign := [name for name in after if name not in before and os.path.lexists(out / name) and not own]:
-            raise InputError(f"'{out / foreign[0]}' is not of a report; move it, or pass another --out")
+        if foreign := next(filter(None, (_foreign(out, name, own or name in before) for name in after)), None):
+            raise InputError(f"'{foreign}' is not of a report; move it, or pass another --out")
         write_text(out / _LISTING, json.dumps([*after, *before]))  # whatever ends this, it knows what is its own
         for name in before:
             parent, whole = os.path.realpath((out / name).parent), os.path.realpath(out)
@@ -95,6 +105,15 @@ def _replacing(out: Path, own: bool) -> Iterator[Path]:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             _move(made / name, out / name)
         write_text(out / _LISTING, json.dumps(after))
+
+
+def _foreign(out: Path, name: str, own: bool) -> Path | None:
+    """What is in the way of a report's file: another one, unless it is a report's own, or what is no folder."""
+    for folder in Path(name).parents:
+        if os.path.lexists(out / folder) and not os.path.isdir(out / folder):
+            return out / folder
+    path = out / name
+    return path if os.path.isdir(path) or (os.path.lexists(path) and not own) else None
 
 
 def _move(source: Path, to: Path) -> None:

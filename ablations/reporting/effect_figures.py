@@ -8,7 +8,7 @@ import pandas as pd
 
 from ablations.analysis.comparisons import Comparisons
 from ablations.analysis.responses import BY_NAME, COMPARED
-from ablations.reporting.formatting import interval, title, told
+from ablations.reporting.formatting import UNITS, interval, title, told
 from ablations.reporting.plotting import BLUE, GREY, pyplot, save, tell
 
 _INTERACTIONS = 6
@@ -31,7 +31,7 @@ def effects(comparisons: Comparisons, path: Path) -> None:
             if not isnan(low):
                 axis.plot([low, high], [at, at], color=BLUE, linewidth=2.5, alpha=0.55)
             (mark,) = axis.plot(value, at, "o", color=BLUE, markerfacecolor=BLUE if told(row) else "white")
-            tell(mark, f"{row['effect']}: {name} {interval(row)} {response.unit}")
+            tell(mark, f"{row['effect']}: {name} {interval(row)} {UNITS[name]}")
             single = (response.shown(row[end]) for end in ("low", "high"))
             ends += [x for x in (value, *single) if isfinite(x)]
         margin = 0.3 * (max(ends) - min(ends)) or 1.0

@@ -9,7 +9,7 @@ from core.transforms.registry import REGISTRY
 
 Drawn = dict[str, Path]  # figures by name, in the report's order
 CAPTIONS = {
-    "effects": "Mean effects with 95 % intervals that hold together; filled: zero is outside. Below a dashed line "
+    "effects": "Mean effects with intervals that hold together; filled: zero is outside. Below a dashed line "
     "the largest interactions, if any is told from zero.",
     "pareto": "Accuracy after the last epoch (± standard deviation over seeds) against cost. Filled: no other arm has "
     "better means in both; the line joins these.",

@@ -9,6 +9,7 @@ import pandas as pd
 from ablations.analysis.responses import BY_NAME, COMPARED, Response
 from ablations.analysis.verdicts import AGAINST_CONTROL
 
+UNITS = {"accuracy": "points", "loss": "", "step time": "%", "peak memory": "%"}
 _FORMS = {"accuracy": "+.2f", "loss": "+.4f", "step time": "+.1f", "peak memory": "+.1f"}
 
 
@@ -36,18 +37,18 @@ def written(response: Response, shown: float) -> str:
     if shown >= 1000:
         return ">+999"
     text = format(shown, _FORMS[response.name])
-    return text.replace("-", "−") if any(digit in text for digit in "123456789") else text.lstrip("+-")
+    return text.replace("-", "−") if nonzero(text) else text.lstrip("+-")
 
 
-def visible(response: Response, value: float) -> bool:
-    """Whether a difference is not zero as it is written."""
-    return any(digit in format(response.shown(value), _FORMS[response.name]) for digit in "123456789")
+def nonzero(text: str) -> bool:
+    """Whether a number is another than zero as it is written."""
+    return any(digit in text for digit in "123456789")
 
 
 def told(row: Mapping[Any, Any]) -> bool:
     """Whether a row of differences is told from zero, by the intervals that hold together."""
     clear = row["low_together"] > 0 or row["high_together"] < 0
-    return clear and visible(BY_NAME[row["response"]], row["estimate"])
+    return clear and nonzero(signed(BY_NAME[row["response"]], row["estimate"]))
 
 
 def interval(row: Mapping[Any, Any], together: bool = True) -> str:
@@ -62,7 +63,7 @@ def interval(row: Mapping[Any, Any], together: bool = True) -> str:
 
 def judged(row: Mapping[Any, Any]) -> str:
     """A verdict with its numbers: `**better** +1.25 [+0.40, +2.10]`."""
-    verdict = f"**{row['verdict']}**"
+    verdict = f"**{row['verdict']}**" + " (cells failed)" * row["by_failures"]
     if isnan(row["estimate"]):
         return verdict
     response = BY_NAME[row["response"].removesuffix(AGAINST_CONTROL)]
@@ -70,12 +71,12 @@ def judged(row: Mapping[Any, Any]) -> str:
     if isnan(row["low"]):
         return f"{verdict} {value}, no interval"
     told = f" ({'better' if row['estimate'] * response.better > 0 else 'worse'}, by less than the margin)"
-    return f"{verdict}{told * bool(row['within'])} {value}" + f" [{low}, {high}]" * (low != high)
+    return f"{verdict}{told * (row['within'] and nonzero(value))} {value}" + f" [{low}, {high}]" * (low != high)
 
 
 def title(name: str) -> str:
     """A response with its unit."""
-    return f"{name}, {BY_NAME[name].unit}" if BY_NAME[name].unit else name
+    return f"{name}, {UNITS[name]}" if UNITS[name] else name
 
 
 def by_response(frame: pd.DataFrame, keys: Sequence[str], responses: Iterable[str] = COMPARED) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from ablations.analysis.factors import control_of, levels
 from ablations.analysis.responses import BY_NAME, COMPARED
 from ablations.analysis.verdicts import AGAINST_CONTROL, of_optimization
 from ablations.reporting.formatting import by_response, judged, spread, table, title
-from ablations.reporting.words import pays
+from ablations.reporting.words import pays, sure
 from ablations.study.arms import BASELINE
 from ablations.study.presets import PRESETS
 from core.transforms.registry import REGISTRY
@@ -56,9 +56,9 @@ def verdicts(comparisons: Comparisons) -> list[str]:
     return [
         *table(shown),
         "",
-        "Mean effect of each optimization over the settings of the others. In brackets 95 % intervals that hold "
-        "together for a column. Better and worse: zero is outside; no worse: whatever is worse by the margin is "
-        f"outside.{stopping}",
+        f"Mean effect of each optimization over the settings of the others. In brackets {sure(comparisons)} intervals "
+        "that hold together for a column. Better and worse: zero is outside; no worse: whatever is worse by the margin "
+        f"is outside.{stopping}",
         "",
         *(f"* {sentence}" for sentence in pays(comparisons)),
     ]
@@ -93,9 +93,9 @@ def effects(comparisons: Comparisons) -> list[str]:
         *table(shown),
         "",
         "A main effect is the mean of (with it - without it) over all settings of the others that it was run with; an "
-        "interaction (×) by how much one effect changes when the other is there. In brackets 95 % intervals that hold "
-        "together for the main effects of a column, and for its interactions (Šidák); bold: zero is outside. Single "
-        "intervals, standard errors and degrees of freedom are in effects.csv.",
+        f"interaction (×) by how much one effect changes when the other is there. In brackets {sure(comparisons)} "
+        "intervals that hold together for the main effects of a column, and for its interactions (Šidák); bold: zero "
+        "is outside. Single intervals, standard errors and degrees of freedom are in effects.csv.",
     ]
 
 
@@ -114,10 +114,10 @@ def against_baseline(comparisons: Comparisons, target: float) -> list[str]:
     return [
         *lines,
         "",
-        f"Differences from the baseline after the last epoch (equal steps), with 95 % intervals that hold together for "
-        f"the {len(arms)} arms of a column. Last column: median over seeds of the training seconds to the first epoch "
-        "at an accuracy that the baseline reached at every seed, or that was asked for (--target); not reached: by half"
-        " of the seeds.",
+        f"Differences from the baseline after the last epoch (equal steps), with {sure(comparisons)} intervals that "
+        f"hold together for the {len(arms)} arms of a column. Last column: median over seeds of the training seconds "
+        "to the first epoch at an accuracy that the baseline reached at every seed, or that was asked for (--target); "
+        "not reached: by half of the seeds.",
     ]
 
 

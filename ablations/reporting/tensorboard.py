@@ -113,7 +113,7 @@ def _layout(comparisons: Comparisons) -> dict[str, Any]:
         tag: ["Multiline", [f"^{re.escape(tag)}$"]] if single and tag != _RATIO else ["Margin", [tag, *_ends(tag)]]
         for tag in reversed(bands)  # TensorBoard shows the last first
     }
-    return {"An arm's mean over seeds ± standard deviation; step time with its 95 % interval": charts}
+    return {"An arm's mean over seeds ± standard deviation; step time with its interval": charts}
 
 
 def _ends(tag: str) -> tuple[str, str]:

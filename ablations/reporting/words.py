@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 from math import isnan
+from pathlib import Path
 from typing import Any
 
+from ablations.analysis import planning
 from ablations.analysis.comparisons import Comparisons
 from ablations.analysis.factors import control_of, label
 from ablations.analysis.responses import BY_NAME, COMPARED
 from ablations.analysis.verdicts import AGAINST_CONTROL, NOT_TIMED, SHORT, UNDECIDED, of_optimization, untimed
-from ablations.reporting.formatting import interval, listed, signed, written
+from ablations.reporting.formatting import UNITS, interval, listed, signed, written
 from ablations.study.arms import AGAIN, BASELINE
 from ablations.study.identity import differences
 
@@ -20,14 +22,15 @@ Rows = Mapping[str, Mapping[Any, Any]]  # an optimization's verdicts by response
 def pays(comparisons: Comparisons) -> list[str]:
     """A sentence an optimization: when it pays."""
     images = comparisons.study.cells[0].correct.shape[1]
-    return [sentence(name, rows, images) for name, rows in of_optimization(comparisons.verdicts)]
+    many = "--every-arm" if comparisons.broken else "--seeds 3"
+    return [_pays(name, rows, images, many) for name, rows in of_optimization(comparisons.verdicts)]
 
 
-def sentence(optimization: str, rows: Rows, images: int) -> str:
-    """When an optimization pays, from its verdicts; images: how many are held out at a seed."""
+def _pays(optimization: str, rows: Rows, images: int, many: str) -> str:
+    """images: how many are held out at a seed. many: the option that gives an arm several seeds."""
     own = {name: rows[name] for name in COMPARED if name in rows}
     gains, costs, same = (_listed(own, verdict) for verdict in ("better", "worse", "no worse"))
-    left = [_open(row, images) for row in own.values() if row["verdict"] in (UNDECIDED, NOT_TIMED)]
+    left = [_open(row, images, many) for row in own.values() if row["verdict"] in (UNDECIDED, NOT_TIMED)]
     if gains and _beaten(own, rows):
         price = f" for {costs}" if costs else ""
         said = f"does not pay here: {gains}{price}, and its control `{control_of(optimization)}` gives more"
@@ -41,8 +44,9 @@ def sentence(optimization: str, rows: Rows, images: int) -> str:
         said = f"does not pay here: costs {costs}" + ("" if left else " and gains nothing beyond the margins")
     else:
         said = f"no worse in {same}" if left and same else "undecided" if left else "changes nothing beyond the margins"
-    failed = own["accuracy"]["failed"]
-    left += [f"{failed:.0f} of its {own['accuracy']['cells']:.0f} cells failed"] if failed else []
+    accuracy = own["accuracy"]
+    told = accuracy["by_failures"] and accuracy["verdict"] == "worse"
+    left += [_failed(accuracy)] if accuracy["failed"] and not told else []
     return f"`{optimization}`: {'; '.join([said, *left])}.{_against_control(optimization, rows)}"
 
 
@@ -59,17 +63,24 @@ def _listed(rows: Rows, verdict: str) -> str:
     for name, row in rows.items():
         if row["verdict"] == verdict:
             response = BY_NAME[name.removesuffix(AGAINST_CONTROL)]
-            texts.append(f"{SHORT[response.name]} ({written(response, row['estimate'])} {response.unit})")
+            value = f"{written(response, row['estimate'])} {UNITS[response.name]}"
+            texts.append(f"{SHORT[response.name]} ({_failed(row) if row['by_failures'] else value})")
     return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
 
 
-def _open(row: Mapping[Any, Any], images: int) -> str:
+def _failed(row: Mapping[Any, Any]) -> str:
+    return f"{row['failed']:.0f} of its {row['cells']:.0f} cells failed"
+
+
+def _open(row: Mapping[Any, Any], images: int, many: str) -> str:
     """Why a verdict is open, and what would close it."""
     name = SHORT[row["response"]]
     if row["verdict"] == NOT_TIMED:
         return "time not timed"
+    if row["by_failures"]:
+        return f"{name} undecided: cells failed that finish without it"
     if isnan(row["low"]):
-        return f"{name}: no interval: --seeds 3" if row["seeds"] == 1 else f"{name}: these arms do not determine it"
+        return f"{name}: no interval: {many}" if row["seeds"] == 1 else f"{name}: these arms do not determine it"
     step_time = row["response"] == "step time"
     if isnan(row["more"]):
         return f"{name} undecided" + ("" if step_time else f": {images:,} validation images are too few for any seeds")
@@ -104,12 +115,12 @@ def sentences(comparisons: Comparisons) -> list[str]:
         f"{len(study.failed)} failed{_spared(comparisons)}."
     ]
     if compared:
-        units = {SHORT[name]: f"{comparisons.margins[SHORT[name]]:g} {BY_NAME[name].unit}" for name in COMPARED}
+        units = {SHORT[name]: f"{comparisons.margins[SHORT[name]]:g} {UNITS[name]}" for name in COMPARED}
         margins = ", ".join(f"{name} {margin}" for name, margin in units.items())
-        sure = f"{100 * comparisons.confidence:.3g} %"
         joined = " (the strictest of the joined studies)" * comparisons.strictest
         out.append(
-            f"Margins{joined}: {margins}; a column's intervals hold together at {sure}, those against a control too."
+            f"Margins{joined}: {margins}; a column's intervals hold together at {sure(comparisons)}, those against a "
+            "control too."
         )
     if BASELINE not in study.arms:
         out.append("There is no baseline: nothing to compare with. `--arms baseline`, in the same folder, adds it.")
@@ -124,9 +135,14 @@ def sentences(comparisons: Comparisons) -> list[str]:
     return [*out, *_timing(comparisons), *_repeatability(comparisons), *_exactness(comparisons), *_holes(comparisons)]
 
 
+def sure(comparisons: Comparisons) -> str:
+    """The confidence of every interval: `95 %`, or of each of several looks more."""
+    return f"{100 * comparisons.confidence:.3g} %"
+
+
 def _spared(comparisons: Comparisons) -> str:
     """How many cells exact arms need not have."""
-    study, twins = comparisons.study, {identity.arm for identity in comparisons.identities}
+    study, twins = comparisons.study, {one.arm for one in {*comparisons.identities} - {*comparisons.broken}}
     many = len(twins) * len(study.seeds) - sum(cell.key[0] in twins for cell in study.cells)
     return f"; {many} more are known from exact twins" if many > 0 else ""
 
@@ -146,7 +162,7 @@ def _timing(comparisons: Comparisons) -> Iterable[str]:
     again = comparisons.against("step time", AGAIN)
     noise = ""
     if again:
-        low, high = (signed(BY_NAME["step time"], end) for end in again.interval())
+        low, high = (signed(BY_NAME["step time"], end) for end in again.interval(comparisons.confidence))
         noise = f"; the baseline against itself [{low}, {high}] %"
     yield f"Step time: {timing.rounds} rounds of all arms in shuffled order{noise}."
     if not timing.quiet:
@@ -166,14 +182,19 @@ def _repeatability(comparisons: Comparisons) -> Iterable[str]:
 
 
 def _exactness(comparisons: Comparisons) -> Iterable[str]:
-    """That exact arms predict what their twins predict, so that these stand for them."""
+    """That exact arms predict what their twins predict, so that these stand for them; or which do not."""
     found = comparisons.identities
+    for one in comparisons.broken:
+        yield (
+            f"**`{one.arm}` breaks its contract (exact):** at seed {one.seed} its accuracy is "
+            f"{signed(BY_NAME['accuracy'], one.lead)} points from that of `{one.twin}`, which therefore does not stand "
+            "for it; `--every-arm` trains it at every seed."
+        )
     if found:
         worst = max(found, key=lambda identity: identity.differ)
         same = sum(identity.differ == 0 for identity in found)
-        odd = f"; at most {worst.differ} of {worst.images:,} differ (`{worst.arm}` and `{worst.twin}`)" * (
-            worst.differ > 0
-        )
+        pair = f"`{worst.arm}` and `{worst.twin}`"
+        odd = f"; at most {worst.differ} of {worst.images:,} differ ({pair})" * (same < len(found))
         yield (
             "Arms take their accuracy from the arm without their exact optimizations. What is right and wrong at the "
             f"first seed is identical for {same} of {len(found)} such arms{odd}."
@@ -201,3 +222,16 @@ def _holes(comparisons: Comparisons) -> Iterable[str]:
             yield f"Aliases, which these arms do not tell from each other: {', '.join(map(label, terms))}."
         if lost := set(found.lost).difference(*aliased):
             yield f"These arms do not determine the effects {', '.join(label(t) for t in found.lost if t in lost)}."
+
+
+def seeds(out: Path, margin: float, optimizations: int) -> str:
+    """How many seeds a verdict on accuracy takes, from results where there are any."""
+    found = planning.from_results(out, margin) if any(out.glob("cells/*/seed*/result.json")) else {}
+    if found:
+        told = (f"{name} {'no number' if isnan(n) else f'{n:.0f}'}" for name, n in found.items())
+        return f"Seeds for a verdict on accuracy at ±{margin:g} points, from those trained: {', '.join(told)}."
+    told = (f"{n:,} if it is {d:g}" for d, n in planning.by_deviation(margin, optimizations).items() if n)
+    return (
+        f"Seeds for a verdict on accuracy at ±{margin:g} points, by the deviation of an optimization's effect from "
+        f"seed to seed (none is trained yet that tells it): {', '.join(told)}."
+    )

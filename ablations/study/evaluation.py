@@ -113,6 +113,11 @@ def load(cell: Path, model_of: str | None = None) -> Trained:
         schema.About.model_validate_json(json.dumps(about))
         fields: dict[str, Any] = {**about["recipe"], **{k: tuple(about["recipe"][k]) for k in ("set", "plugin")}}
         recipe, values = Recipe(**fields), about["config"]
+        folder, own = Path(os.path.abspath(cell)), (about["arm"], f"seed{about['seed']}")
+        if cell.is_dir() and folder.parent.parent.name == "cells" and own != (folder.parent.name, folder.name):
+            raise InputError(
+                f"'{cell}/best.safetensors' is of another cell ({'/'.join(own)}); put back this one's, or pass the file"
+            )
         if unknown := plugins.missing(optimizations(about["arm"]), recipe.plugin):
             raise InputError(f"'{cell}': {unknown}")
         config = _config(replace(recipe, model=model_of or recipe.model), values, model_of)

@@ -118,6 +118,8 @@ def _fits(needed: dict[str, Any], nodes: Sequence[dict[str, float]]) -> None:
 def _slurm(order: Order, settings: dict[str, str]) -> Iterator[Send]:
     import submitit
 
+    if not (minutes := settings.get("time", str(HOUR))).isdecimal() or not int(minutes):
+        raise InputError(f"--slurm time={minutes} is no number of minutes; write time=240 for four hours")
     cluster = settings.pop("cluster", "slurm")
     if cluster == "slurm" and not shutil.which("sbatch"):
         raise InputError("there is no Slurm here (sbatch is not found); call from a machine that can submit jobs")

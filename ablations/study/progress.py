@@ -78,8 +78,8 @@ class Terminal:
         )
 
     def note(self, text: str) -> None:
-        """Print a line. Where nobody reads any more, the study goes on."""
-        with suppress(OSError, SystemExit):  # the latter: rich's, of a closed pipe
+        """Print a line. Where it cannot be, the study goes on."""
+        with suppress(OSError):
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _place(self, name: str) -> str:

@@ -219,7 +219,7 @@ def _comparable(study: Study) -> dict[str, Any]:
     """What studies must share to be joined: settings, machine, and what their cells say of data and weights."""
     of: dict[str, Any] = next((c.result["identity"] for c in study.cells if c.result.get("identity")), {})
     same = {f"digest of {key}": of[key] for key in ("data", "weights") if key in of}
-    return study.configuration | {k: study.environment[k] for k in COMPARABLE} | same
+    return schema.whole(study.configuration) | {k: study.environment[k] for k in COMPARABLE} | same
 
 
 def _read(folder: Path) -> Study:

@@ -251,6 +251,11 @@ def settings(study: Mapping[str, Any]) -> str:
     return digest(json.dumps(study["configuration"], sort_keys=True).encode())
 
 
+def whole(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the settings that an earlier version did not have, which did what is their default."""
+    return {**json.loads(json.dumps(vars(Recipe()))), **configuration}
+
+
 def digest(content: bytes) -> str:
     """SHA-256."""
     return hashlib.sha256(content).hexdigest()

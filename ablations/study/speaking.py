@@ -1,11 +1,24 @@
 """How the commands speak: whatever the terminal's encoding, and of bad input in one message."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 
+import rich.console
+
 from core.errors import InputError
+
+
+class Console(rich.console.Console):
+    """A terminal that may be closed: the study goes on, and says nothing more."""
+
+    def on_broken_pipe(self) -> None:
+        """Instead of ending the process."""
+        self.quiet = True
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self.file.fileno())
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def open_study(
     study = read_study(out)
     before, after = (
         of | {k: machine[k] for k in COMPARABLE}
-        for of, machine in ((study["configuration"], study["environment"]), (configuration, versions))
+        for of, machine in ((schema.whole(study["configuration"]), study["environment"]), (configuration, versions))
     )
     refuse_other(out, before, after)
     if changed := identities.differences(study.get("identity"), identity):

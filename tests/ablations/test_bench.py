@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from ablations import bench
-from ablations.benchmarks import training
+from ablations.benchmarks import comparing, training
 from core import vit
 from core.errors import InputError
 
@@ -32,7 +32,7 @@ CONFIG = vit.VitConfig(8, 4, 16, 1, 2, 32, 10)
 )
 def test_bad_options_are_refused(option, message):
     with pytest.raises(InputError, match=message):
-        bench.settled(replace(bench.Bench(), **option))
+        comparing.settled(replace(comparing.Bench(), **option))
 
 
 def test_the_command_prints_a_table_and_writes_json(monkeypatch, tmp_path, capsys):
@@ -55,7 +55,7 @@ def test_the_command_prints_a_table_and_writes_json(monkeypatch, tmp_path, capsy
 def test_a_module_of_others_is_compared_with_itself_in_a_plain_loop(monkeypatch):
     monkeypatch.setattr(training, "show", lambda *a: None)
     options = {"shapes": "timm:test_vit", "image": 32, "batch_size": 2, "rounds": 2, "steps": 1}
-    figures = bench.compared(bench.settled(bench.Bench(**options)), Console(quiet=True))
+    figures = comparing.compared(comparing.settled(comparing.Bench(**options)), Console(quiet=True))
     ((name, of),) = figures.items()
     assert name == "timm:test_vit, eager"
     assert list(of) == ["plain loop", "baseline, eager", "baseline, eager (A/A)"]
@@ -67,8 +67,8 @@ def test_what_arms_save_beside_what_was_foretold(monkeypatch):
     config = vit.VitConfig(8, 4, 96, 2, 2, 384, 10)  # a step in which the images, here float, are little
     monkeypatch.setitem(training.SHAPES, "quick", (config, 32))
     arms = "patchdrop@0.5,tome@1,checkpointing"
-    settled = bench.settled(bench.Bench(shapes="quick", peers="none", arms=arms, rounds=2, steps=1))
-    figures = bench.compared(settled, Console(quiet=True))["quick"]
+    settled = comparing.settled(comparing.Bench(shapes="quick", peers="none", arms=arms, rounds=2, steps=1))
+    figures = comparing.compared(settled, Console(quiet=True))["quick"]
     names = ("patchdrop@0.5, eager", "tome@1, eager", "checkpointing, eager")
     assert [figures[name]["tokens"] for name in names] == [3, 3, 5]
     assert figures[names[0]]["ratio"] == 1
@@ -77,12 +77,12 @@ def test_what_arms_save_beside_what_was_foretold(monkeypatch):
 
 
 def test_without_options_a_cpu_compares_two_shapes_and_readout():
-    settled = bench.settled(bench.Bench())
+    settled = comparing.settled(comparing.Bench())
     assert settled.shapes == "4.2M,quick"
     assert {"readout", "flash+readout"} <= set(settled.arms.split(","))
 
 
 def test_figures_of_two_precisions_have_both_names(monkeypatch):
     monkeypatch.setattr(training, "compare", lambda *a: {"timm": {"error": "not run"}})
-    settled = bench.settled(bench.Bench(shapes="quick", precision="fp32,bf16"))
-    assert list(bench.compared(settled, Console(quiet=True))) == ["quick, fp32", "quick, bf16"]
+    settled = comparing.settled(comparing.Bench(shapes="quick", precision="fp32,bf16"))
+    assert list(comparing.compared(settled, Console(quiet=True))) == ["quick, fp32", "quick, bf16"]

@@ -1,6 +1,7 @@
 """The best model of a cell, reloaded from its checkpoint by the command."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -64,6 +65,13 @@ def test_bad_input_is_one_message(trained, image_folder, capsys, what, expected)
     error = capsys.readouterr().err
     assert expected.format(study=trained) in error
     assert "Traceback" not in error
+
+
+def test_the_checkpoint_of_another_cell_is_refused(trained, tmp_path, capsys):
+    moved = shutil.copytree(trained / "cells" / "baseline" / "seed0", tmp_path / "cells" / "baseline" / "seed1")
+    assert call(evaluate.main, moved) == 2
+    assert "best.safetensors' is of another cell (baseline/seed0)" in capsys.readouterr().err
+    assert call(evaluate.main, moved / "best.safetensors") == 0
 
 
 def test_float32_is_float32_in_both_commands(trained, tmp_path):

@@ -166,8 +166,13 @@ def test_from_python(tmp_path):
     assert study.verdicts.equals(ablations.load(tmp_path / "study").verdicts)
     with pytest.raises(InputError, match="unknown recipe value 'epoch'.*did you mean 'epochs'"):
         ablations.run(tmp_path / "other", epoch=1)
-    for values in ({"epochs": "1"}, {"set": "mrt.scorer=blur"}, {"data": None}):
-        with pytest.raises(InputError):
+    for values, said in (
+        ({"epochs": "1"}, "epochs"),
+        ({"set": "mrt.scorer=blur"}, r"set='mrt.scorer=blur' is one text; write set=\('mrt.scorer=blur',\)"),
+        ({"plugin": "mine.py"}, r"write plugin=\('mine.py',\)"),
+        ({"data": None}, "data"),
+    ):
+        with pytest.raises(InputError, match=said):
             ablations.run(tmp_path / "other", **values)
 
 

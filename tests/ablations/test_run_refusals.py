@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 from commands import call
+from rich.console import Console
 
 from ablations import report
-from ablations.commands import conducting
+from ablations.commands import conducting, options
 from ablations.study import arms, reading, store
+from ablations.study.presets import PRESETS
 from core.errors import InputError
 
 
@@ -67,7 +69,7 @@ def test_a_disk_without_room_is_refused(refused, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("given", "expected"),
     [
         (
             ["--arms", "falsh"],
@@ -96,6 +98,10 @@ def test_a_disk_without_room_is_refused(refused, monkeypatch):
         (["--max-minutes", "0"], "max minutes 0 is outside 0 to 525,600"),
         (["--max-minutes", "inf"], "max minutes inf is outside 0 to 525,600"),
         (["--arms", f"lattice:{','.join(arms.REGISTRY)}"], "combinations, and 4,096 are the most; name fewer"),
+        (
+            ["--launcher", "ray", "--parallel", "ddp"],
+            "--launcher is for cells of one process each; leave out --parallel",
+        ),
         (["--plan", "--timing-only"], "--timing-only belongs to a run"),
         (["--weights", "vit_b_61"], "unknown weights 'vit_b_61'; legal: vit_b_16,"),
         (["--weights", "none.safetensors"], "checkpoint 'none.safetensors' does not exist"),
@@ -113,9 +119,16 @@ def test_a_disk_without_room_is_refused(refused, monkeypatch):
         (["--learning-rate", "-1"], "learning rate -1.0 must be finite and above 0"),
     ],
 )
-def test_bad_input_is_one_message_and_writes_nothing(command, refused, options, expected):
-    assert expected in refused(*options)
+def test_bad_input_is_one_message_and_writes_nothing(command, refused, given, expected):
+    assert expected in refused(*given)
     assert not command.out.exists()
+
+
+def test_what_takes_several_values_takes_them_however_they_are_given():
+    words = "--preset quick --plugin=a.py --plugin b.py c.py --set mrt.tokens=7 --seeds=2 --set=decatt.weight=1"
+    made = options.read(words.split(), Console(quiet=True))
+    assert made.recipe.plugin == ("a.py", "b.py", "c.py") == tuple(options.all_values("--plugin", words.split()))
+    assert made.recipe.set == (*PRESETS["quick"].set, "mrt.tokens=7", "decatt.weight=1")
 
 
 def test_a_folder_that_holds_something_else_is_refused(command, refused):

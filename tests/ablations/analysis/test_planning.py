@@ -2,7 +2,8 @@ from math import sqrt
 
 from scipy import stats
 
-from ablations.analysis.planning import by_deviation, sentence
+from ablations.analysis.planning import by_deviation
+from ablations.reporting import words
 
 
 def test_seeds_by_deviation_are_the_fewest_whose_interval_is_narrow_enough():
@@ -16,4 +17,4 @@ def test_seeds_by_deviation_are_the_fewest_whose_interval_is_narrow_enough():
 
 
 def test_without_results_it_says_for_which_deviations(tmp_path):
-    assert "none is trained yet" in sentence(tmp_path, 0.5, 4)
+    assert "none is trained yet" in words.seeds(tmp_path, 0.5, 4)

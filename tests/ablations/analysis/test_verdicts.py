@@ -14,6 +14,7 @@ from ablations.analysis.estimates import seeds_for
 from ablations.analysis.factors import levels
 from ablations.analysis.timing import Timing
 from ablations.reporting import sections, words
+from ablations.reporting.formatting import judged
 from ablations.study import arms
 from ablations.study.arms import twin
 from ablations.study.reading import Cell, Study
@@ -115,6 +116,9 @@ def test_peak_memory_is_certain_and_small_changes_are_no_worse():
         "flash": "better", "decatt": "no worse", "mrt": "worse"
     }  # fmt: skip
     assert rows["decatt"]["within"]
+    little = dict.fromkeys(("estimate", "low", "high"), 0.01)
+    assert judged(rows["decatt"]) == "**no worse** (better, by less than the margin) −0.5"
+    assert judged(rows["decatt"] | little) == "**no worse** 0.0"
     assert rows["flash"]["low"] == rows["flash"]["high"] == pytest.approx(-20, abs=1e-6)
 
 
@@ -172,7 +176,12 @@ def test_failed_cells_count_against_their_optimization():
     comparisons = compared(failed, margins=margins)
     row = told(comparisons)["mrt", "accuracy"]
     assert (row["verdict"], row["failed"], row["cells"]) == ("undecided", 2, 4)
-    assert "2 of its 4 cells failed" in "".join(words.pays(comparisons))
+    (said,) = words.pays(comparisons)
+    assert "accuracy undecided: cells failed that finish without it" in said
+    assert "2 of its 4 cells failed" in said
+    assert "images" not in said
+    table = sections.verdict_table(comparisons)
+    assert table.loc[0, "accuracy, points"].startswith("**undecided** (cells failed) ")
     assert comparisons.holes == []
 
 
@@ -182,6 +191,8 @@ def test_many_failures_are_worse():
     failed = replace(made, cells=[c for c in made.cells if c.key[0] != "mrt" or c.key[1] < 2], failed=bad)
     found = compared(failed, margins={"accuracy": 50.0, "time": 2, "memory": 2})
     assert told(found)["mrt", "accuracy"]["verdict"] == "worse"
+    (said,) = words.pays(found)
+    assert said.startswith("`mrt`: does not pay here: costs accuracy (7 of its 9 cells failed); time not timed")
 
 
 def test_cells_that_fail_without_it_too_are_not_its_own():
@@ -189,7 +200,7 @@ def test_cells_that_fail_without_it_too_are_not_its_own():
     bad = [{"arm": arm, "seed": 1, "error": "OSError"} for arm in ("baseline", "mrt")]
     failed = replace(made, cells=[c for c in made.cells if c.key[1] != 1], failed=bad)
     row = told(compared(failed, margins=POINT | {"accuracy": 9.0}))["mrt", "accuracy"]
-    assert (row["verdict"], row["failed"]) == ("no worse", 1)
+    assert (row["verdict"], row["failed"], row["by_failures"]) == ("no worse", 1, False)
 
 
 def test_an_optimization_that_never_finishes_is_worse():
@@ -209,9 +220,29 @@ def test_a_twin_stands_for_an_exact_arm():
     every = compared(study(np.random.default_rng(9), seeds=3, every=True))
     assert comparisons.effects["accuracy"].effects == every.effects["accuracy"].effects
     assert all(identity.differ == 0 for identity in comparisons.identities)
-    made.arms["flash"][0].__dict__["correct"] = ~made.arms["flash"][0].correct
-    text = "\n".join(words.sentences(compared(made)))
-    assert "identical for 3 of 4 such arms; at most 400 of 400 differ (`flash` and `baseline`)" in text
+
+
+def test_an_exact_arm_that_is_not_its_twin_speaks_for_itself():
+    """flash alone loses half of the images; in the other arms some go another way, by rounding."""
+    made = study(np.random.default_rng(9), seeds=3)
+    for arm in ("flash", "decatt+flash"):
+        cell = made.arms[arm][0]
+        cell.__dict__["correct"] = cell.correct.copy()
+    right = made.arms["flash"][0].correct[0]
+    right[:200] = False
+    made.arms["decatt+flash"][0].correct[0, :10] ^= True
+    comparisons = compared(made)
+    (broken,) = comparisons.broken
+    assert (broken.arm, broken.twin, broken.seed) == ("flash", "baseline", 0)
+    assert comparisons.means.loc["flash", "accuracy"] == right.mean()
+    row = told(comparisons)["flash", "accuracy"]
+    assert row["verdict"] == "undecided"
+    assert row["estimate"] < -3
+    text = "\n".join([*words.pays(comparisons), *words.sentences(comparisons)])
+    lead = 100 * (right.mean() - made.arms["baseline"][0].correct[0].mean())
+    assert f"**`flash` breaks its contract (exact):** at seed 0 its accuracy is −{-lead:.2f} points from that" in text
+    assert "identical for 2 of 4 such arms" in text
+    assert "Not there, and fitted without: `flash` seed 1, `flash` seed 2." in text
 
 
 def test_images_of_other_seeds_are_no_sample_of_their_own():
@@ -238,6 +269,7 @@ def test_stopping_needs_every_accuracy_and_more_looks_more_certainty():
     margins = [{"accuracy": margin} for margin in (0.01, 20.0)]
     assert [verdicts.decided(compared(made), m) for m in margins] == [False, True]
     once, often = (compared(made, looks=looks).verdicts.set_index(["optimization", "response"]) for looks in (1, 8))
+    assert "In brackets 99.4 % intervals" in "".join(sections.verdicts(compared(made, looks=8)))
     assert often.loc[("mrt", "accuracy"), "low"] < once.loc[("mrt", "accuracy"), "low"]
     with pytest.raises(InputError, match="write accuracy=0.5"):
         verdicts.decided(compared(made), {"time": 2})

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from threading import Thread
 
 import numpy as np
 import pandas as pd
@@ -150,7 +151,12 @@ def test_one_seed_says_so_and_has_no_interval(tmp_path, undrawn):
 
 def test_a_report_replaces_what_it_wrote_and_nothing_else(tmp_path):
     folder, out = study(tmp_path / "s", ["baseline", "mrt"], range(2)), tmp_path / "paper"
-    mine = [out / "thesis.tex", out / "figures" / "mine.png", out / "tensorboard" / "mrt" / "events.out.tfevents.mine"]
+    mine = [
+        out / "thesis.tex",
+        out / ".writing-notes" / "1.txt",
+        out / "figures" / "mine.png",
+        out / "tensorboard" / "mrt" / "events.out.tfevents.mine",
+    ]
     for path in mine:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("mine")
@@ -158,6 +164,9 @@ def test_a_report_replaces_what_it_wrote_and_nothing_else(tmp_path):
     with pytest.raises(InputError, match="figures/effects.png. is not of a report; move it, or pass another --out"):
         report.write([folder], out)
     assert sorted(path for path in out.rglob("*") if path.is_file()) == sorted([*mine, out / "figures/effects.png"])
+    killed = out / ".writing-0" / ".unfinished"
+    killed.parent.mkdir()
+    killed.touch()
     (out / "figures" / "effects.png").rename(tmp_path / "moved.png")
     report.write([folder], out)
     assert (out / "figures" / "effects.png").exists()
@@ -165,7 +174,37 @@ def test_a_report_replaces_what_it_wrote_and_nothing_else(tmp_path):
     assert not (out / "figures" / "effects.png").exists()
     assert len(list((out / "tensorboard").glob("*/events*"))) == 3  # the report's, the baseline's and mine
     assert all(path.read_text() == "mine" for path in mine)
+    assert not killed.parent.exists()
     assert not (folder / "report").exists()
+
+
+@pytest.mark.parametrize("name", ["figures", "tensorboard", "report.md/"])
+def test_what_is_in_the_way_is_refused_before_anything_is_moved(tmp_path, monkeypatch, name):
+    def draw(comparisons, figures):
+        figures.mkdir()
+        (figures / "pareto.png").touch()
+        return {}
+
+    monkeypatch.setattr(report.figures, "draw", draw)
+    folder, path = study(tmp_path / "s", ["baseline"], [0]), tmp_path / "out" / name
+    path.parent.mkdir()
+    path.mkdir() if name.endswith("/") else path.touch()
+    for own in (False, True):
+        with pytest.raises(InputError, match=f"out/{name.strip('/')}' is not of a report; move it"):
+            report.write_comparisons(compare([folder]), tmp_path / "out", own=own)
+    assert [*(tmp_path / "out").iterdir()] == [path]
+
+
+def test_two_reports_at_once_wait_for_each_other(tmp_path, undrawn):
+    folder, over = study(tmp_path / "s", ["baseline"], [0]), []
+    writer = Thread(target=lambda: over.append(report.write([folder])))
+    with report.alone(folder / "report"), report.alone(folder / "report", wait=False) as other:
+        assert not other
+        writer.start()
+        writer.join(0.3)
+        assert not over
+    writer.join()
+    assert over
 
 
 def test_a_listing_that_points_elsewhere_removes_nothing(tmp_path, undrawn):

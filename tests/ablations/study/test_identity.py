@@ -37,6 +37,17 @@ def test_what_differs_is_named_and_can_be_accepted(tmp_path, key):
     opened(tmp_path / "s", other)
 
 
+def test_a_setting_that_an_earlier_version_did_not_have_is_its_default(tmp_path):
+    opened(tmp_path / "s")
+    kept = store.read_study(tmp_path / "s")
+    del kept["configuration"]["mixup"]
+    store.write_json(tmp_path / "s" / "study.json", kept)
+    opened(tmp_path / "s", mixup=0.0)
+    with pytest.raises(InputError, match=r"mixup 0.0 -> 0.1"):
+        opened(tmp_path / "s", mixup=0.1)
+    assert store.read_study(tmp_path / "s") == kept  # cells tell a digest of it
+
+
 def test_settings_count_in_any_order(tmp_path):
     opened(tmp_path / "s", set=("decatt.weight=150", "mrt.scorer=blur"))
     opened(tmp_path / "s", set=("mrt.scorer=blur", "decatt.weight=1", "decatt.weight=150.0"))

@@ -1,3 +1,5 @@
+"""Cells by a Ray cluster and by an array of jobs, as one process trains them."""
+
 import json
 import os
 import secrets
@@ -12,47 +14,19 @@ import time
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from ordered import CELLS, RECIPE, Watch, order
 from safetensors.torch import load_file
 
-from ablations.study import claims, launchers, machine, orders, running, snapshots
+from ablations.study import claims, launchers, orders, running, snapshots
 from ablations.study.recipes import Recipe
 from ablations.study.signals import Stop
 from ablations.study.store import cell_folder
 from core.errors import InputError
 
-RECIPE = Recipe(
-    image=16, patch=8, width=16, depth=1, heads=2, mlp=16, epochs=2, batch_size=96, device="cpu", engine="eager"
-)
-CELLS = [("baseline", 0), ("decatt", 0), ("baseline", 1)]
 SAME = ("best_val_accuracy", "final_val_accuracy", "final_val_loss", "final_train_loss")
-
-
-class Watch:
-    """Keeps what a study says."""
-
-    def __init__(self):
-        self.notes, self.outcomes = [], []
-
-    def cell(self, arm, seed, steps, done=0): ...
-
-    def step(self): ...
-
-    def epoch(self, row): ...
-
-    def done(self, outcome):
-        self.outcomes.append(outcome)
-
-    def note(self, text):
-        self.notes.append(text)
-
-
-def order(out, **changes):
-    about = {"recipe": RECIPE, "root": Path("data"), "out": out, "here": Path.cwd(), "threads": 1} | changes
-    return orders.Order("baseline,decatt", preset="quick", deterministic=False, accept_changes=False, **about)
 
 
 @pytest.fixture(scope="module")
@@ -213,30 +187,6 @@ def test_the_end_of_a_jobs_time_is_no_failure_of_its_cell():
     assert end.value.code == 144
 
 
-def test_a_package_that_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(launchers, "find_spec", lambda name: None)
-    for name, package in (("ray", "ray"), ("slurm", "submitit")):
-        with pytest.raises(InputError, match=rf"package {package}: pip install 'vit-ablations\[{name}\]'"):
-            launchers.launched(name, order(tmp_path), "", ())
-
-
-def test_a_device_must_be_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(launchers, "find_spec", lambda name: True)
-    with pytest.raises(InputError, match="pass --device cuda or --device cpu"):
-        launchers.launched("ray", order(tmp_path, recipe=Recipe()), "", ())
-
-
-def test_an_address_that_nobody_answers():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))  # bound, and not listened at
-        port = free.getsockname()[1]
-        with pytest.raises(InputError, match=rf"nobody answers at --ray-address 127.0.0.1:{port}"):
-            launchers._answers(f"127.0.0.1:{port}")
-    for address in ("127.0.0.1", "here:now", ":6379"):
-        with pytest.raises(InputError, match="is no HOST:PORT"):
-            launchers._answers(address)
-
-
 def test_ray_where_something_else_listens(tmp_path):
     """Ray waits in code of its own, which no exception reaches: the process ends, with one message."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
@@ -256,90 +206,3 @@ def test_ray_where_something_else_listens(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1] == f"error: no Ray cluster at '{address}' within 3 s: --ray-address?"
     assert not (tmp_path / "study").exists()
-
-
-def test_machines_that_are_too_small():
-    launchers._fits({"num_cpus": 4, "num_gpus": 1}, [{"CPU": 2}, {"CPU": 8.0, "GPU": 1.0}])
-    with pytest.raises(InputError, match="takes 4 CPUs and 1 GPUs, and the cluster's machines have 2 CPUs and 0 GPUs"):
-        launchers._fits({"num_cpus": 4, "num_gpus": 1}, [{"CPU": 2}])
-
-
-def test_slurm_is_not_here_or_refuses_a_setting(tmp_path, monkeypatch):
-    pytest.importorskip("submitit", reason="the extra slurm is not installed")
-    monkeypatch.setattr(launchers.shutil, "which", lambda name: None)
-    with (
-        pytest.raises(InputError, match="no Slurm here"),
-        launchers.launched("slurm", order(tmp_path / "study"), "", ["partition=gpu"]),
-    ):
-        pass
-    with (
-        pytest.raises(InputError, match="--slurm colour=red: .*colour"),
-        launchers.launched("slurm", order(tmp_path / "study"), "", ["cluster=local", "colour=red"]),
-    ):
-        pass
-
-
-def ended(result):
-    """A job that has ended so."""
-
-    def tell():
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    return SimpleNamespace(done=lambda: True, result=tell)
-
-
-def test_what_dies_before_it_begins_is_not_sent_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "PAUSE", 0)
-    sent, watch = [], Watch()
-
-    def send(calls):
-        sent.extend(calls)
-        return [ended(RuntimeError("traceback\nNo module named 'ablations'")) for _ in calls]
-
-    with pytest.raises(InputError, match=r"baseline seed 0: \d processes died .* No module named 'ablations'"):
-        orders.run(CELLS[:1], order(tmp_path), send, watch)
-    assert len(sent) == running.DEATHS + 2 == len(watch.notes) + 1
-    with pytest.raises(InputError, match="open: .* processes died"):
-        orders.one(send, order(tmp_path), "open")
-
-
-def test_what_is_wrong_elsewhere_is_told_here(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "PAUSE", 0)
-    with pytest.raises(InputError, match="device 'cuda' is not available"):
-        orders.run(CELLS, order(tmp_path), lambda calls: [ended("device 'cuda' is not available") for _ in calls],
-                   Watch())  # fmt: skip
-
-
-def test_a_cell_of_another_process_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "PAUSE", 0.01)
-    folder = cell_folder(tmp_path, *CELLS[0])
-    sent, watch = [], Watch()
-
-    def finish():
-        with claims.claimed(folder):
-            taken.set()
-            time.sleep(0.3)
-            folder.mkdir(parents=True)
-            (folder / "failed.json").write_text(json.dumps({"arm": "baseline", "seed": 0, "error": "a test"}))
-
-    taken, other = threading.Event(), threading.Thread(target=finish)
-    other.start()
-    taken.wait()
-    assert orders.run(CELLS[:1], order(tmp_path), lambda calls: sent.extend(calls) or [], watch) == 1
-    other.join()
-    assert (sent, watch.outcomes) == ([], [{"arm": "baseline", "seed": 0, "error": "a test"}])
-
-
-def test_a_process_takes_the_threads_of_its_order(tmp_path, monkeypatch):
-    threads = torch.get_num_threads()
-    monkeypatch.setitem(orders.TASKS, "ask", lambda study, *about: about[-1].append(torch.get_num_threads()))
-    monkeypatch.setattr(machine, "deterministic", lambda: None)
-    monkeypatch.setattr(running, "prepare", lambda *about: None)
-    monkeypatch.setattr(running, "record", lambda *about: None)
-    found = []
-    assert orders.perform(order(tmp_path), "ask", found) is None
-    torch.set_num_threads(threads)
-    orders._study.cache_clear()
-    assert found == [1]

@@ -3,6 +3,7 @@ import os
 
 from rich.console import Console
 
+from ablations.study import speaking
 from ablations.study.progress import Terminal
 from ablations.study.store import cell_folder
 
@@ -20,3 +21,13 @@ def test_cells_are_counted_in_the_order_of_their_ends_by_whoever_shows_them(tmp_
     assert capsys.readouterr().out.splitlines() == [
         "[2/3] baseline seed 0: failed: none", "[1/3] baseline seed 2: failed: none", "baseline seed 2: failed: none"
     ]  # fmt: skip
+
+
+def test_a_terminal_that_is_closed_ends_nothing():
+    there, here = os.pipe()
+    os.close(there)
+    with os.fdopen(here, "w") as closed:
+        console = speaking.Console(file=closed)
+        for _ in range(2):
+            console.print("nobody reads this")
+        assert console.quiet
