@@ -115,6 +115,10 @@ class Ops:
         asked = [part.positional for part in self.parts]
         return block if any(p is True or (p and {block, block - depth} & set(p)) for p in asked) else None
 
+    def alike(self, depth: int) -> bool:
+        """Whether all blocks of `depth` but the first and the last are the same function."""
+        return all(self.number(block, depth) is None for block in range(1, depth - 1))
+
     def config(self, config: VitConfig) -> VitConfig:
         """The model's config as the transforms want it; InputError where two want different values of a field."""
         changes: dict[str, tuple[str, Any]] = {}
@@ -216,7 +220,8 @@ def rewrite(
     at: names of the sites at which linear and norm are changed; None: all.
     inside: what a replacement does by itself, nobody else can change: sites (their linear or norm), or primitives.
     innermost: whether wrappers must see what the other wrappers have made of the inputs.
-    positional: whether the functions read `site.block`; or the blocks (negative: from the end) at which they do.
+    positional: whether blocks differ, in what is read of `site.block` or in shapes; or those that do (negative: from
+        the end).
     config, parameters, frozen, optimizer: see the methods of Ops; `optimizer` takes the one it may build on.
     plan: (ops without this transform, config, what tells the account of a step) -> ops with what it is to be for such a
         step. Who knows the batch asks for it (`Ops.planned`); the transform works without, too.

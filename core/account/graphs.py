@@ -52,7 +52,7 @@ def trace(config: Config, ops: Ops, batch: int, dtype: torch.dtype = torch.float
 
     Of more than three blocks two and three are traced, the others being like the third; all, if each may be another.
     """
-    if config.depth <= 3 or isinstance(config, Foreign) or ops.number(1, config.depth) is not None:
+    if config.depth <= 3 or isinstance(config, Foreign) or not ops.alike(config.depth):
         return _traced(config, ops, batch, dtype)
     two, three = (_traced(replace(config, depth=depth), ops, batch, dtype) for depth in (2, 3))
     more = config.depth - 3

@@ -9,6 +9,7 @@ pytorch#197838.)
 from __future__ import annotations  # dynamo does not evaluate all annotations within a function
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,7 +61,8 @@ def budget(size: str = "0.5", plan: Sequence[Level] | None = None) -> Rewrite:
         hidden = {"attention", "block"} if rest.observed else set()
         hidden |= {"weights"} if rest.replaces("attend") else set()
         levels = [level for level in LEVELS if not hidden & set(level)]
-        found = choose_plan(size, levels, config, lambda plan, config: cost(_rebuilding(plan)(rest), config))
+        few = replace(config, depth=2) if config.depth > 2 and rest.alike(config.depth) else config
+        found = choose_plan(size, levels, config, few, lambda plan, config: cost(_rebuilding(plan)(rest), config))
         return _rebuilding(found)(rest)
 
     return _rebuilding(plan) if plan else _rebuilding([MOST], chosen)

@@ -1,7 +1,7 @@
 """Which tensors each block rebuilds, so that a step's peak is at most a size and the fewest FLOPs are computed again.
 
-Blocks are alike, so what a level (the tensors that a block rebuilds) costs in FLOPs and saves in bytes adds up over
-them: a model of two blocks tells it. Of all plans those are candidates that rebuild more bytes than every cheaper one,
+What a level (the tensors that a block rebuilds) costs in FLOPs and saves in bytes adds up over blocks that are alike: a
+model of two tells it. Of all plans those are candidates that rebuild more bytes than every cheaper one,
 in the order of (FLOPs, bytes rebuilt); the first whose peak is within the size is taken. So a larger size never costs
 more.
 """
@@ -9,7 +9,6 @@ more.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -44,14 +43,18 @@ def read_size(text: str) -> float:
 
 
 def choose_plan(
-    size: str, levels: Sequence[Level], config: VitConfig, cost: Callable[[Sequence[Level], VitConfig], Account]
+    size: str,
+    levels: Sequence[Level],
+    config: VitConfig,
+    few: VitConfig,
+    cost: Callable[[Sequence[Level], VitConfig], Account],
 ) -> tuple[Level, ...]:
     """The level of every block.
 
-    levels: to choose from; the first rebuilds nothing. cost: the account of a step with a plan (of one level: for all
-    blocks) and a config. Raises InputError, naming the least that can be had, for a size below it.
+    levels: to choose from; the first rebuilds nothing. few: of a model of fewer such blocks, where these are alike.
+    cost: the account of a step with a plan (of one level: for all blocks) and a config. Raises InputError, naming the
+    least that can be had, for a size below it.
     """
-    few = replace(config, depth=min(2, config.depth))
     nothing = [levels[0]] * (few.depth - 1)  # in the last block, which a transform may have changed
     base, plain = cost(levels[:1], few), cost(levels[:1], config)
     prices: dict[Level, tuple[int, int]] = {}
@@ -60,12 +63,12 @@ def choose_plan(
         prices[level] = account.flops - base.flops, base.kept_bytes - account.kept_bytes
 
     @cache
-    def transient(last: Level) -> int:
-        account = cost([last], replace(config, depth=1))
-        return account.peak_bytes - account.kept_bytes - account.state_bytes
+    def transient(lightest: Level) -> int:
+        account = plain if lightest == levels[0] else cost([lightest], config)
+        return account.peak_bytes - account.kept_bytes
 
-    def bound(plan: Candidate) -> int:  # when the backward pass starts, all is kept, and the last block works
-        return plain.state_bytes + plain.kept_bytes - plan.rebuilt + transient(plan.levels[-1])
+    def bound(plan: Candidate) -> int:  # of a plan that keeps as much, and rebuilds the least in every block
+        return plain.kept_bytes - plan.rebuilt + transient(plan.levels[-1])
 
     share, plans = read_size(size), candidates(prices, config.depth)
     limit = int(share * plain.peak_bytes if share <= 1 else share)

@@ -40,7 +40,8 @@ def tome(r: int = 2) -> Rewrite:
     if r == 0:
         return lambda ops: ops
     # Attention is to see the keys as others have made them, and the sizes beside them.
-    return rewrite("tome", replace={"block": block}, wrap={"attend": attend, "observe": observe}, innermost=True)
+    wrap = {"attend": attend, "observe": observe}
+    return rewrite("tome", replace={"block": block}, wrap=wrap, innermost=True, positional=True)  # ever fewer tokens
 
 
 def attend(inner: Callable[..., Tensor], site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -13,8 +13,11 @@ from core.layers import EXACT
 from core.ops import Parameter, Site, rewrite
 from core.optimizers import AdamW
 from core.transforms.crs import crs
+from core.transforms.decatt import decatt
 from core.transforms.flash import flash
+from core.transforms.readout import readout
 from core.transforms.recompute import recompute
+from core.transforms.tome import tome
 
 
 def doubled(name, **options):
@@ -113,6 +116,13 @@ def test_what_transforms_bring(config):
     assert ops.frozen("head.weight")
     assert not ops.frozen("norm.weight")
     assert ops.optimizer(AdamW(0.1)).learning_rate == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("rewrites", "alike"), [
+    (decatt(layers=(0, -1)), True), (decatt(layers=(3,)), False), (readout(), True), (tome(2), False),
+])  # fmt: skip
+def test_blocks_are_alike_unless_one_inside_is_told_apart(rewrites, alike):
+    assert rewrites(EXACT).alike(5) == alike
 
 
 def test_a_transform_freezes_nothing_that_another_one_brings():

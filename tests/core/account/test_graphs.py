@@ -44,9 +44,10 @@ def test_recompute_changes_no_product():
     assert not any(name.endswith("mm") for name in (change.backward.gone + change.backward.new))
 
 
-def test_a_deep_model_follows_from_its_third_block():
+@pytest.mark.parametrize("name", ["flash", "tome"])
+def test_a_deep_model_follows_from_its_third_block_if_blocks_are_alike(name):
     config = vit.VitConfig(image=16, patch=4, width=16, depth=5, heads=2, mlp=32, classes=5)
-    ops = parse("flash").ops
+    ops = parse(name).ops
     guessed, whole = graphs.trace(config, ops, 8), graphs._traced(config, ops, 8, graphs.torch.float32)
     assert guessed.kept_bytes == pytest.approx(whole.kept_bytes, rel=0.01)
     assert (guessed.forward, guessed.backward) == (whole.forward, whole.backward)
