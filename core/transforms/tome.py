@@ -40,8 +40,13 @@ def tome(r: int = 2) -> Rewrite:
     if r == 0:
         return lambda ops: ops
     # Attention is to see the keys as others have made them, and the sizes beside them.
-    wrap = {"attend": attend, "observe": observe}
-    return rewrite("tome", replace={"block": block}, wrap=wrap, innermost=True, positional=True)  # ever fewer tokens
+    return rewrite(
+        "tome",
+        replace={"block": block},
+        wrap={"attend": attend, "observe": observe},
+        innermost=True,
+        positional=True,  # every block has fewer tokens
+    )
 
 
 def attend(inner: Callable[..., Tensor], site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
