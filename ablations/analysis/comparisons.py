@@ -195,11 +195,11 @@ class Comparisons:
         return list(dict.fromkeys([*alone[: most - (highest not in alone[:most])], highest]))
 
 
-def compare(folders: Sequence[Path], margins: Mapping[str, float] | None = None) -> Comparisons:
-    """The study in this folder, or several joined, with its own margins (margins.json) unless others are given: of
-    several the smallest, and the most looks. Raises InputError for what `reading.read` refuses."""
+def compare(folders: Sequence[Path]) -> Comparisons:
+    """The study in this folder, or several joined, with its own margins (margins.json): of several the smallest, and
+    the most looks. Raises InputError for what `reading.read` refuses."""
     study = read(folders)
-    decisions = []
+    decisions: list[tuple[dict[str, float], int]] = []
     timing: Timing | None = None
     unread: list[str] = []
     for folder in folders:
@@ -208,12 +208,10 @@ def compare(folders: Sequence[Path], margins: Mapping[str, float] | None = None)
         except Damaged as error:
             unread.append(str(error))
             decisions.append((dict(judging.MARGINS), 1))
-    own = {name: min(margins[name] for margins, _ in decisions) for name in judging.MARGINS}
-    looks = max(looks for _, looks in decisions)
-    strictest = any(decision != decisions[0] for decision in decisions)
     try:
         timing = timing_pass.read(folders)
     except Damaged as error:
         unread.append(str(error))
-    given = own if margins is None else judging.read_margins(margins)
-    return Comparisons(study, given, looks, strictest, timing, tuple(unread))
+    margins = {name: min(own[name] for own, _ in decisions) for name in judging.MARGINS}
+    strictest = any(decision != decisions[0] for decision in decisions)
+    return Comparisons(study, margins, max(looks for _, looks in decisions), strictest, timing, tuple(unread))

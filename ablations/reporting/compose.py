@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -33,23 +33,17 @@ class Section(NamedTuple):
     figures: Sequence[str] = ()
 
 
-def write(
-    folders: Sequence[Path],
-    out: Path | None = None,
-    target: float | None = None,
-    margins: Mapping[str, float] | None = None,
-) -> list[Path]:
+def write(folders: Sequence[Path], out: Path | None = None, target: float | None = None) -> list[Path]:
     """Write the report of a study, or of several joined, with its tables and figures; returns their paths.
 
     out: the folder; report/ in the study's own, or for several in one named after them. target: an accuracy from 0 to 1
-    that the time to reach it is reported for; one that the baseline reached unless given. margins: instead of the
-    study's own (see verdicts.MARGINS). Raises InputError for what `compare` refuses, and for a target outside 0 to
-    1.
+    that the time to reach it is reported for; one that the baseline reached unless given. Raises InputError for what
+    `compare` refuses, and for a target outside 0 to 1.
     """
     if target is not None and not 0 < target <= 1:
         raise InputError(f"target {100 * target:g} is outside 0 to 100 %: write an accuracy in percent, such as 90")
     own = folders[0] if len(folders) == 1 else folders[0].parent / "+".join(f.name for f in folders)
-    comparisons, at = compare(folders, margins), out or own / "report"
+    comparisons, at = compare(folders), out or own / "report"
     with alone(at):
         return write_comparisons(comparisons, at, target, own=out is None)
 

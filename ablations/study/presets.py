@@ -24,34 +24,16 @@ _MATCHED = Recipe(
     rotate=15.0,
     set=("decatt.weight=150", "decatt.norm=frobenius"),
 )
+_MIXED = ("mrt.tokens=64", "mrt.min_patch=16", "mrt.max_patch=64", "mrt.image=256")
 _PUBLISHED = replace(
     _MATCHED,
     baseline_width=384,
     baseline_heads=6,
     schedule="constant",
     warmup=0.0,
-    set=(
-        *_MATCHED.set,
-        "mrt.tokens=64",
-        "mrt.min_patch=16",
-        "mrt.max_patch=64",
-        "mrt.scorer=features",
-        "mrt.image=256",
-        "mrt.patch_norm=False",
-    ),
+    set=(*_MATCHED.set, *_MIXED, "mrt.scorer=features", "mrt.patch_norm=False"),
 )
-_MATCHED_256 = replace(
-    _MATCHED,
-    set=(
-        *_MATCHED.set,
-        "mrt.tokens=64",
-        "mrt.min_patch=16",
-        "mrt.max_patch=64",
-        "mrt.image=256",
-        "uniform.patch=16",
-        "uniform.image=256",
-    ),
-)
+_MATCHED_256 = replace(_MATCHED, set=(*_MATCHED.set, *_MIXED, "uniform.patch=16", "uniform.image=256"))
 _FINETUNE = Recipe(
     data="cifar10",
     image=224,

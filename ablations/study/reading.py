@@ -19,7 +19,7 @@ from ablations.study import identity, schema
 from ablations.study.arms import AGAIN, BASELINE, optimizations
 from ablations.study.machine import COMPARABLE
 from ablations.study.schema import Damaged
-from ablations.study.store import Result, Row, cell_folder, read_study
+from ablations.study.store import Result, Row, read_study
 from core import plugins
 from core.errors import InputError
 
@@ -100,11 +100,6 @@ class Study:
 def results(out: Path) -> list[Result]:
     """The results of all finished cells, sorted by arm and seed; without the damaged ones."""
     return [cell.result for cell in _cells(out, [])]
-
-
-def history(out: Path, result: Result) -> list[Row]:
-    """A finished cell's metrics by epoch."""
-    return read_cell(cell_folder(out, *_key(result))).rows
 
 
 def timing(out: Path) -> Result | None:

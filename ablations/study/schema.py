@@ -20,6 +20,8 @@ from ablations.study.arms import BASELINE
 from ablations.study.presets import PRESETS
 from ablations.study.recipes import Recipe
 from core.errors import InputError, choose
+from core.foreign.places import Shape
+from core.vit import VitConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=1e-30, lt=1e30)]  # what is beyond was not measured, and would overflow
@@ -42,6 +44,12 @@ class Checked(BaseModel):
     """Types as they are in JSON, numbers finite; further keys are let be."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+
+
+class Closed(Checked):
+    """The same, without further keys."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 _HINTS = get_type_hints(Recipe)
@@ -138,35 +146,14 @@ class Line(Checked):
     rate: Positive = Field(alias="speed/images_per_second")
 
 
-class Shape(Checked, extra="forbid"):
-    """The fields of VitConfig, which checks their values itself."""
-
-    image: Count
-    patch: Count
-    width: Count
-    depth: Count
-    heads: Count
-    mlp: Count
-    classes: Count
-    channels: Count = 3
-    dropout: float = 0.0
-    patch_norm: bool = False
-    head: str = "linear"
-    eps: float = 1e-6
+def _closed(kind: type) -> Any:
+    """What has the fields of a config, all of them and no others; their values it checks itself."""
+    typed: Any = {name: (Count if hint is int else hint, ...) for name, hint in get_type_hints(kind).items()}
+    return create_model(kind.__name__, __base__=Closed, **typed)
 
 
-class ModuleShape(Checked, extra="forbid"):
-    """The fields of core.foreign.places.Shape."""
-
-    image: Count
-    channels: Count
-    classes: Count
-    width: Count
-    depth: Count
-    heads: Count
-    mlp: Count
-    eps: float
-    dropout: float
+Ours: Any = _closed(VitConfig)
+Others: Any = _closed(Shape)
 
 
 class About(Checked):
@@ -179,7 +166,7 @@ class About(Checked):
     classes: Annotated[list[str], Field(min_length=1)]
     mean: list[float]
     std: list[Positive]
-    config: Shape | ModuleShape
+    config: Ours | Others
     recipe: Settings
 
 

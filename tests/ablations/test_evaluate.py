@@ -40,11 +40,10 @@ def test_the_checkpoint_is_timms_model(trained):
 
 
 def test_correctness_of_every_image_is_kept(trained):
-    for result in reading.results(trained):
-        table = np.load(trained / "cells" / result["arm"] / "seed0" / "correct.npz")["correct"]
-        rows = reading.history(trained, result)
+    for cell in reading.read([trained]).cells:
+        table = np.load(cell.folder / "correct.npz")["correct"]
         assert table.shape == (2, 360)
-        assert table.mean(1).tolist() == [row["val/accuracy"] for row in rows]
+        assert table.mean(1).tolist() == [row["val/accuracy"] for row in cell.rows]
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_a_study_leaves_what_it_promises(command, figures, capsys):
 def test_arms_differ_by_their_transforms_only(command):
     """flash is exact: same initial weights, order and augmentation give the baseline's training to rounding."""
     assert command("--arms", "baseline,flash,decatt") == 0
-    rows = {r["arm"]: reading.history(command.out, r) for r in reading.results(command.out)}
+    rows = {arm: group[0].rows for arm, group in reading.read([command.out]).arms.items()}
     for ours, theirs in zip(rows["flash"], rows["baseline"], strict=True):
         assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
     assert rows["decatt"][-1]["train/penalty"] > 0
