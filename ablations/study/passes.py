@@ -32,13 +32,14 @@ def measured(
     cells: Sequence[Prepared], made_by: Result, out: Path, progress: Terminal, timing_only: bool, profiled: bool
 ) -> int:
     """What needs the machine alone: the timing pass, where there is none of all arms yet or it is asked for, and the
-    profiles; returns how many of these failed."""
+    profiles; returns how many arms failed there."""
     if not profiled and not timing_due(cells, out, timing_only):
         return 0
+    failed = 0
     with alone(out):
         if timing_due(cells, out, timing_only):
-            timing.measure_arms(cells, made_by, out, progress, asked=timing_only)
-        return profile(cells, out, progress) if profiled else 0
+            failed += timing.measure_arms(cells, made_by, out, progress, asked=timing_only)
+        return failed + (profile(cells, out, progress) if profiled else 0)
 
 
 def timing_due(cells: Sequence[Prepared], out: Path, asked: bool) -> bool:

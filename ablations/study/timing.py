@@ -51,8 +51,9 @@ def forget_failures(out: Path) -> None:
 
 def measure_arms(
     cells: Sequence[Prepared], made_by: Result, out: Path, progress: Terminal, asked: bool = False
-) -> None:
-    """Measure every arm and write timing.json. InputError without a baseline: there is nothing to compare with.
+) -> int:
+    """Measure every arm, write timing.json, and return how many failed. InputError without a baseline: there is nothing
+    to compare with.
 
     asked: by itself, and so for as long as it may take at most; else for a share of the training time.
     """
@@ -62,6 +63,8 @@ def measure_arms(
     others = [cell for cell in cells if cell.arm.name not in (BASELINE, AGAIN)]
     load, begin, most = os.getloadavg()[0], time.perf_counter(), MOST if asked else _most(out)
     found, groups, failed = rounds(cells, most, progress)
+    if not found:
+        return len(failed)
     names = [BASELINE, AGAIN, *(cell.arm.name for cell in others)]
     seconds = {name: [took.get(name) for took in found] for name in names if any(name in took for took in found)}
     ratios = measure.ratios(seconds, BASELINE)
@@ -89,10 +92,12 @@ def measure_arms(
     odd = "" if quiet else "; the machine was not quiet: step times are less certain than they could be"
     took = time.perf_counter() - begin
     progress.note(f"timing pass: {len(seconds)} arms, {len(found)} rounds, {took:.0f} s; {noise}{odd}")
+    return len(failed)
 
 
 def rounds(cells: Sequence[Prepared], most: float, progress: Terminal) -> tuple[list[Round], int, dict[str, str]]:
-    """The rounds of all groups, how many groups these are, and why arms are in none, in about `most` seconds."""
+    """The rounds of all groups, how many groups these are, and why arms are in none, in about `most` seconds. There are
+    no rounds if the baseline fails."""
     processes.lead("time", most)
     baseline = next(cell for cell in cells if cell.arm.name == BASELINE)
     again = prepared(parse(AGAIN), baseline.recipe, baseline.data)
@@ -135,7 +140,11 @@ def _groups(
     states: dict[Any, State] = {}
     left = list(others)
     while True:
-        group = {cell.arm.name: _block(cell, states) for cell in first}
+        try:
+            group = {cell.arm.name: _block(cell, states) for cell in first}
+        except (Exception, SystemExit) as error:  # recorded; nothing can be compared
+            failed[BASELINE] = f"failed: {type(error).__name__}: {error}"
+            return
         held = list(first)
         while left:
             try:

@@ -175,3 +175,14 @@ def test_the_ceiling_is_measured_once_a_study(out, monkeypatch):
     assert claimed == [True]
     assert read_study(out)["ceiling"] == {"float32": 1e12}
     assert read_study(out)["identity"] == SAME
+
+
+def test_a_baseline_that_fails_is_told_of_and_no_pass_is_kept(out, short, monkeypatch):
+    def failing(cell, states):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(timing, "_block", failing)
+    cells, said = study("baseline,flash").cells, []
+    assert timing.measure_arms(cells, {}, out, SimpleNamespace(note=said.append)) == 1
+    assert said == ["timing pass: baseline failed: RuntimeError: no kernel"]
+    assert not (out / "timing.json").exists()
