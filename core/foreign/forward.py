@@ -3,12 +3,14 @@
 torch.func.functional_call gives it parameters and buffers; a TorchFunctionMode takes its F.linear, F.layer_norm and
 F.scaled_dot_product_attention to `linear`, `norm` and `attend`, and what F.layer_norm or F.gelu computed just before a
 map to that map's `before`. What the last map of a branch gives goes through `attention` or `mlp`, and F.conv2d of
-patches to `tokenize`. Keys are of the parameters' names. With no transform every call is the module's own.
+patches to `tokenize`. Keys are of the parameters' names. With no transform, and norms of the model's own precision,
+every call is the module's own, and costs what it costs there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from core import rng
 from core.errors import InputError
-from core.foreign.model import Foreign, constants, split, trained
+from core.foreign.model import Foreign, split
 from core.foreign.places import (
     CONVOLUTIONS,
     Place,
@@ -29,7 +31,7 @@ from core.foreign.places import (
     norm_arguments,
     plain_attention,
 )
-from core.layers import EXACT
+from core.layers import EXACT, normalize
 from core.ops import Carry, Ops, Params, Site
 
 PLAIN = replace(
@@ -53,8 +55,8 @@ def forward(
     """
     wide = next(iter(params.values())).dtype
     dtype = dtype or wide
-    own = {name: params[name] for name in trained(config.module)}
-    held = {name: t.to(images.device) for name, t in constants(config.module).items()}
+    own = {name: params[name] for name in config.ours}
+    held = {name: t.to(images.device) for name, t in config.held.items()}
     norms = {f"{n}.{kind}" for n, p in config.places.items() for kind in ("weight", "bias") if p.kind == "norm"}
     tensors = {
         name: t.to(wide if name in norms else dtype) if t.is_floating_point() else t
@@ -68,7 +70,7 @@ def forward(
     mode = _Primitives(config, tensors, brought, ops, key, dtype, images)
     if "tokenize" in mode.changed:  # whose tokens have their positions
         tensors["pos_embed"] = torch.zeros_like(tensors["pos_embed"][:, :1])
-    with mode:
+    with mode if mode.changed or dtype != wide else nullcontext():
         output = functional_call(config.module, tensors, (images.to(dtype),))
     return output if isinstance(output, Tensor) else output.logits, mode.penalty
 
@@ -154,6 +156,9 @@ class _Primitives(TorchFunctionMode):
         if weight is None or bias is None or (found := self._find(weight)) is None:
             return func(*args, **kwargs)
         self.last = found
+        if "norm" not in self.changed:  # no key is made for nothing
+            eps = found[1].config.eps
+            return self._remember(lambda x, weight, bias: normalize(x, weight, bias, eps), x, weight, bias)
         site = self._site(*found, weight, bias)
         return self._remember(lambda *inputs: self.ops.norm(site, *inputs), x, weight, bias)
 
@@ -163,7 +168,7 @@ class _Primitives(TorchFunctionMode):
     def attend(self, func: Any, *args: Any, **kwargs: Any) -> Tensor:
         self._forget()
         plain = plain_attention(*args, **kwargs)
-        if self.last is None or self.last[1].block is None:
+        if self.last is None or self.last[1].block is None or not {"attend", "observe", "penalty"} & self.changed:
             return func(*args, **kwargs)
         name, place = self.last
         site = self._site(f"{name} attention", place._replace(role="attn"))

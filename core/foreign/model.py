@@ -18,7 +18,8 @@ class Foreign:
     """A module of others: what it is called, its shape, and where its calls stand by the parameters they read.
 
     build: the module anew, its initial values by a seed. module: one, in evaluation mode. ours: its parameters by our
-    names. reached: how many maps, norms, attentions and masked attentions of its own parameters a forward pass has.
+    names. held: its `constants`. reached: how many maps, norms, attentions and masked attentions of its own parameters
+    a forward pass has.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Foreign:
     build: Callable[[int], nn.Module]
     places: Mapping[str, Place]
     ours: Mapping[str, str]
+    held: Params
     reached: Counter[str]
 
     @property
@@ -78,7 +80,7 @@ def layout(config: Foreign, ops: Ops = EXACT) -> dict[str, Parameter]:
 
 def state_dict(config: Foreign, params: Params) -> Params:
     """What the module's load_state_dict takes, from parameters."""
-    every = constants(config.module) | params
+    every = config.held | params
     first = {id(p): name for name, p in config.module.named_parameters()}  # a shared one has more names
     own = {name: first.get(id(t), name) for name, t in config.module.state_dict(keep_vars=True).items()}
     return {name: every[of].clone() if of != name else every[of] for name, of in own.items() if of in every}

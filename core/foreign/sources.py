@@ -15,7 +15,7 @@ from core import code
 from core.code import said
 from core.errors import InputError
 from core.foreign import checks
-from core.foreign.model import Foreign, trained
+from core.foreign.model import Foreign, constants, trained
 from core.foreign.places import Watch, blocks, ours, places, reached, shape_of
 
 Build = Callable[[], nn.Module]
@@ -69,7 +69,8 @@ def watched(
         )
     if torch.device(device).type != "cuda" or torch.cuda.is_available():
         module.to(device)
-    return Foreign(name, shape_of(found), module, build, found, ours(trained(module), found, prefix), counts)
+    own = ours(trained(module), found, prefix)
+    return Foreign(name, shape_of(found), module, build, found, own, constants(module), counts)
 
 
 def _timm(name: str, sizes: dict[str, int]) -> Build:
