@@ -35,3 +35,8 @@ def run(config, arm="baseline", key=7, wrap=lambda loss: loss, of=None):
 
 def distance(a, b):
     return max(((a[n] - b[n]).abs().max() / b[n].abs().max().clamp_min(1e-6)).item() for n in b)
+
+
+def cosine(a, b):
+    a, b = (torch.cat([tree[n].flatten() for n in b]) for tree in (a, b))
+    return (a @ b / (a.norm() * b.norm())).item()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from foreign import CLASSES, IMAGE, MRT, batch_of, distance, moved, run
+from foreign import CLASSES, IMAGE, MRT, batch_of, cosine, distance, moved, run
 from torch.func import functional_call
 
 from ablations.study.arms import parse
@@ -87,7 +87,8 @@ def test_the_transforms_keep_their_contracts(load, name):
     other, _, gradients = run(config, "lowbp")
     assert other.item() == pytest.approx(value.item(), rel=1e-12)
     if any(place.role == "mlp.fc2" for place in config.places.values()):
-        assert 1e-6 < distance(gradients, exact) < 3
+        assert distance(gradients, exact) > 1e-6
+        assert cosine(gradients, exact) > 0.7  # of unrelated ones it is 0
     else:  # a gated MLP, whose activation is left as it is
         assert distance(gradients, exact) < 1e-9
 
