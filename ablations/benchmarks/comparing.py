@@ -64,8 +64,8 @@ def settled(bench: Bench) -> Bench:
             f"rounds {bench.rounds}, steps {bench.steps}, batch size {bench.batch_size}: at least 2, "
             "0 and 0 (which stands for the device's own)"
         )
-    if bench.json and not bench.json.parent.is_dir():
-        raise InputError(f"'{bench.json.parent}' is no folder; pass --json with a file in one")
+    if bench.json and (bench.json.is_dir() or not bench.json.parent.is_dir()):
+        raise InputError(f"'{bench.json}' is no file in a folder that is there; pass --json FILE.json")
     bench = replace(
         bench,
         shapes=bench.shapes or (",".join(training.SHAPES) if cuda else "4.2M,quick"),

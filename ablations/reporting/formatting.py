@@ -34,6 +34,8 @@ def signed(response: Response, value: float) -> str:
 def written(response: Response, shown: float) -> str:
     """A number in a response's unit with its sign: `+1.25`; from a thousand on, which only an interval's end can be,
     `>+999`."""
+    if isnan(shown):
+        return "?"
     if shown >= 1000:
         return ">+999"
     text = format(shown, _FORMS[response.name])

@@ -91,6 +91,8 @@ def _part(text: str, settings: Settings) -> tuple[str, str, dict[str, Any]]:
         raise InputError("'baseline' stands alone: it is the arm without optimizations")
     if base in PRECISIONS:
         raise InputError(f"'{text}' has a value; write {base}")
+    if not callable(REGISTRY[base].build):
+        raise InputError(f"optimization '{base}' is no function, but {REGISTRY[base].build!r}; mend the plugin")
     signature = inspect.signature(REGISTRY[base].build)
     first = next(iter(signature.parameters.values()), None)
     given, name = dict(settings.get(base, {})), base
@@ -122,6 +124,7 @@ def _built(base: str, parameters: Mapping[str, Any]) -> Rewrite:
 
 
 def _at(base: str, value: Any) -> str:
+    value = value + 0.0 if isinstance(value, float) else value  # -0 is 0
     short = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
     if "/" in short:
         raise InputError(f"{base}@{short}: an arm's name is its folder's; pass a value without /")

@@ -152,7 +152,12 @@ def accuracy(trained: Trained, data: Data, device: torch.device) -> Evaluation:
             f"{len(data.classes)} ({_some(data.classes)}); pass --data with the same classes, such as --data "
             f"{trained.about['data']}"
         )
-    prepare = preparation(tuple(trained.about["mean"]), tuple(trained.about["std"]))
+    mean, std = trained.about["mean"], trained.about["std"]
+    if len(mean) != trained.config.channels or len(std) != trained.config.channels:
+        raise InputError(
+            f"the model has {trained.config.channels} channels, and {len(mean)} means of them: it is damaged"
+        )
+    prepare = preparation(tuple(mean), tuple(std))
     params = {name: tensor.to(device) for name, tensor in trained.params.items()}
     dtype = trained.recipe.dtype(trained.arm)
     ops = model.fit(trained.arm.ops, trained.config)

@@ -124,7 +124,10 @@ def _slurm(order: Order, settings: dict[str, str]) -> Iterator[Send]:
     if cluster == "slurm" and not shutil.which("sbatch"):
         raise InputError("there is no Slurm here (sbatch is not found); call from a machine that can submit jobs")
     logs = order.out.with_name(f"{order.out.name}.slurm")
-    executor = submitit.AutoExecutor(logs, cluster, slurm_max_num_timeout=10**6)
+    try:
+        executor = submitit.AutoExecutor(logs, cluster, slurm_max_num_timeout=10**6)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"--slurm cluster={cluster}: {error}; leave cluster out, or write cluster=local") from error
     values = {f"slurm_{name}": int(value) if value.isdecimal() else value for name, value in settings.items()}
     try:
         executor.update_parameters(
@@ -134,14 +137,14 @@ def _slurm(order: Order, settings: dict[str, str]) -> Iterator[Send]:
             gpus_per_node=int(order.recipe.device == "cuda"),
             **values,
         )
-    except (NameError, ValueError) as error:
+    except (NameError, TypeError, ValueError) as error:
         raise InputError(f"--slurm {' '.join(f'{k}={v}' for k, v in settings.items())}: {error}") from error
     sent: list[submitit.Job[str | None]] = []
 
     def send(calls: Sequence[tuple[object, ...]]) -> list[Job]:
         try:
             new = executor.map_array(_Resumable(perform), *zip(*calls, strict=True)) if calls else []
-        except submitit.core.utils.FailedJobError as error:
+        except (submitit.core.utils.FailedJobError, TypeError) as error:
             raise InputError(f"Slurm takes no job: {error}") from error
         sent.extend(new)
         return list(new)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from io import BytesIO
 from itertools import chain
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ablations.study import identity, schema
-from ablations.study.arms import AGAIN, BASELINE, optimizations
+from ablations.study.arms import AGAIN, BASELINE, optimizations, parse
 from ablations.study.machine import COMPARABLE
 from ablations.study.schema import Damaged
 from ablations.study.store import Result, Row, read_study
@@ -152,6 +153,9 @@ def read_cell(folder: Path) -> Cell:
         if schema.digest(schema.content(folder / name)) != known:
             raise Damaged(f"'{folder / name}' is not as it was written")
     rows = _rows(folder / "metrics.jsonl", result["epochs"])
+    for name in ("val/accuracy", "val/loss"):
+        if not isclose(result["final_" + name.replace("/", "_")], rows[-1][name], rel_tol=1e-6):
+            raise Damaged(f"'{folder / 'result.json'}' has another {name} than metrics.jsonl")
     return Cell(result, rows, folder, _correct(folder / "correct.npz", rows))
 
 
@@ -160,7 +164,18 @@ def _own(path: Path, kind: type[schema.Checked]) -> Result:
     found = schema.read(path, kind)
     if (found["arm"], f"seed{found['seed']}") != (path.parent.parent.name, path.parent.name):
         raise Damaged(f"'{path}' is of another cell ({found['arm']}, seed {found['seed']})")
+    if plugins.missing(optimizations(found["arm"]), ()) is None and (name := _canonical(found["arm"])) != found["arm"]:
+        raise Damaged(f"'{path}' is of no arm: {found['arm']} is written {name}")
     return found
+
+
+@cache
+def _canonical(arm: str) -> str:
+    """An arm's name as the program writes it; Damaged for one that it does not write."""
+    try:
+        return parse(arm).name
+    except InputError as error:
+        raise Damaged(str(error)) from error
 
 
 def _rows(path: Path, epochs: int) -> list[Row]:

@@ -233,7 +233,7 @@ class Recipe:
             raise InputError(
                 f"{self.precision} is the precision of the whole study; leave it out, or pass another --precision"
             )
-        return PRECISIONS[arm.precision or self.precision]
+        return PRECISIONS[choose("precision", arm.precision or self.precision, PRECISIONS)]
 
     def optimizer(self, steps_per_epoch: int, share: Share = ALONE) -> Optimizer:
         """AdamW over the whole run, and the average of the weights if there is one."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ablations.study.store import Result, Row, emptied, write_result
+from ablations.study.store import Result, Row, write_result
 from core import files
 
 LAYOUT = {
@@ -19,6 +19,10 @@ LAYOUT = {
         "Peak memory of a step (MiB)": ["Multiline", [r"^memory/peak_mib$"]],
     }
 }
+WRITTEN = (  # in a cell's folder; the rest is the user's
+    *("metrics.jsonl", "correct.npz", "result.json", "failed.json", "best.safetensors"),
+    *("tokens.png", "events.out.tfevents.*", ".*.partial"),
+)
 METRICS = (  # of a result, in HParams
     *("best_val_accuracy", "final_val_accuracy", "final_val_loss", "final_train_loss"),
     *("images_per_second", "step_ms_median", "train_seconds", "mfu", "parameters"),
@@ -32,7 +36,12 @@ class Recorder:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder = emptied(folder)  # of what a killed run left
+        if folder.is_symlink() or not folder.is_dir():
+            files.remove(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in (path for name in WRITTEN for path in folder.glob(name)):  # by a killed run
+            files.remove(left)
+        self.folder = folder
         self._writer = SummaryWriter(str(folder))
         self._writer.add_custom_scalars(LAYOUT)
         self._metrics = (folder / "metrics.jsonl").open("w", encoding="utf-8")

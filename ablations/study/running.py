@@ -219,7 +219,8 @@ def _attempt(
 def _full(error: BaseException | None) -> bool:
     """Whether an error, or what it came from, is that of a full disk."""
     while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left on device" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

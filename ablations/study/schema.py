@@ -25,6 +25,7 @@ from core.vit import VitConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=1e-30, lt=1e30)]  # what is beyond was not measured, and would overflow
+Pixel = Annotated[float, Field(gt=-1e6, lt=1e6)]  # of a channel, the range of whose values is 1
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Bytes = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f/]+$")]
@@ -164,8 +165,8 @@ class About(Checked):
     accuracy: Share
     data: str
     classes: Annotated[list[str], Field(min_length=1)]
-    mean: list[float]
-    std: list[Positive]
+    mean: Annotated[list[Pixel], Field(min_length=1, max_length=4)]
+    std: Annotated[list[Annotated[Pixel, Field(gt=0)]], Field(min_length=1, max_length=4)]
     config: Ours | Others
     recipe: Settings
 

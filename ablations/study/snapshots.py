@@ -75,7 +75,7 @@ class Snapshots:
                 length = int.from_bytes(data[:8], "little")
                 said = json.loads(data[8 : 8 + length])["__metadata__"]
                 of, content = json.loads(said.get("of", "{}")), (load(data), json.loads(said["about"]))
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
                 self._note(f"snapshot {path} is damaged ({error}): the one before it is used, or the cell starts again")
                 files.remove(path)
                 continue

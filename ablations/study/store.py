@@ -33,13 +33,6 @@ def profile_folder(out: Path, arm: str) -> Path:
     return out / "cells" / arm / "profile"
 
 
-def emptied(folder: Path) -> Path:
-    """The folder of a cell or of a report, made anew without what it held."""
-    files.remove(folder)
-    folder.mkdir(parents=True)
-    return folder
-
-
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content atomically, in UTF-8."""
     files.write(path, text.encode(errors="backslashreplace"))

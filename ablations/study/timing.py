@@ -49,9 +49,7 @@ def forget_failures(out: Path) -> None:
             write_json(out / "timing.json", found | {"failed": {}})
 
 
-def measure_arms(
-    cells: Sequence[Prepared], made_by: Result, out: Path, progress: Terminal, asked: bool = False
-) -> int:
+def measure_arms(cells: Sequence[Prepared], made_by: Result, out: Path, progress: Terminal, asked: bool = False) -> int:
     """Measure every arm, write timing.json, and return how many failed. InputError without a baseline: there is nothing
     to compare with.
 

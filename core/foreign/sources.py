@@ -119,9 +119,10 @@ def _hugging_face(name: str, sizes: dict[str, int]) -> Build:
             "Hugging Face has"
         ) from error
     weights = pretrained(f"hf:{name}")
-    if not weights and (unread := sorted(path.name for path in Path(name).glob("*_model*"))):
+    if not weights and (unread := sorted(str(p.relative_to(name)) for p in Path(name).rglob("*") if _of_weights(p))):
         raise InputError(
-            f"model 'hf:{name}' has its weights in {unread[0]}, and only safetensors are read; write them with "
+            f"model 'hf:{name}' has its weights in {unread[0]}, and only safetensors beside config.json are read; "
+            "write them with "
             f"AutoModelForImageClassification.from_pretrained('{name}').save_pretrained('{name}'), or move the file "
             "away to start from random values"
         )
@@ -130,13 +131,31 @@ def _hugging_face(name: str, sizes: dict[str, int]) -> Build:
         try:
             if not weights:
                 return AutoModelForImageClassification.from_config(config, attn_implementation="sdpa")
-            return AutoModelForImageClassification.from_pretrained(
-                name, config=config, attn_implementation="sdpa", ignore_mismatched_sizes=True, use_safetensors=True
+            model, loaded = AutoModelForImageClassification.from_pretrained(
+                name,
+                config=config,
+                attn_implementation="sdpa",
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                output_loading_info=True,
             )
         except Exception as error:
             raise InputError(f"model 'hf:{name}' cannot be made ({said(error)}); choose another") from error
+        shaped = {key if isinstance(key, str) else key[0] for key in loaded["mismatched_keys"]}
+        random = {*loaded["missing_keys"], *shaped}
+        if lacking := sorted(n for n in random if n.startswith(f"{model.base_model_prefix}.")):  # not of the head
+            raise InputError(
+                f"the weights of model 'hf:{name}' lack {len(lacking)} of its tensors, such as {lacking[0]}, or have "
+                "them in another shape than config.json says; choose another"
+            )
+        return model
 
     return make
+
+
+def _of_weights(path: Path) -> bool:
+    """Whether a file holds, or lists, weights."""
+    return path.name.endswith((".bin", ".pt", ".pth", ".h5", ".msgpack", ".safetensors", ".index.json"))
 
 
 def _module(name: str, sizes: dict[str, int]) -> Build:

@@ -137,7 +137,11 @@ def _timm(name: str) -> tuple[nn.Module, Values, Values]:
 def _hugging_face(name: str) -> tuple[nn.Module, Values, Values]:
     from transformers import AutoModel, ViTImageProcessor
 
-    model = AutoModel.from_pretrained(name)
+    model, loaded = AutoModel.from_pretrained(name, output_loading_info=True)
+    if lacking := sorted(n for n in loaded["missing_keys"] if not n.startswith("pooler.")):
+        raise InputError(
+            f"weights 'hf:{name}' lack {len(lacking)} of the model's tensors, such as {lacking[0]}; choose others"
+        )
     try:
         images, _ = ViTImageProcessor.get_image_processor_dict(name)
     except OSError:  # a model without a description of its images

@@ -116,7 +116,7 @@ def test_a_single_epoch_has_points_instead_of_bands(synthetic, tmp_path):
 
 
 def test_of_many_arms_the_most_important_ones_are_runs(synthetic, tmp_path):
-    pairs = [f"crs@0.{i}+mrt" for i in range(10, 50)]
+    pairs = [f"crs@{i / 100:g}+mrt" for i in range(10, 50)]
     board = found(synthetic(tmp_path / "study", arms=("baseline", *pairs, "mrt", "flash"), seeds=1, epochs=1))
     runs = set(board.Runs())
     assert len(runs) == RUNS
