@@ -26,7 +26,7 @@ from core import measure, rng
 from core.errors import InputError
 from core.step import State
 
-BLOCK, STEPS = 0.02, 2  # seconds and steps of a block, at least: short, for machines change speed within 0.1 s
+BLOCK, STEPS = 0.005, 1  # seconds and steps of a block, at least: short, for machines change speed within 0.1 s
 WITHIN, QUIET = 0.015, 0.02  # half of the A/A interval: at which the pass ends; up to which a machine is called quiet
 ROUNDS = 12  # at least
 SHARE, MOST = 0.1, 300.0  # of the cells' training time, and seconds, that the pass takes at most beyond these
