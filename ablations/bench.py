@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 
 from ablations.benchmarks.comparing import Bench, compared, settled
-from ablations.study.machine import environment
+from ablations.study.machine import environment, ready
 from ablations.study.speaking import one_message
 from ablations.study.store import write_json
 from core.errors import InputError
@@ -25,9 +25,9 @@ def main() -> None:
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 120)
-    torch.backends.cudnn.allow_tf32 = False
     with one_message():
         bench = settled(tyro.cli(Bench))
+        ready(bench.device)
         try:
             figures = compared(bench, console)
         except ModuleNotFoundError as error:
