@@ -60,7 +60,9 @@ def test_weights(hugging_face, tmp_path, monkeypatch):
     shutil.copytree(hugging_face / "vit", folder)
     (folder / "pytorch_model.bin").touch()
     refused(
-        f"hf:{folder}", r"weights in pytorch_model.bin, and only safetensors beside config.json are read; write them .*, or move", image=28
+        f"hf:{folder}",
+        r"weights in pytorch_model.bin, and only safetensors beside config.json are read; write them .*, or move",
+        image=28,
     )
     assert not sources.pretrained(f"hf:{folder}")
     (folder / "model.safetensors").touch()
