@@ -95,7 +95,7 @@ class Snapshots:
 
 
 def folder_of(cell: Path) -> Path:
-    """Where the snapshots of a cell's folder lie: beside it, for itself is emptied whenever it is begun."""
+    """Where the snapshots of a cell's folder lie: beside it, for what a cell wrote is removed when it begins again."""
     return cell.with_name(f"{cell.name}.snapshots")
 
 
