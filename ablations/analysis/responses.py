@@ -10,7 +10,8 @@ import numpy as np
 from ablations.analysis.estimates import Estimator, Values, exact, moderated, winsorized
 from ablations.analysis.timing import Timing
 from ablations.study.arms import AGAIN, BASELINE, twin
-from ablations.study.reading import Cell, Study
+from ablations.study.outcomes import Cell
+from ablations.study.reading import Study
 
 Table = Mapping[
     tuple[str, int], Values

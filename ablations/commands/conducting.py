@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from ablations.commands.options import Command, folder, margins
-from ablations.study import jobs, machine, passes, processes, reading, running, store, timing
+from ablations.study import jobs, machine, outcomes, passes, processes, reading, running, store, timing
 from ablations.study.progress import Terminal
 from ablations.study.signals import Stop, Stopped
 from core.errors import InputError
@@ -49,9 +49,9 @@ def _lead(command: Command, study: running.Study, console: Console, stop: Stop) 
         _introduce(console, study, out, len(folders), len(left), len(seeds) * len(study.cells) - len(planned))
         for name, why in study.refused.items():
             console.print(f"left out: {name} ({why})", soft_wrap=True)
-        for why in filter(None, map(reading.damage, (f for f in folders if (f / "result.json").exists()))):
+        for why in filter(None, map(outcomes.damage, (f for f in folders if (f / "result.json").exists()))):
             console.print(f"trained again: {why}", soft_wrap=True)
-        if many := sum(map(reading.failed, folders)):
+        if many := sum(map(outcomes.failed, folders)):
             console.print(f"{many} cells failed before; --retry-failed trains them again")
     try:
         failed = _run(command, study, planned, seeds, out, Terminal(console, folders, command.jobs == 1), stop)
@@ -104,7 +104,7 @@ def retry(command: Command, out: Path, folders: Sequence[Path]) -> None:
     """With --retry-failed, forget what failed; other processes may do so at the same time."""
     if command.retry_failed:
         timing.forget_failures(out)
-        for path in filter(reading.failed, folders):
+        for path in filter(outcomes.failed, folders):
             (path / "failed.json").unlink(missing_ok=True)
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from ablations.commands.options import Command, folder, margins
 from ablations.study import arms as arm_names
-from ablations.study import hours, machine, plan, reading, running, store
+from ablations.study import hours, machine, outcomes, plan, running, store
 from ablations.study.presets import ABOUT
 from ablations.study.recipes import PRECISIONS
 from core.data import sets
@@ -63,8 +63,8 @@ def foresee_hours(command: Command, console: Console) -> None:
         store.refuse_other(out, before, settings)
     seconds, source = hours.step_seconds(study, out)
     planned = study.planned(range(command.first_seed, command.first_seed + command.seeds), command.every_arm)
-    left = [(cell, seed) for cell, seed in planned if not reading.finished(store.cell_folder(out, cell.arm.name, seed))]
-    cells = hours.cells(left, seconds)
+    done = {(cell, seed): outcomes.finished(store.cell_folder(out, cell.arm.name, seed)) for cell, seed in planned}
+    cells = hours.cells([cell for cell in planned if not done[cell]], seconds)
     if command.json:
         print(json.dumps({"step_seconds": seconds, "source": source, **hours.summary(cells, each)}, indent=2))
         return

@@ -14,7 +14,7 @@ from ablations.analysis.factors import levels
 from ablations.reporting.formatting import listed
 from ablations.reporting.profiles import Pages
 from ablations.study.arms import BASELINE
-from ablations.study.reading import Cell
+from ablations.study.outcomes import Cell
 
 RUNS = 40  # of more, TensorBoard 2.21 ticks none
 CURVES = {  # of an epoch: the tag here, the factor

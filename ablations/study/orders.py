@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 
 from ablations.study import claims, machine, passes, running, snapshots, timing
+from ablations.study.outcomes import finished
 from ablations.study.progress import Terminal
-from ablations.study.reading import finished
 from ablations.study.recipes import Recipe
 from ablations.study.signals import Stop
 from ablations.study.store import Result, cell_folder

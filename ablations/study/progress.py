@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from ablations.study.reading import failed, finished
+from ablations.study.outcomes import failed, finished
 from ablations.study.store import Result, Row
 
 

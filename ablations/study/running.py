@@ -18,8 +18,8 @@ from ablations.study.cells import Prepared, prepared
 from ablations.study.claims import Claim, Lost
 from ablations.study.evaluation import describe
 from ablations.study.machine import environment, ready
+from ablations.study.outcomes import failed, finished
 from ablations.study.progress import Terminal
-from ablations.study.reading import failed, finished
 from ablations.study.recipes import Recipe
 from ablations.study.recorder import Recorder
 from ablations.study.signals import NUMBERS, Stop, Stopped

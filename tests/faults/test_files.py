@@ -12,7 +12,7 @@ from synthetic import study
 from ablations.analysis.comparisons import compare
 from ablations.reporting import compose, sections
 from ablations.reporting.words import pays, sentences
-from ablations.study import reading, schema, store
+from ablations.study import outcomes, reading, schema, store
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_a_damaged_file_is_told_and_nothing_else_changes(tried, whole, name, kin
             assert unharmed or any(name in text for text in said), said
             assert unharmed or "seed1" not in name or ("mrt", 1) not in after
             if "seed1" in name and not name.endswith(".png"):
-                assert reading.finished(path.parent) == (("mrt", 1) in after)
+                assert outcomes.finished(path.parent) == (("mrt", 1) in after)
     finally:
         path.write_bytes(intact)
     tried["damaged files of a study"] += 1

@@ -17,7 +17,8 @@ from ablations.reporting import sections, words
 from ablations.reporting.formatting import judged
 from ablations.study import arms
 from ablations.study.arms import twin
-from ablations.study.reading import Cell, Study
+from ablations.study.outcomes import Cell
+from ablations.study.reading import Study
 from core.errors import InputError
 
 NAMES = [arm for arm in arms.lattice() if "crs" not in arm]  # decatt, flash (exact) and mrt

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from synthetic import study
 
-from ablations.study import reading, schema, store
+from ablations.study import outcomes, reading, schema, store
 
 GOOD = {"margins": {"accuracy": 0.5}, "looks": 2}
 
@@ -53,13 +53,13 @@ def test_every_bit_of_a_sealed_file_counts():
 )
 def test_a_result_is_finite_and_of_its_cell(tmp_path, change, what):
     folder = store.cell_folder(study(tmp_path / "s", ["mrt"], seeds=1, epochs=2), "mrt", 0)
-    assert reading.finished(folder)
+    assert outcomes.finished(folder)
     result = json.loads((folder / "result.json").read_text())
     store.write_result(folder, result | change)
-    assert what in reading.damage(folder)
-    assert not reading.finished(folder)
+    assert what in outcomes.damage(folder)
+    assert not outcomes.finished(folder)
     store.write_result(folder, {k: v for k, v in result.items() if k not in change})
-    assert not reading.finished(folder) or "gpu" in change
+    assert not outcomes.finished(folder) or "gpu" in change
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_a_result_is_finite_and_of_its_cell(tmp_path, change, what):
 def test_what_was_right_is_of_the_cells_epochs(tmp_path, table, what):
     folder = store.cell_folder(study(tmp_path / "s", ["mrt"], seeds=1, epochs=2), "mrt", 0)
     np.savez(folder / "correct.npz", correct=table)
-    assert "correct.npz' is not as it was written" in reading.damage(folder)
+    assert "correct.npz' is not as it was written" in outcomes.damage(folder)
     store.write_result(folder, json.loads((folder / "result.json").read_text()))
-    assert what in reading.damage(folder)
+    assert what in outcomes.damage(folder)
 
 
 def test_a_cell_that_was_judged_by_other_images_is_left_out(tmp_path):

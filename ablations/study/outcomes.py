@@ -1,0 +1,134 @@
+"""A cell read back from its folder: finished, failed or damaged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from math import isclose
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ablations.study import schema
+from ablations.study.arms import optimizations, parse
+from ablations.study.schema import Damaged
+from ablations.study.store import Result, Row
+from core import plugins
+from core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm at one seed: its result, its metrics by epoch, its folder, and whether each validation image was
+    classified correctly after each epoch, [epochs, images]."""
+
+    result: Result
+    rows: list[Row]
+    folder: Path
+    correct: NDArray[np.bool_]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Arm and seed."""
+        return self.result["arm"], self.result["seed"]
+
+    @property
+    def tokens(self) -> Path | None:
+        """The picture of how it cuts images, where it has one that can be shown."""
+        path = self.folder / "tokens.png"
+        return path if is_picture(path) else None
+
+
+def finished(folder: Path) -> bool:
+    """Whether the cell has a result, and what belongs to it, undamaged."""
+    return (folder / "result.json").is_file() and damage(folder) is None
+
+
+def failed(folder: Path) -> bool:
+    """Whether the cell was tried and has a failure instead of a result."""
+    try:
+        own(folder / "failed.json", schema.Failure)
+    except Damaged:  # or none
+        return False
+    return not finished(folder)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of a cell that has a result; None where nothing is."""
+    files = (folder / name for name in ("result.json", "metrics.jsonl", "correct.npz"))
+    stats = [path.stat() if path.exists() else None for path in files]
+    return _damage(folder, tuple((s.st_ino, s.st_size, s.st_mtime_ns) if s else None for s in stats))
+
+
+@cache
+def _damage(folder: Path, state: object) -> str | None:
+    """The same of files in this state: read once, for a run asks of all its cells again and again."""
+    try:
+        read(folder)
+    except Damaged as error:
+        return str(error)
+    return None
+
+
+def read(folder: Path) -> Cell:
+    """The cell in a folder. Damaged if one of its files is not what was written, or not of this cell."""
+    result = own(folder / "result.json", schema.Outcome)
+    for name, known in result.get("files", {}).items():
+        if schema.digest(schema.content(folder / name)) != known:
+            raise Damaged(f"'{folder / name}' is not as it was written")
+    rows = _rows(folder / "metrics.jsonl", result["epochs"])
+    for name in ("val/accuracy", "val/loss"):
+        if not isclose(result["final_" + name.replace("/", "_")], rows[-1][name], rel_tol=1e-6):
+            raise Damaged(f"'{folder / 'result.json'}' has another {name} than metrics.jsonl")
+    return Cell(result, rows, folder, _correct(folder / "correct.npz", rows))
+
+
+def own(path: Path, kind: type[schema.Checked]) -> Result:
+    """What a file of a cell says. Damaged if that is of another one."""
+    found = schema.read(path, kind)
+    if (found["arm"], f"seed{found['seed']}") != (path.parent.parent.name, path.parent.name):
+        raise Damaged(f"'{path}' is of another cell ({found['arm']}, seed {found['seed']})")
+    if plugins.missing(optimizations(found["arm"]), ()) is None and (name := _canonical(found["arm"])) != found["arm"]:
+        raise Damaged(f"'{path}' is of no arm: {found['arm']} is written {name}")
+    return found
+
+
+@cache
+def _canonical(arm: str) -> str:
+    """An arm's name as the program writes it; Damaged for one that it does not write."""
+    try:
+        return parse(arm).name
+    except InputError as error:
+        raise Damaged(str(error)) from error
+
+
+def _rows(path: Path, epochs: int) -> list[Row]:
+    rows = [schema.parse(line, schema.Line, str(path)) for line in schema.content(path).splitlines()]
+    if len(rows) != epochs or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+        raise Damaged(f"'{path}' cannot be read ({len(rows)} of {epochs} epochs)")
+    return rows
+
+
+def _correct(path: Path, rows: Sequence[Row]) -> NDArray[np.bool_]:
+    content = schema.content(path)
+    try:
+        table: NDArray[np.bool_] = np.load(BytesIO(content))["correct"]
+    except Exception as error:  # a damaged archive raises nearly anything
+        raise Damaged(f"'{path}' cannot be read ({type(error).__name__}: {error})") from error
+    if table.dtype != bool or table.ndim != 2 or len(table) != len(rows) or not table.size:
+        raise Damaged(f"'{path}' has {table.dtype} {list(table.shape)}, not whether each image was right, by epoch")
+    if not np.allclose(table.mean(1), [row["val/accuracy"] for row in rows], atol=1e-6):
+        raise Damaged(f"'{path}' does not have the accuracies of metrics.jsonl")
+    return table
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture."""
+    try:
+        with Image.open(BytesIO(schema.content(path))) as picture:
+            picture.load()
+    except Exception:  # a damaged file raises nearly anything
+        return False
+    return True
