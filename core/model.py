@@ -12,6 +12,7 @@ from core.foreign import fit as fitting
 from core.foreign import forward as running
 from core.foreign import model as foreign
 from core.foreign.model import Foreign
+from core.initializers import draw
 from core.layers import EXACT
 from core.ops import Ops, Parameter, Params
 from core.vit import Output, VitConfig
@@ -45,7 +46,7 @@ def init(config: Config, seed: int, ops: Ops = EXACT) -> Params:
     torch's generator at this seed, and those that transforms bring are drawn as ours are."""
     if not isinstance(config, Foreign):
         return vit.init(config, seed, ops)
-    return foreign.trained(config.build(seed)) | vit.draw(ops.parameters(config.shape), seed)  # type: ignore[arg-type]
+    return foreign.trained(config.build(seed)) | draw(ops.parameters(config.shape), seed)  # type: ignore[arg-type]
 
 
 def asked(config: Config, ops: Ops) -> Config:

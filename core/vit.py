@@ -7,7 +7,6 @@ Axis letters: B batch, N tokens (class token included), D width, h heads, d head
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from core import rng
 from core.errors import InputError, choose
+from core.initializers import draw, normal, uniform
 from core.layers import EXACT
 from core.ops import Carry, Ops, Parameter, Params, Site
 
@@ -121,16 +121,6 @@ def layout(config: VitConfig, ops: Ops = EXACT) -> dict[str, Parameter]:
     return out | ops.parameters(config)
 
 
-def uniform(bound: float) -> Callable[[Tensor], Tensor]:
-    """Initial values uniform in +-bound."""
-    return lambda draws: (2 * draws - 1) * bound
-
-
-def normal(deviation: float) -> Callable[[Tensor], Tensor]:
-    """Initial values normal around 0."""
-    return lambda draws: (deviation * torch.special.ndtri(draws.double() + 2**-25)).float()
-
-
 def shapes(config: VitConfig, ops: Ops = EXACT) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter, in the model's order."""
     return {name: p.shape for name, p in layout(config, ops).items()}
@@ -144,19 +134,6 @@ def parameters(config: VitConfig, ops: Ops = EXACT) -> int:
 def init(config: VitConfig, seed: int, ops: Ops = EXACT, device: torch.device | str | None = None) -> Params:
     """Initial parameters, float32, drawn on the CPU; each tensor depends on the seed and its name only."""
     return {name: tensor.to(device) for name, tensor in draw(layout(config, ops), seed).items()}
-
-
-def draw(wanted: dict[str, Parameter], seed: int) -> Params:
-    """Initial values of parameters, float32; each depends on the seed and its name only."""
-    key = rng.key(seed)
-    return {name: _initial(name, p, key) for name, p in wanted.items()}
-
-
-def _initial(name: str, parameter: Parameter, key: Tensor) -> Tensor:
-    shape, initial = parameter
-    if isinstance(initial, int | float):
-        return torch.full(shape, float(initial))
-    return initial(rng.uniform(rng.fold_in(key, zlib.crc32(name.encode())), shape))
 
 
 class Output(NamedTuple):

@@ -5,13 +5,17 @@ Contract: changes the objective. For pretrained weights. Control: the baseline, 
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from core.errors import InputError
+from core.initializers import uniform
 from core.ops import Parameter, Rewrite, Site, rewrite
-from core.vit import VitConfig, uniform
+
+if TYPE_CHECKING:
+    from core.vit import VitConfig
 
 MAPS = {"attn.qkv": 3, "attn.proj": 1}  # outputs in units of the width
 
@@ -24,7 +28,7 @@ def lora(rank: int = 4) -> Rewrite:
     if rank < 1:
         raise InputError(f"lora rank {rank} is too small: at least 1")
 
-    def parameters(config: VitConfig) -> dict[str, Parameter]:
+    def parameters(config: "VitConfig") -> dict[str, Parameter]:
         D = config.width
         if rank > D:
             raise InputError(f"lora rank {rank} is above the model's width {D}; legal: 1 to {D}")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from core.errors import InputError
+from core.initializers import normal
 from core.ops import Parameter, Rewrite, Site, rewrite
-from core.vit import normal
 
 
 def registers(count: int = 4) -> Rewrite:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from core import rng, vit
 from core.errors import InputError
+from core.initializers import uniform
 from core.layers import EXACT
 from core.ops import Parameter, Site, rewrite
 from core.optimizers import AdamW
@@ -101,7 +102,7 @@ def test_what_transforms_bring(config):
         config=lambda c: replace(c, width=2 * c.width),
         parameters=lambda c: {
             "blocks.1.more": Parameter((c.width,), 0.5),
-            "more.draws": Parameter((7,), vit.uniform(2.0)),
+            "more.draws": Parameter((7,), uniform(2.0)),
         },
         frozen=lambda name: name.startswith("head"),
         optimizer=lambda inner: replace(inner, learning_rate=inner.learning_rate / 10),
