@@ -1,4 +1,4 @@
-"""Models of others under an arm, in float64."""
+"""Models of others under an arm, in float64: their names, and how one is run."""
 
 import torch
 
@@ -6,6 +6,16 @@ from ablations.study.arms import parse
 from core import model, rng
 from core.step import objective, value_and_grad
 
+TIMM = (
+    "vit_tiny_patch16_224",
+    "deit3_small_patch16_224",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_base_patch16_siglip_224",
+    "eva02_tiny_patch14_224",
+    "beit_base_patch16_224",
+    "vit_small_patch16_rope_224",
+)
+NAMES = (*(f"timm:{name}" for name in TIMM), "hf:vit", "hf:dinov2", "hand_written")
 CLASSES, IMAGE = 5, 28
 MRT = {"mrt": {"min_patch": 16, "max_patch": 32, "tokens": 7}}
 

@@ -1,6 +1,9 @@
 """Small modules of other libraries, with random weights."""
 
 import pytest
+from foreign import CLASSES, IMAGE
+
+from core.foreign import sources
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +47,28 @@ def hand_written(written):
 def post_norm(written):
     """The MLP's branch is added to a norm of x."""
     return written(("return x + self.down", "return self.second(x) + self.down"))
+
+
+@pytest.fixture
+def load(request, monkeypatch):
+    """The model of a name, those of timm small."""
+    import timm
+
+    small = {"depth": 2, "embed_dim": 24, "num_heads": 2}
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **options, **small))
+    sources.load.cache_clear()
+
+    def loaded(name, image=None):
+        image = image or (32 if "16" in name else IMAGE)
+        if name.startswith("hf:"):
+            name = f"hf:{request.getfixturevalue('hugging_face') / name[3:]}"
+        if name in ("hand_written", "post_norm"):
+            name = request.getfixturevalue(name)
+        return sources.load(name, image, 3, CLASSES)
+
+    yield loaded
+    sources.load.cache_clear()
 
 
 SOURCE = """
