@@ -30,7 +30,8 @@ def cell(folder, arm, seed, share=0.8, noise=0.02, **changed):
     result = {
         "arm": arm, "seed": seed, "preset": "quick", "data": "digits", "parameters": 1000, "epochs": EPOCHS,
         "best_val_accuracy": max(r["val/accuracy"] for r in rows), "final_val_accuracy": rows[-1]["val/accuracy"],
-        "final_val_loss": rows[-1]["val/loss"], "final_train_loss": 0.2, "train_seconds": seconds * EPOCHS,
+        "final_val_loss": rows[-1]["val/loss"], "final_train_loss": rows[-1]["train/loss"],
+        "train_seconds": seconds * EPOCHS,
         "images_per_second": 32 / step * 1000, "step_ms_median": step, "peak_bytes": peak, "reserved_bytes": peak,
         "predicted_peak_bytes": peak, "bytes_per_image": 2**18, "kept_bytes": peak // 2,
         "kept_by_op": {"qkv mm": peak // 2}, "flops_per_image": 10**6, "mfu": 0.3, "gpu": {}, "batch_size": 32,
@@ -51,7 +52,7 @@ def study(folder, names, seeds, accuracy=lambda arm: 0.8, **configuration):
     (folder / "study.json").write_text(json.dumps({"configuration": given, "environment": machine}))
     for arm in names:
         for seed in seeds:
-            cell(folder, arm, seed, accuracy(arm))
+            cell(folder, arm, seed, accuracy(arm), data=given["data"], preset=given["preset"])
     return folder
 
 

@@ -19,7 +19,8 @@ def study(folder, arms=tuple(STEP_MS), seeds=3, epochs=4, data="digits", timed=T
     configuration = {"preset": "quick", **recipe, "set": [], "epochs": epochs, "batch_size": 32, "data": data}
     machine = {"torch": "2.15.0", "device_name": "a processor", "threads": "2", "revision": "abc"}
     folder.mkdir(parents=True)
-    write_json(folder / "study.json", {"configuration": configuration, "environment": machine})
+    known = {"parts": 1, "parameters": dict.fromkeys(arms, 1000)}
+    write_json(folder / "study.json", {"configuration": configuration, "environment": machine, **known})
     for arm in arms:
         for seed in range(seeds):
             _cell(cell_folder(folder, arm, seed), arm, seed, epochs, data)
@@ -43,7 +44,8 @@ def _cell(path, arm, seed, epochs, data):
     result = {
         "arm": arm, "seed": seed, "preset": "quick", "data": data, "parameters": 1000, "epochs": epochs,
         "best_val_accuracy": max(r["val/accuracy"] for r in rows), "final_val_accuracy": rows[-1]["val/accuracy"],
-        "final_val_loss": rows[-1]["val/loss"], "final_train_loss": 0.2, "train_seconds": float(epochs),
+        "final_val_loss": rows[-1]["val/loss"], "final_train_loss": rows[-1]["train/loss"],
+        "train_seconds": float(epochs),
         "images_per_second": 32000 / ms, "step_ms_median": ms, "peak_bytes": 2**25, "reserved_bytes": 2**25,
         "predicted_peak_bytes": 2**24, "bytes_per_image": 2**18, "kept_bytes": sum(kept.values()), "kept_by_op": kept,
         "flops_per_image": 10**6, "mfu": 0.3, "gpu": {}, "batch_size": 32,

@@ -16,12 +16,11 @@ from ablations.study import schema
 from ablations.study.arms import BASELINE, Arm, optimizations, parse, read_settings
 from ablations.study.recipes import Recipe
 from ablations.study.store import refuse_old
-from core import model, plugins, vit
+from core import model, plugins
 from core.data.augment import preparation
 from core.data.batches import gather
-from core.data.splits import Data, Split
+from core.data.splits import Data, Split, outlined
 from core.errors import InputError
-from core.foreign import sources
 from core.ops import Ops, Params
 from core.parallel import ALONE, Share, summed
 from core.step import Prepare
@@ -112,7 +111,7 @@ def load(cell: Path, model_of: str | None = None) -> Trained:
     try:
         schema.About.model_validate_json(json.dumps(about))
         fields: dict[str, Any] = {**about["recipe"], **{k: tuple(about["recipe"][k]) for k in ("set", "plugin")}}
-        recipe, values = Recipe(**fields), about["config"]
+        recipe = Recipe(**fields)
         folder, own = Path(os.path.abspath(cell)), (about["arm"], f"seed{about['seed']}")
         if cell.is_dir() and folder.parent.parent.name == "cells" and own != (folder.parent.name, folder.name):
             raise InputError(
@@ -120,7 +119,6 @@ def load(cell: Path, model_of: str | None = None) -> Trained:
             )
         if unknown := plugins.missing(optimizations(about["arm"]), recipe.plugin):
             raise InputError(f"'{cell}': {unknown}")
-        config = _config(replace(recipe, model=model_of or recipe.model), values, model_of)
     except InputError:
         raise
     except (KeyError, ValueError, TypeError) as error:
@@ -129,17 +127,23 @@ def load(cell: Path, model_of: str | None = None) -> Trained:
             "such as runs/NAME/cells/ARM/seed0"
         ) from error
     arm = parse(about["arm"], read_settings(recipe.set))
+    config = _config(cell, arm, recipe, about, model_of)
     params = model.from_state_dict(config, params)
     params = checkpoints.check(params, config, model.fit(arm.ops, config))
     return Trained(arm, {name: tensor.float() for name, tensor in params.items()}, config, recipe, about)
 
 
-def _config(recipe: Recipe, values: dict[str, Any], named: str | None) -> model.Config:
-    if recipe.model is None:
-        return vit.VitConfig(**values)
-    if recipe.model.startswith("module:") and named is None:
+def _config(cell: Path, arm: Arm, recipe: Recipe, about: dict[str, Any], model_of: str | None) -> model.Config:
+    """What the recipe makes of the arm on such images; InputError if the checkpoint says that it is of another one."""
+    if model_of is None and recipe.model is not None and recipe.model.startswith("module:"):
         raise InputError(f"the checkpoint's model is code in a file; pass --model {recipe.model} to run it")
-    return sources.load(recipe.model, *(values[k] for k in ("image", "channels", "classes")))
+    data = outlined(about["data"], about["recipe"]["image"], len(about["mean"]), about["classes"], (1, 1))
+    config = replace(recipe, model=model_of or recipe.model, device="cpu").config(arm, data)
+    made, said = model.described(config), about["config"]
+    if odd := [k for k in {**made, **said} if made.get(k) != said.get(k)]:
+        changes = ", ".join(f"{k} {said.get(k)}, and by the recipe {made.get(k)}" for k in odd)
+        raise InputError(f"'{cell}' says that its model has {changes}: it is damaged; train the cell again")
+    return config
 
 
 def accuracy(trained: Trained, data: Data, device: torch.device) -> Evaluation:
@@ -152,12 +156,7 @@ def accuracy(trained: Trained, data: Data, device: torch.device) -> Evaluation:
             f"{len(data.classes)} ({_some(data.classes)}); pass --data with the same classes, such as --data "
             f"{trained.about['data']}"
         )
-    mean, std = trained.about["mean"], trained.about["std"]
-    if len(mean) != trained.config.channels or len(std) != trained.config.channels:
-        raise InputError(
-            f"the model has {trained.config.channels} channels, and {len(mean)} means of them: it is damaged"
-        )
-    prepare = preparation(tuple(mean), tuple(std))
+    prepare = preparation(tuple(trained.about["mean"]), tuple(trained.about["std"]))
     params = {name: tensor.to(device) for name, tensor in trained.params.items()}
     dtype = trained.recipe.dtype(trained.arm)
     ops = model.fit(trained.arm.ops, trained.config)

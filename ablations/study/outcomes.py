@@ -79,10 +79,22 @@ def read(folder: Path) -> Cell:
         if schema.digest(schema.content(folder / name)) != known:
             raise Damaged(f"'{folder / name}' is not as it was written")
     rows = _rows(folder / "metrics.jsonl", result["epochs"])
-    for name in ("val/accuracy", "val/loss"):
-        if not isclose(result["final_" + name.replace("/", "_")], rows[-1][name], rel_tol=1e-6):
+    for name, value in _summed_up(rows).items():
+        if not isclose(result[name], value, rel_tol=1e-6):
             raise Damaged(f"'{folder / 'result.json'}' has another {name} than metrics.jsonl")
     return Cell(result, rows, folder, _correct(folder / "correct.npz", rows))
+
+
+def _summed_up(rows: Sequence[Row]) -> Row:
+    """What a result says of its epochs."""
+    last = rows[-1]
+    return {
+        "best_val_accuracy": max(row["val/accuracy"] for row in rows),
+        "final_val_accuracy": last["val/accuracy"],
+        "final_val_loss": last["val/loss"],
+        "final_train_loss": last["train/loss"],
+        "train_seconds": last["seconds"],
+    }
 
 
 def own(path: Path, kind: type[schema.Checked]) -> Result:

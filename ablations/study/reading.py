@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ablations.study import identity, outcomes, schema
+from ablations.study import belonging, identity, outcomes, schema
 from ablations.study.arms import AGAIN, BASELINE, optimizations
 from ablations.study.machine import COMPARABLE
 from ablations.study.outcomes import Cell
@@ -133,22 +133,20 @@ def _read(folder: Path) -> Study:
 
 def _of(study: dict[str, Any], cells: Sequence[Cell], damaged: list[str]) -> Iterator[Cell]:
     """The cells that can be compared: of the study's settings, and of the images that most were judged by."""
-    epochs, settings = study["configuration"]["epochs"], schema.settings(study)
     images = {
         held_out: Counter(c.correct.shape[1] for c in cells if c.result.get("held_out") == held_out).most_common(1)
         for held_out in {cell.result.get("held_out") for cell in cells}
     }
     for cell in cells:
-        shape = epochs, images[cell.result.get("held_out")][0][0]
-        if cell.result.get("settings", settings) != settings:
-            damaged.append(f"'{cell.folder}' was trained under other settings than study.json has; remove one of them")
-        elif cell.correct.shape == shape:
+        count, usual = cell.correct.shape[1], images[cell.result.get("held_out")][0][0]
+        odd = belonging.differences(study, cell.result)
+        odd += [f"{count} validation images, not {usual}"] * (count != usual)
+        if not odd:
             yield cell
-        else:
-            found = " epochs and ".join(map(str, cell.correct.shape))
-            damaged.append(
-                f"'{cell.folder}' is of {found} images, the study of {' epochs and '.join(map(str, shape))} images"
-            )
+            continue
+        damaged.append(
+            f"'{cell.folder}' is not as study.json has it ({', '.join(odd)}); remove it, and the same command trains it"
+        )
 
 
 def _cells(out: Path, damaged: list[str]) -> Iterator[Cell]:

@@ -90,6 +90,8 @@ def foresee(arms: str, recipe: Recipe, root: Path, present: bool = True) -> Stud
 def prepare(arms: str, recipe: Recipe, root: Path) -> Study:
     """The study that these make, its data at hand; InputError for whatever cannot run, cheap refusals first."""
     foreseen = foresee(arms, recipe, root)
+    for cell in foreseen.cells:
+        cell.need_memory()
     resolved = initialization.resolve(foreseen.recipe)
     device = ready(resolved.device)
     data = initialization.normalise(resolved, sets.load(recipe.data, root, recipe.image)).to(device)
@@ -111,7 +113,9 @@ def record(study: Study, preset: str, out: Path, deterministic: bool, accept_cha
     settings, made_by = configuration(study, preset, deterministic), identity.of(study.data, study.recipe.weights)
     out.mkdir(parents=True, exist_ok=True)
     with claims.waited(out / "study"):  # two first starts at once
-        open_study(out, settings, environment(study.recipe.device), made_by, accept_changes)
+        made = {"configuration": settings, "environment": environment(study.recipe.device), "identity": made_by}
+        parameters = {cell.arm.name: model.parameters(cell.config, cell.ops) for cell in study.cells}
+        open_study(out, made | {"parts": study.data.parts, "parameters": parameters}, accept_changes)
         digest = schema.settings(read_study(out))
     return study._replace(made_by={"preset": preset, "identity": made_by, "settings": digest})
 

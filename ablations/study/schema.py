@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ablations.study.arms import BASELINE
 from ablations.study.presets import PRESETS
 from ablations.study.recipes import Recipe
+from core.data.sets import MOST
 from core.errors import InputError, choose
 from core.foreign.places import Shape
 from core.vit import VitConfig
@@ -83,6 +84,8 @@ class StudyFile(Checked):
     environment: Environment
     identity: Same | None = None
     ceiling: dict[str, Positive] = {}
+    parts: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    parameters: dict[Name, Count] = {}
 
 
 class Failure(Checked):
@@ -157,6 +160,9 @@ Ours: Any = _closed(VitConfig)
 Others: Any = _closed(Shape)
 
 
+Resolved: Any = create_model("Resolved", __base__=Settings, image=(Annotated[int, Field(ge=1, le=MOST)], ...))
+
+
 class About(Checked):
     """What best.safetensors says of itself."""
 
@@ -168,7 +174,13 @@ class About(Checked):
     mean: Annotated[list[Pixel], Field(min_length=1, max_length=4)]
     std: Annotated[list[Annotated[Pixel, Field(gt=0)]], Field(min_length=1, max_length=4)]
     config: Ours | Others
-    recipe: Settings
+    recipe: Resolved
+
+    @model_validator(mode="after")
+    def _of_the_same_channels(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} means and {len(self.std)} deviations of channels")
+        return self
 
 
 class TimingFile(Checked):

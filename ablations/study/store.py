@@ -12,7 +12,6 @@ from typing import Any
 from ablations.study import identity as identities
 from ablations.study import schema
 from ablations.study.arms import read_settings
-from ablations.study.identity import Identity
 from ablations.study.machine import COMPARABLE
 from core import files
 from core.errors import InputError
@@ -62,15 +61,11 @@ def read_study(out: Path) -> dict[str, Any]:
         raise InputError(f"{error}; restore it, or train again: python ablations/run.py --out {out}-again") from error
 
 
-def open_study(
-    out: Path,
-    configuration: dict[str, Any],
-    versions: dict[str, str],
-    identity: Identity | None = None,
-    accept: bool = False,
-) -> None:
+def open_study(out: Path, made: Mapping[str, Any], accept: bool = False) -> None:
     """Create a study's folder, or continue it. InputError if its cells were made by another recipe, torch or machine,
-    for they could not be compared; and, unless accepted, if by other code, data or weights."""
+    for they could not be compared; and, unless accepted, if by other code, data or weights.
+
+    made: study.json as it would be now; of one that goes on, the identity and what comes with it are kept."""
     try:
         str(out).encode()
     except UnicodeEncodeError as error:
@@ -80,34 +75,44 @@ def open_study(
         if out.exists() and any(not _own(entry) for entry in out.iterdir()):
             raise InputError(f"'{out}' is not empty and holds no study; pass another --out")
         out.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"configuration": configuration, "environment": versions, "identity": identity})
+        write_json(path, made)
         return
     study = read_study(out)
     before, after = (
         of | {k: machine[k] for k in COMPARABLE}
-        for of, machine in ((schema.whole(study["configuration"]), study["environment"]), (configuration, versions))
+        for of, machine in (
+            (schema.whole(study["configuration"]), study["environment"]),
+            (made["configuration"], made["environment"]),
+        )
     )
     refuse_other(out, before, after)
-    if changed := identities.differences(study.get("identity"), identity):
-        if not accept:
-            raise InputError(
-                f"the cells of '{out}' were made by others than now ({', '.join(changed)}); pass another --out, go "
-                "back to those, or go on with --accept-changes: every cell keeps what it was made by, and the report "
-                "tells"
-            )
-        write_json(path, study | {"identity": identity})
+    if (changed := identities.differences(study.get("identity"), made["identity"])) and not accept:
+        raise InputError(
+            f"the cells of '{out}' were made by others than now ({', '.join(changed)}); pass another --out, go back to "
+            "those, or go on with --accept-changes: every cell keeps what it was made by, and the report tells"
+        )
+    parameters = ({} if changed else study.get("parameters", {})) | made["parameters"]
+    known = {"identity": made["identity"], "parts": made["parts"], "parameters": parameters}
+    if study | known != study:
+        write_json(path, study | known)
 
 
 def refuse_other(out: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """InputError for other settings than those of the study in a folder (before)."""
-    if odd := [k for k in {**before, **after} if _plain(k, before.get(k)) != _plain(k, after.get(k))]:
+    if odd := differing(before, after):
         changes = ", ".join(f"{k} {before.get(k)!r} -> {after.get(k)!r}" for k in odd)
         raise InputError(f"'{out}' holds a study with other settings ({changes}); pass another --out, or the same")
 
 
-def _plain(key: str, value: Any) -> Any:
-    """A setting as it counts: parameters of optimizations in any order, the last one of each."""
-    return read_settings(value) if key == "set" and value is not None else value
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The settings that are not the same: parameters of optimizations count in any order, the last one of each."""
+
+    def plain(of: Mapping[str, Any]) -> dict[str, Any]:
+        return {**of, "set": read_settings(of["set"])} if of.get("set") else dict(of)
+
+    if before.get("set") != after.get("set"):
+        before, after = plain(before), plain(after)
+    return [k for k in {**before, **after} if before.get(k) != after.get(k)]
 
 
 def _own(entry: Path) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from core import code
 from core.data import folders
 from core.data.cifar100 import COARSE_CLASSES, COARSE_OF_FINE
-from core.data.splits import FIFTHS, Data, Split, statistics
+from core.data.splits import FIFTHS, Data, Split, outlined, statistics
 from core.errors import InputError, choose
 
 NAMES = (
@@ -65,11 +65,7 @@ def outline(name: str, root: str | Path = "data", image: int | None = None) -> D
     classes = {"cifar100": 100, "cifar100-coarse": 20}.get(name, 10)
     own, counts = _SIZES.get(name, (32, (50_000, 10_000)))
     channels, mirrors = 1 if name in _GREY else 3, name not in ("digits", "mnist")
-    pixel = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(-1, channels, image or own, image or own)
-    label = torch.zeros(1, dtype=torch.int64)
-    train, val = (Split(pixel.expand(n, -1, -1, -1), label.expand(n)) for n in counts)
-    names = tuple(map(str, range(classes)))
-    return Data(name, train, val, names, (0.0,) * channels, (1.0,) * channels, mirrors)
+    return outlined(name, image or own, channels, tuple(map(str, range(classes))), counts, mirrors)
 
 
 def _check(name: str, image: int | None) -> None:

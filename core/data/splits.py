@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -47,9 +48,14 @@ class Data:
         whole = [*pixels, *(files.digest(split.labels) for split in splits), self.classes]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
+    @property
+    def parts(self) -> int:
+        """Into how many the seeds divide the images, to hold out one each; 1 where all hold out the same."""
+        return 1 if self.fifth is None else FIFTHS
+
     def held_out(self, seed: int) -> int | None:
-        """The fifth that a seed holds out; None where all hold out the same images."""
-        return None if self.fifth is None else seed % FIFTHS
+        """The part that a seed holds out; None where there is one."""
+        return held_out(seed, self.parts)
 
     def holding_out(self, seed: int) -> "Data":
         """As the seed divides it: five in a row hold out every image once. Mean and deviation stay."""
@@ -73,6 +79,22 @@ class Data:
             return self
         train, val = (Split(*(t.to(device) for t in split)) for split in (self.train, self.val))
         return replace(self, train=train, val=val)
+
+
+def held_out(seed: int, parts: int) -> int | None:
+    """Which of so many parts of the images a seed holds out; None where there is one."""
+    return None if parts == 1 else seed % parts
+
+
+def outlined(
+    name: str, image: int, channels: int, classes: Sequence[str], counts: tuple[int, int], mirrors: bool = True
+) -> Data:
+    """A data set with one black pixel as all of its images, which take no memory. counts: how many are trained on and
+    validated by."""
+    pixel = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(-1, channels, image, image)
+    label = torch.zeros(1, dtype=torch.int64)
+    train, val = (Split(pixel.expand(n, -1, -1, -1), label.expand(n)) for n in counts)
+    return Data(name, train, val, tuple(classes), (0.0,) * channels, (1.0,) * channels, mirrors)
 
 
 def statistics(images: Tensor) -> Statistics:

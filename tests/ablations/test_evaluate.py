@@ -66,6 +66,25 @@ def test_bad_input_is_one_message(trained, image_folder, capsys, what, expected)
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("recipe", "about", "expected"),
+    [
+        ({"image": None}, {}, "recipe.image: Input should be a valid integer"),
+        ({"image": 16}, {}, "says that its model has image 8, and by the recipe 16: it is damaged"),
+        ({"depth": 2}, {}, "depth 1, and by the recipe 2"),
+        ({}, {"classes": ["a"] * 9}, "classes 10, and by the recipe 9"),
+        ({}, {"mean": [0.5]}, "1 means and 3 deviations of channels"),
+    ],
+)
+def test_a_checkpoint_is_what_its_recipe_makes(trained, capsys, recipe, about, expected):
+    params, own = weights.load(trained / "cells" / "baseline" / "seed0" / "best.safetensors")
+    weights.save(trained / "forged.safetensors", params, own | about | {"recipe": own["recipe"] | recipe})
+    assert call(evaluate.main, trained / "forged.safetensors") == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert len(error.splitlines()) == 1
+
+
 def test_the_checkpoint_of_another_cell_is_refused(trained, tmp_path, capsys):
     moved = shutil.copytree(trained / "cells" / "baseline" / "seed0", tmp_path / "cells" / "baseline" / "seed1")
     assert call(evaluate.main, moved) == 2

@@ -131,6 +131,35 @@ def test_forged_values_are_refused_or_told(tried, whole, data):
     tried["forged values in a study"] += 1
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"parameters": 1001}, "parameters 1001, not 1000"),
+        ({"held_out": 5}, "held_out 5, not None"),
+        ({"data": "cifar10"}, "data cifar10, not digits"),
+        ({"batch_size": 64}, "batch_size 64, not 32"),
+        ({"preset": "matched"}, "preset matched, not quick"),
+        ({"precision": "bf16"}, "precision bf16, not auto"),
+        ({"torch": "2.0"}, "torch 2.0, not 2.15.0"),
+        ({"device": "cuda", "engine": "graphed"}, "device cuda, not auto, engine graphed, not auto"),
+        ({"best_val_accuracy": 1.0}, "another best_val_accuracy than metrics.jsonl"),
+        ({"final_train_loss": 0.0}, "another final_train_loss than metrics.jsonl"),
+        ({"train_seconds": 1e-3}, "another train_seconds than metrics.jsonl"),
+    ],
+)
+def test_a_result_that_was_forged_and_sealed_is_not_its_studys(tried, whole, change, told):
+    at = store.cell_folder(whole, "mrt", 1)
+    intact = (at / "result.json").read_bytes()
+    store.write_result(at, json.loads(intact) | change)
+    try:
+        read = reading.read([whole])
+        assert ("mrt", 1) not in {cell.key for cell in read.cells}
+        assert [told in line for line in read.damaged] == [True]
+    finally:
+        (at / "result.json").write_bytes(intact)
+    tried["forged results"] += 1
+
+
 @given(st.binary(max_size=200))
 @tries(200)
 def test_a_line_of_metrics_is_a_row_or_damaged(tried, line):

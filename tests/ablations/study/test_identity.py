@@ -22,7 +22,9 @@ SAME = {"code": "c" * 64, "data": "d" * 64, "weights": None}
 
 
 def opened(out, same=SAME, accept=False, **recipe):
-    store.open_study(out, json.loads(json.dumps({"preset": "quick", **RECIPE, **recipe})), MACHINE, same, accept)
+    settings = json.loads(json.dumps({"preset": "quick", **RECIPE, **recipe}))
+    made = {"configuration": settings, "environment": MACHINE, "identity": same}
+    store.open_study(out, made | {"parts": 5, "parameters": {"baseline": 1}}, accept)
 
 
 @pytest.mark.parametrize("key", ["code", "data", "weights"])
@@ -135,4 +137,4 @@ def test_a_cell_of_other_settings_is_left_out(tmp_path):
         store.write_result(path, json.loads((path / "result.json").read_text()) | {"settings": found})
     read = reading.read([folder])
     assert list(read.arms) == ["baseline"]
-    assert "cells/mrt/seed0' was trained under other settings" in read.damaged[0]
+    assert "cells/mrt/seed0' is not as study.json has it (settings 000000000000…, not " in read.damaged[0]
