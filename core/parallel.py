@@ -20,10 +20,10 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map
 
 from core import rng
+from core.attached import attach
 from core.errors import InputError
 from core.ops import Carry, Ops, Params
 from core.step import State
-from core.transforms.attached import attach
 
 KINDS = ("ddp", "fsdp")
 Shapes = Mapping[str, tuple[int, ...]]

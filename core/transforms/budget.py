@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from core import layers
+from core.attached import attach
 from core.errors import InputError, choose
 from core.ops import Carry, Cost, Ops, Plan, Rewrite, Site, rewrite
-from core.transforms.attached import attach
 from core.transforms.planning import Level, choose_plan, read_size
 from core.transforms.recompute import after
 from core.transforms.recompute import linear as rebuilt_input

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core import layers, rng
+from core.attached import attach
 from core.errors import InputError, choose
 from core.ops import Rewrite, Site, rewrite
-from core.transforms.attached import attach
 
 SCOPES = ("maps", "published")
 ESTIMATORS = ("wta", "systematic", "plain")

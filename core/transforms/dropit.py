@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core import layers
+from core.attached import attach
 from core.errors import InputError
 from core.ops import Rewrite, Site, rewrite
-from core.transforms.attached import attach
 
 
 def dropit(rate: float = 0.7) -> Rewrite:

@@ -5,14 +5,13 @@ Contract: exact. Kept for the backward pass: q, k, v, the output, and one log-su
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from core.attached import attach
 from core.errors import InputError, choose
 from core.ops import Rewrite, Site, rewrite
 from core.transforms import flash_package
@@ -72,29 +71,13 @@ def tiled_attention(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> Tensor:
     """
     if block < 1:
         raise ValueError(f"block {block} is too small: at least 1")
-    output, _ = _Tiled.apply(q, k, v, block)
-    return output
+    tiles = [_forward_rows(tile, k.detach(), v.detach(), block) for tile in q.detach().split(block, dim=-2)]
+    output, lse = torch.cat([o for o, _ in tiles], dim=-2), torch.cat([lse for _, lse in tiles], dim=-1)
 
+    def gradient(G: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
+        return _backward_tiles(*kept, G, block)
 
-class _Tiled(torch.autograd.Function):
-    """Written with setup_context, which works under torch.func.grad and under plain autograd."""
-
-    @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        tiles = [_forward_rows(tile, k, v, block) for tile in q.split(block, dim=-2)]
-        return torch.cat([o for o, _ in tiles], dim=-2), torch.cat([lse for _, lse in tiles], dim=-1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        q, k, v, ctx.block = inputs
-        ctx.save_for_backward(q, k, v, *output)
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, output, lse = ctx.saved_tensors
-        return (*_backward_tiles(q, k, v, output, lse, grad_output, ctx.block), None)
+    return attach(output, [q, k, v], [q, k, v, output.detach(), lse], gradient)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 and Blackwell). Dao, arXiv 2307.08691; https://github.com/Dao-AILab/flash-attention.
 
 Its kernels stand in two operators of our own, which give shapes without device and package and are opaque to the
-compiler (it cannot trace the DSL), and these in an autograd.Function (the package's does not work under torch.func).
+compiler (it cannot trace the DSL); the gradient is attached (the package's own does not work under torch.func).
 """
 
 import importlib
@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from core.attached import attach
 from core.errors import InputError
 
 _MODULES = {"flash-attn": "flash_attn.flash_attn_interface", "flash-attn-4": "flash_attn.cute.interface"}
@@ -30,8 +30,13 @@ def attention(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     _operators()
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        output, _ = _Attention.apply(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), name)
-        return output.transpose(1, 2)
+        operands = [t.transpose(1, 2) for t in (q, k, v)]
+        output, lse = torch.ops.vit_ablations.flash_attn(*(t.detach() for t in operands), name)
+
+        def gradient(G: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
+            return torch.ops.vit_ablations.flash_attn_backward(G, *kept, name)
+
+        return attach(output, operands, [*operands, output.detach(), lse], gradient).transpose(1, 2)
 
     return attend
 
@@ -110,20 +115,3 @@ def _operators() -> None:
 
 def _scale(q: Tensor) -> float:
     return q.shape[-1] ** -0.5
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        return torch.ops.vit_ablations.flash_attn(q, k, v, name)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *tensors, ctx.name = inputs
-        ctx.save_for_backward(*tensors, *output)
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, G: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return (*torch.ops.vit_ablations.flash_attn_backward(G, *ctx.saved_tensors, ctx.name), None)

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core import layers, rng
+from core.attached import PARTS, attach
 from core.errors import InputError
 from core.ops import Rewrite, Site, rewrite
-from core.transforms.attached import PARTS, attach
 
 _GOLDEN = (5**0.5 - 1) / 2
 

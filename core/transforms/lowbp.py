@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.attached import attach
 from core.layers import drop
 from core.layers import linear as exact_linear
 from core.ops import Rewrite, Site, rewrite
-from core.transforms.attached import attach
 
 _A, _C = 0.0496, 3.171
 BOUNDS = (-_C, 0.0, _C)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.attached import PARTS, attach
 from core.layers import activate, kept, normalize
 from core.ops import Rewrite, Site, rewrite
-from core.transforms.attached import PARTS, attach
 
 
 def recompute(fc1: bool = False) -> Rewrite:

@@ -1,4 +1,4 @@
-"""The flash-attn package's kernels stand behind one autograd.Function. Without a GPU a stand-in with the package's
+"""The flash-attn package's kernels stand behind two operators. Without a GPU a stand-in with the package's
 signatures (2.8 and 4.0) takes their place: layout, order of arguments and gradients are tested up to the launch."""
 
 import importlib
