@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -119,16 +118,6 @@ def layout(config: VitConfig, ops: Ops = EXACT) -> dict[str, Parameter]:
     else:
         linear("head", config.classes, D)
     return out | ops.parameters(config)
-
-
-def shapes(config: VitConfig, ops: Ops = EXACT) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter, in the model's order."""
-    return {name: p.shape for name, p in layout(config, ops).items()}
-
-
-def parameters(config: VitConfig, ops: Ops = EXACT) -> int:
-    """Number of parameters."""
-    return sum(prod(shape) for shape in shapes(config, ops).values())
 
 
 def init(config: VitConfig, seed: int, ops: Ops = EXACT, device: torch.device | str | None = None) -> Params:

@@ -16,6 +16,7 @@ from core.data.augment import preparation
 from core.data.splits import Split
 from core.errors import InputError
 from core.layers import EXACT
+from core.model import shapes
 from core.optimizers import AdamW, Averaged, Clipped
 from core.step import make_step, objective, start
 from core.targets import Targets
@@ -90,7 +91,7 @@ def hopper(monkeypatch):
 
 def on(device, ops):
     """A state and a batch without data."""
-    params = {name: torch.empty(shape, device=device) for name, shape in vit.shapes(CONFIG, ops).items()}
+    params = {name: torch.empty(shape, device=device) for name, shape in shapes(CONFIG, ops).items()}
     state = start(params, OPTIMIZER, torch.empty(2, dtype=torch.int64, device=device), ops)
     images = torch.empty(8, 3, 16, 16, dtype=torch.uint8, device=device)
     return state, (images, torch.empty(8, dtype=torch.int64, device=device))

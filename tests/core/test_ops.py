@@ -11,6 +11,7 @@ from core import rng, vit
 from core.errors import InputError
 from core.initializers import uniform
 from core.layers import EXACT
+from core.model import parameters
 from core.ops import Parameter, Site, rewrite
 from core.optimizers import AdamW
 from core.transforms.crs import crs
@@ -112,7 +113,7 @@ def test_what_transforms_bring(config):
     params = vit.init(wide, 0, ops)
     assert torch.equal(params["blocks.1.more"], torch.full((wide.width,), 0.5))
     assert params["more.draws"].abs().max() <= 2 < 100 * params["more.draws"].abs().max()
-    assert vit.parameters(wide, ops) == vit.parameters(wide) + wide.width + 7
+    assert parameters(wide, ops) == parameters(wide) + wide.width + 7
     assert all(torch.equal(params[n], p) for n, p in vit.init(wide, 0).items()), "it moved other initial values"
     assert ops.frozen("head.weight")
     assert not ops.frozen("norm.weight")

@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_leaves
 from core import rng, vit
 from core.errors import InputError
 from core.layers import EXACT
+from core.model import shapes
 from core.ops import rewrite
 from core.optimizers import AdamW, Averaged, Clipped, changed
 from core.step import make_step, objective, start
@@ -37,7 +38,7 @@ def test_adamw_equals_torch(decay):
 
 def test_decay_of_matrices_only():
     optimizer = AdamW(decay_all=False)
-    decayed = {n for n in vit.shapes(vit.VitConfig(16, 4, 16, 1, 2, 32, 5)) if optimizer.decays(n)}
+    decayed = {n for n in shapes(vit.VitConfig(16, 4, 16, 1, 2, 32, 5)) if optimizer.decays(n)}
     assert decayed == {
         "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight",
         "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight", "head.weight",

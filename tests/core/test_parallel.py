@@ -27,6 +27,7 @@ from core.engine import build, loop
 from core.foreign import sources
 from core.layers import EXACT
 from core.measure import peak_bytes, tensor_bytes
+from core.model import shapes
 from core.optimizers import AdamW, Averaged, Clipped
 from core.parallel import ALONE, Share, at_use, shard, spread, whole
 from core.step import make_step, objective, start, value_and_grad
@@ -165,7 +166,7 @@ class Worker:
         out, fake = {}, dist.new_group(backend="fake").group_name
         for kind, share in self.shares.items():
             share = share._replace(group=fake)
-            layout = vit.shapes(LARGER)
+            layout = shapes(LARGER)
             loss = spread(objective(LARGER, EXACT, normalised, region=at_use(layout, share)), layout, share)
             step = make_step(loss, ADAMW)
             state = start(shard(vit.init(LARGER, 0), share), ADAMW, rng.key(0))

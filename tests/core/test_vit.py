@@ -8,6 +8,7 @@ from torchvision.models import vit_b_16
 from core import layers, rng, vit
 from core.errors import InputError
 from core.layers import EXACT
+from core.model import parameters, shapes
 from core.ops import Site
 from core.weights import checkpoints
 from core.weights.names import rename
@@ -40,7 +41,7 @@ def test_equals_timm(shape):
         img_size=config.image, patch_size=config.patch, in_chans=config.channels, num_classes=config.classes,
         embed_dim=config.width, depth=config.depth, num_heads=config.heads, mlp_ratio=config.mlp / config.width,
     ).double()  # fmt: skip
-    assert {n: tuple(p.shape) for n, p in model.named_parameters()} == vit.shapes(config)
+    assert {n: tuple(p.shape) for n, p in model.named_parameters()} == shapes(config)
     params = {n: p.requires_grad_() for n, p in double(vit.init(config, 1)).items()}
     images = rng.uniform(rng.key(2), (4, config.channels, config.image, config.image)).double() * 4 - 2
     labels = torch.arange(4) % config.classes
@@ -78,7 +79,7 @@ def test_equals_torchvision_vit_b_16():
 )
 def test_published_parameter_counts(width, heads, classes, expected):
     config = vit.VitConfig(32, 4, width, 12, heads, 512, classes, dropout=0.1, patch_norm=True, head="mlp")
-    assert vit.parameters(config) == expected
+    assert parameters(config) == expected
     assert sum(p.numel() for p in vit.init(config, 0).values()) == expected
 
 

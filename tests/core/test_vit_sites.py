@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from core import rng, vit
 from core.layers import EXACT
+from core.model import parameters, shapes
 from core.ops import Parameter, rewrite
 from core.transforms.crs import crs
 from core.transforms.decatt import decatt
@@ -80,9 +81,9 @@ def test_block_parameters_reach_their_block(config, batch):
         wrap={"mlp": lambda inner, site, x: inner(site, x) * site.params["mlp.gain"]},
         parameters=lambda config: gains,
     )(EXACT)
-    assert vit.parameters(config, ops) == vit.parameters(config) + config.depth
+    assert parameters(config, ops) == parameters(config) + config.depth
     params = double(vit.init(config, 0, ops))
-    scaled = {n: params[n] for n in vit.shapes(config)}
+    scaled = {n: params[n] for n in shapes(config)}
     for i in range(config.depth):
         for name in (f"blocks.{i}.mlp.fc2.weight", f"blocks.{i}.mlp.fc2.bias"):
             scaled[name] = scaled[name] * (3 + i)

@@ -7,6 +7,7 @@ from core.data.splits import Split
 from core.errors import InputError
 from core.layers import EXACT
 from core.measure import tensor_bytes
+from core.model import parameters
 
 CPU = torch.device("cpu")
 CONFIG = vit.VitConfig(8, 4, 16, 1, 2, 32, 10)
@@ -20,7 +21,7 @@ def compare(names, steps=2):
 @pytest.mark.parametrize("name", ["timm", "torchvision", "transformers"])
 def test_peers_have_the_same_shapes(name):
     model = peers.PEERS[name](CONFIG)
-    assert sum(p.numel() for p in model.parameters()) == vit.parameters(CONFIG)
+    assert sum(p.numel() for p in model.parameters()) == parameters(CONFIG)
     assert model(torch.randn(2, 3, 8, 8)).shape == (2, 10)
 
 
@@ -35,7 +36,7 @@ def test_figures_of_every_contender():
     figures = compare(list(peers.PEERS))
     assert set(figures) == {*peers.PEERS, "baseline, eager", "flash, eager", "baseline, eager (A/A)"}
     assert figures["timm"]["ratio"] == 1
-    state = 3 * 4 * vit.parameters(CONFIG)
+    state = 3 * 4 * parameters(CONFIG)
     for f in figures.values():
         assert 0 < f["lower_quartile"] <= f["seconds"] <= f["upper_quartile"]
         assert f["images_per_second"] == pytest.approx(8 / f["seconds"])
@@ -58,7 +59,7 @@ def test_a_peers_peak_counts_its_state():
     batch = torch.randn(4, 3, 8, 8), torch.arange(4)
     made = peers.contender("timm", CONFIG, batch, half=False, compiled=False, steps=1)
     made.run()
-    floor = 3 * 4 * vit.parameters(CONFIG) + tensor_bytes(batch)
+    floor = 3 * 4 * parameters(CONFIG) + tensor_bytes(batch)
     assert floor < made.peak() < 10 * floor
 
 

@@ -9,8 +9,8 @@ import torch
 from ablations.commands.main import main
 from ablations.study import arms, plan, running
 from ablations.study.presets import PRESETS
-from core import vit
 from core.data import sets as data
+from core.model import parameters
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_needs_are_the_parts_of_what_is_held():
     recipe = replace(PRESETS["finetune"], device="cuda", weights=None)
     (cell,) = running.foresee("baseline", recipe, "data", present=False).cells
     needs, step = plan.needs(cell, 64, 2**36), cell.account(64)
-    params = 4 * vit.parameters(cell.config)
+    params = 4 * parameters(cell.config)
     assert needs["data_bytes"] == 60_000 * (3 * 224 * 224 + 8) - 60_000 * 8
     assert plan.needs(cell, 64, 10**10)["data_bytes"] == 0  # more than half of it: not resident
     assert needs["copies_bytes"] == pytest.approx(2 * 3 * params, abs=100)
@@ -92,7 +92,7 @@ def test_json_for_every_arm_without_data(run, tmp_path):
     assert all(needed <= e.keys() and "fits" not in e for e in planned)
     known = data.outline("cifar10", image=PRESETS["quick"].image)
     recipe = PRESETS["quick"].resolve_machine().resolve_data(known)
-    assert planned[0]["parameters"] == vit.parameters(recipe.config(arms.parse("baseline"), known))
+    assert planned[0]["parameters"] == parameters(recipe.config(arms.parse("baseline"), known))
     assert planned[1]["kept_bytes"] < planned[0]["kept_bytes"]
     assert list(tmp_path.iterdir()) == []
 

@@ -6,11 +6,12 @@ import torch
 from ablations.study import running
 from ablations.study.arms import parse, read_settings
 from ablations.study.presets import PRESETS, SEEDS
-from core import rng, vit
+from core import rng
 from core.data.augment import preparation
 from core.data.splits import Data, Split
 from core.errors import InputError
 from core.layers import EXACT
+from core.model import parameters
 from core.optimizers import Averaged
 from core.step import objective
 from core.targets import Targets
@@ -39,12 +40,12 @@ def test_parameter_counts(preset, arm, classes, expected):
     recipe = PRESETS[preset]
     settings = read_settings([s for s in recipe.set if "scorer" not in s])  # its scorer's weights are not here
     data = cifar_like(classes) if recipe.image is None else replace_side(cifar_like(classes), recipe.image)
-    assert vit.parameters(recipe.config(parse(arm, settings), data)) == expected
+    assert parameters(recipe.config(parse(arm, settings), data)) == expected
 
 
 def test_quick_is_small():
     recipe = PRESETS["quick"]
-    assert vit.parameters(recipe.config(parse("baseline"), replace_side(cifar_like(), 16))) == 27_946
+    assert parameters(recipe.config(parse("baseline"), replace_side(cifar_like(), 16))) == 27_946
     assert (SEEDS["quick"], recipe.set) == (5, ())
 
 

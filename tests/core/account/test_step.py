@@ -10,6 +10,7 @@ from core.account.step import account
 from core.errors import InputError
 from core.layers import EXACT
 from core.measure import peak_bytes, tensor_bytes
+from core.model import parameters
 from core.ops import rewrite
 from core.optimizers import AdamW, Averaged, Clipped
 from core.step import make_step, objective, start
@@ -42,7 +43,7 @@ def test_vit_b_16_keeps_what_the_arithmetic_says(name):
     assert cost.kept_bytes_per_block / MIB == pytest.approx(block, rel=0.005)  # the table rounds to 3 figures
     if peak:
         assert cost.peak_bytes / 1e9 == pytest.approx(peak, rel=0.01)
-    assert cost.parameters == vit.parameters(B16) == 86_567_656
+    assert cost.parameters == parameters(B16) == 86_567_656
     assert sum(cost.kept_by_op.values()) == sum(cost.kept_by_block.values()) == cost.kept_bytes
 
 
