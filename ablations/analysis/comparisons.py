@@ -17,7 +17,7 @@ from ablations.analysis import timing as timing_pass
 from ablations.analysis import verdicts as judging
 from ablations.analysis.design import Design
 from ablations.analysis.effects import Effects, differences, fit
-from ablations.analysis.estimates import CONFIDENCE, Estimate
+from ablations.analysis.estimates import CONFIDENCE, Estimate, Values
 from ablations.analysis.exactness import Identity, broken, identities
 from ablations.analysis.factors import Term, in_factorial, label, levels
 from ablations.analysis.responses import BY_NAME, COMPARED, RESPONSES, Table, tables, twins_of
@@ -145,6 +145,18 @@ class Comparisons:
         return pd.DataFrame(rows)
 
     @cached_property
+    def times(self) -> pd.DataFrame:
+        """Of the timing pass by arm (index): `at`, the step time over the baseline's, and its interval's ends, `low`
+        and `high`; empty where there is none."""
+        frame = self.against_baseline
+        if self.timing is None or frame.empty:
+            return pd.DataFrame()
+        rows = frame[frame["response"] == "step time"].set_index("arm")[["estimate", "low", "high"]]
+        found = np.exp(rows.rename(columns={"estimate": "at"}))
+        found.loc[BASELINE] = 1.0
+        return found
+
+    @cached_property
     def identities(self) -> list[Identity]:
         """Every exact arm beside its twin, at the first seed that has both."""
         return identities(self.study, twins_of(self.study, self.baseline_differs))
@@ -186,6 +198,11 @@ class Comparisons:
         signs = [BY_NAME[name].better for name in responses]
         means = (self.means.drop(index=AGAIN, errors="ignore")[list(responses)] * signs).dropna()
         return [a for a, p in means.iterrows() if not ((means >= p).all(axis=1) & (means != p).any(axis=1)).any()]
+
+    def curve(self, arm: str, key: str) -> tuple[Values, Values]:
+        """By epoch: an arm's mean over seeds of what its rows have under `key`, and the deviation (0 for one seed)."""
+        values = np.array([[row[key] for row in cell.rows] for cell in self.study.arms[arm]])
+        return values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
 
     def curves(self, most: int = 8) -> list[str]:
         """Arms whose learning curves say most: the baseline, each optimization alone, the highest mean."""

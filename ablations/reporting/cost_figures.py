@@ -50,11 +50,8 @@ def _costs(comparisons: Comparisons) -> dict[str, pd.DataFrame]:
     times = groups["step_ms_median"]
     cells = pd.DataFrame({"at": times.mean(), "low": times.min(), "high": times.max()})
     cells.attrs["title"] = "step time of the cells, ms (not interleaved)"
-    if comparisons.timing and not comparisons.against_baseline.empty:
-        rows = comparisons.against_baseline
-        found = rows[rows["response"] == "step time"].set_index("arm")[["estimate", "low", "high"]]
-        cells = np.exp(found.rename(columns={"estimate": "at"})).reindex(groups.groups)
-        cells.loc[BASELINE] = 1.0
+    if not comparisons.times.empty:
+        cells = comparisons.times.reindex(groups.groups)
         cells.attrs["title"] = "step time, × baseline"
     peaks = pd.DataFrame({"at": memory, "low": memory, "high": memory})
     peaks.attrs["title"] = "peak memory, MiB"

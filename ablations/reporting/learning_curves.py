@@ -16,18 +16,16 @@ def draw(comparisons: Comparisons, path: Path) -> None:
     figure, axis = pyplot().subplots(figsize=(10, 4.8), layout="constrained")
     lowest = []
     for arm, (colour, marker, style) in zip(arms, LINES, strict=False):
-        rows = [cell.rows for cell in comparisons.study.arms[arm]]
-        x = np.array([row["epoch"] for row in rows[0]])
-        y = 100 * np.array([[row["val/accuracy"] for row in one] for one in rows])
-        mean, deviation = y.mean(0), y.std(0, ddof=1) if len(y) > 1 else np.zeros(len(x))
+        mean, deviation = (100 * values for values in comparisons.curve(arm, "val/accuracy"))
+        x, several = np.arange(1, len(mean) + 1), len(comparisons.study.arms[arm]) > 1
         axis.plot(x, mean, style, color=colour, linewidth=1.6, label=arm)
-        if len(y) > 1 and len(x) > 1:
+        if several and len(x) > 1:
             axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.12, linewidth=0)
-        elif len(y) > 1:
+        elif several:
             axis.errorbar(x, mean, deviation, color=colour, capsize=3)
         for i in range(0, len(x), -(-len(x) // _MARKS)):
             (mark,) = axis.plot(x[i], mean[i], marker, color=colour, markersize=4)
-            tell(mark, f"{arm}, epoch {x[i]}: {mean[i]:.2f}" + f" ± {deviation[i]:.2f}" * (len(y) > 1) + " %")
+            tell(mark, f"{arm}, epoch {x[i]}: {mean[i]:.2f}" + f" ± {deviation[i]:.2f}" * several + " %")
         lowest.append(mean[len(mean) // 5])
     if len(x) > 1:  # the beginning, alike in all arms, would take the height that the end needs
         axis.set_ylim(bottom=min(lowest))

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from ablations.analysis.factors import levels
 from ablations.reporting.formatting import listed
 from ablations.reporting.profiles import Pages
 from ablations.study.arms import BASELINE
-from ablations.study.outcomes import Cell
 
 RUNS = 40  # of more, TensorBoard 2.21 ticks none
 CURVES = {  # of an epoch: the tag here, the factor
@@ -62,12 +61,12 @@ def _arm(writer: Any, comparisons: Comparisons, arm: str) -> None:
     """An arm's curves with their bands, its costs as level lines, and its row of HParams."""
     from torch.utils.tensorboard.summary import hparams
 
-    cells, learned = comparisons.study.arms[arm], comparisons.study.arms[comparisons.twins[arm]]
     for key, (tag, factor) in CURVES.items():
-        for epoch, *values in _band(cells if key.startswith("speed") else learned, key):
-            for of, value in zip((tag, *_ends(tag)), values, strict=True):
-                writer.add_scalar(of, factor * value, epoch)
-    last = len(cells[0].rows)
+        mean, deviation = comparisons.curve(arm if key.startswith("speed") else comparisons.twins[arm], key)
+        for of, band in zip((tag, *_ends(tag)), (mean, mean - deviation, mean + deviation), strict=True):
+            for epoch, value in enumerate(factor * band, start=1):
+                writer.add_scalar(of, value, epoch)
+    last = len(mean)
     costs = _costs(comparisons, arm)
     for tag, value in costs.items():
         for epoch in {0, last}:
@@ -81,8 +80,8 @@ def _arm(writer: Any, comparisons: Comparisons, arm: str) -> None:
 def _costs(comparisons: Comparisons, arm: str) -> dict[str, float]:
     """Step time, images a second and bytes by tag. Step time is the baseline's in its cells times the ratio of the
     timing pass, where there is one, with the ends of its interval; else the cells' own, named so."""
-    numbers = comparisons.cells.groupby("arm").mean(numeric_only=True)
-    ratio = _ratios(comparisons).get(arm, ())
+    numbers, times = comparisons.cells.groupby("arm").mean(numeric_only=True), comparisons.times
+    ratio = [*times.loc[arm]] if arm in times.index else []
     out = {}
     if ratio:
         out[_TIME] = numbers["step_ms_median"][BASELINE] * ratio[0]
@@ -93,16 +92,6 @@ def _costs(comparisons: Comparisons, arm: str) -> dict[str, float]:
     out |= {tag: numbers[key][arm] / 2**20 for tag, key in _MEMORY.items()}
     out |= dict(zip((_RATIO, *_ends(_RATIO)), ratio, strict=False))
     return {tag: float(value) for tag, value in out.items()}
-
-
-def _ratios(comparisons: Comparisons) -> dict[str, tuple[float, float, float]]:
-    """Of the timing pass: an arm's step time over the baseline's, and its interval."""
-    frame = comparisons.against_baseline
-    if comparisons.timing is None or frame.empty:
-        return {}
-    rows = frame[frame["response"] == "step time"]
-    of = np.exp(rows[["estimate", "low", "high"]]).itertuples(index=False, name=None)
-    return {BASELINE: (1.0, 1.0, 1.0)} | dict(zip(rows["arm"], of, strict=True))
 
 
 def _layout(comparisons: Comparisons) -> dict[str, Any]:
@@ -119,14 +108,6 @@ def _layout(comparisons: Comparisons) -> dict[str, Any]:
 def _ends(tag: str) -> tuple[str, str]:
     """The tags of a band's lower and upper end: a group of their own, below."""
     return f"~ends of bands/{tag}, low", f"~ends of bands/{tag}, high"
-
-
-def _band(cells: Sequence[Cell], key: str) -> Iterator[tuple[int, float, float, float]]:
-    """Epoch, mean over seeds, and a standard deviation less and more (0 for one seed)."""
-    values = np.array([[row[key] for row in cell.rows] for cell in cells])
-    deviation = values.std(0, ddof=1) if len(cells) > 1 else np.zeros(values.shape[1])
-    for i, (m, s) in enumerate(zip(values.mean(0), deviation, strict=True)):
-        yield i + 1, float(m), float(m - s), float(m + s)
 
 
 def _profile(writer: Any, pages: Pages, folder: Path) -> None:
