@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -104,8 +104,8 @@ def _mapped(path: Path) -> Tensor:
 @contextmanager
 def _decoding(cache: Path) -> Iterator[Path]:
     """A folder to decode into, held by this process, and gone in the end unless it was renamed."""
-    temporary = Path(tempfile.mkdtemp(dir=cache, prefix=_DECODING))
-    temporary.chmod(0o777 & ~_umask())
+    temporary = cache / f"{_DECODING}{uuid4().hex}"
+    temporary.mkdir()
     handle = os.open(temporary, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -113,12 +113,6 @@ def _decoding(cache: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _remove_leftovers(cache: Path) -> None:

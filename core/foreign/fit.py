@@ -84,21 +84,17 @@ class _Renamed(NamedTuple):
     ours: Mapping[str, str]
 
     def init(self, params: Params) -> Any:
-        """Of the other."""
         return self.inner.init(self._renamed(params))
 
     def update(self, params: Params, gradients: Params, state: Any, step: Tensor) -> tuple[Params, Any]:
-        """Of the other."""
         new, state = self.inner.update(self._renamed(params), self._renamed(gradients), state, step)
         return {name: new[self.ours.get(name, name)] for name in params}, state
 
     @property
     def learning_rate(self) -> float:
-        """Of the other."""
         return self.inner.learning_rate
 
     def rate(self, step: Tensor) -> Tensor:
-        """Of the other."""
         return self.inner.rate(step)
 
     def _renamed(self, tree: Params) -> Params:
