@@ -1,15 +1,18 @@
 """How far a cell has come: all that its continuation needs beside arm, recipe, data and seed."""
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_structure, tree_unflatten
 
+from ablations.study import schema
 from ablations.study.evaluation import Evaluation
 from ablations.study.snapshots import Content
 from ablations.study.store import Row
@@ -102,6 +105,30 @@ class Course:
             tensors |= {f"metrics.{name}": torch.cat(column) for name, column in named}
         about = {"best_accuracy": self.best_accuracy, "history": self.history, "times": self.times, "loss": self.loss}
         return tensors, about
+
+    def check(self, tensors: dict[str, Tensor], about: dict[str, Any], steps: int) -> None:
+        """ValueError for what `pack` did not write of a course like this one, before its first step. steps: of an
+        epoch."""
+        schema.Reached.model_validate_json(json.dumps(about))
+        own = {name: tensor for name, tensor in self.pack()[0].items() if name != "intervals"}
+        if odd := [n for n, t in own.items() if (tensors[n].dtype, tensors[n].shape) != (t.dtype, t.shape)]:
+            raise ValueError(f"its {odd[0]} is not of this model")
+        history, taken = about["history"], tensors["intervals"]
+        since = len(taken) - len(history) * steps
+        metrics = {name: len(tensor) for name, tensor in tensors.items() if name.startswith("metrics.")}
+        shares = tensors["correct"].double().mean(1).tolist() if history else []
+        accuracies = [row["val/accuracy"] for row in history]
+        wrong = {
+            "seconds": taken.dtype != torch.float64 or not ((taken >= 0) & taken.isfinite()).all() or taken.dim() > 1,
+            "steps": not 0 <= since <= steps or len(taken) != tensors["state.step"],
+            "metrics": metrics != {f"metrics.{name}": since for name in Metrics._fields if since},
+            "epochs": [row["epoch"] for row in history] != list(range(1, len(about["times"]) + 1)),
+            "accuracies": (history and tensors["correct"].dtype != torch.bool)
+            or about["best_accuracy"] != max(accuracies, default=-1.0)
+            or not np.allclose(shares, accuracies, atol=1e-6),
+        }
+        if odd := [name for name, found in wrong.items() if found]:
+            raise ValueError(f"its {' and '.join(odd)} are not a course's")
 
     def restored(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> "Course":
         """What `pack` wrote, where this is the course before the first step.

@@ -150,6 +150,15 @@ class Line(Checked):
     rate: Positive = Field(alias="speed/images_per_second")
 
 
+class Reached(Checked):
+    """What a snapshot says of its course (see course.py)."""
+
+    best_accuracy: Annotated[float, Field(ge=-1, le=1)]
+    history: list[Line]
+    times: list[float]
+    loss: float
+
+
 def _closed(kind: type) -> Any:
     """What has the fields of a config, all of them and no others; their values it checks itself."""
     typed: Any = {name: (Count if hint is int else hint, ...) for name, hint in get_type_hints(kind).items()}

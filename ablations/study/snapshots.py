@@ -7,10 +7,12 @@ content: what is torn or flipped does not have its name. It is written aside, sy
 import errno
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +66,9 @@ class Snapshots:
         self._last = time.monotonic()
         self._cost = self._last - begin
 
-    def load(self) -> Content | None:
+    def load(self, check: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda *_: None) -> Content | None:
         """The last one that is whole and of this cell; None if there is none. Damaged ones are told of and removed,
-        those of another cell told of and set aside."""
+        those of another cell told of and set aside. check: raises ValueError for what no snapshot of it can hold."""
         for path in reversed(_paths(self.folder)):
             try:
                 data = schema.content(path)
@@ -75,13 +77,17 @@ class Snapshots:
                 length = int.from_bytes(data[:8], "little")
                 said = json.loads(data[8 : 8 + length])["__metadata__"]
                 of, content = json.loads(said.get("of", "{}")), (load(data), json.loads(said["about"]))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-                self._note(f"snapshot {path} is damaged ({error}): the one before it is used, or the cell starts again")
+                if of == self._of:
+                    check(*content)
+                    return content
+            except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+                self._note(
+                    f"snapshot {path} is damaged ({schema.said(error)}): the one before it is used, or the cell starts "
+                    "again"
+                )
                 files.remove(path)
                 continue
-            if of == self._of:
-                return content
-            aside = self.folder.with_suffix(".set-aside")
+            aside = _aside(self.folder)
             aside.mkdir(exist_ok=True)
             odd = (f"{k} {of.get(k)} -> {mine}" for k, mine in self._of.items() if of.get(k) != mine)
             self._note(f"snapshot {path} is of another cell ({', '.join(odd)}): set aside in {aside}")
@@ -92,6 +98,13 @@ class Snapshots:
         """Remove them all: the cell has its result."""
         with suppress(OSError):
             files.remove(self.folder)
+
+
+def _aside(folder: Path) -> Path:
+    """Where those of another cell go: beside what is there and no folder, for that is not ours."""
+    names = chain([".set-aside"], (f".set-aside-{i}" for i in count(2)))
+    paths = map(folder.with_suffix, names)
+    return next(path for path in paths if path.is_dir() or not os.path.lexists(path))
 
 
 def folder_of(cell: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import torch
@@ -45,7 +46,7 @@ def train(
     recipe, share, together = cell.recipe, cell.share, cell.share.world > 1
     order_key, step_key = rng.split(rng.key(seed, cell.device), 2)
     state = cell.start_whole(seed, step_key)
-    course = _continued(Course(state, state.params), snapshots, progress)
+    course = _continued(Course(state, state.params), cell.steps, snapshots, progress)
     course.state, course.best = parallel.shard_state(course.state, share), parallel.shard(course.best, share)
     progress.cell(cell.arm.name, seed, cell.steps * recipe.epochs, course.steps)
     for row, when in zip(course.history, course.times, strict=True):
@@ -90,9 +91,9 @@ def _whole(cell: Prepared, course: Course) -> Course:
     return replace(course, state=state, best=parallel.whole(course.best, cell.shapes, cell.share))
 
 
-def _continued(course: Course, snapshots: Snapshots, progress: Terminal) -> Course:
-    """The course of the last snapshot, or this one."""
-    if (content := processes.told(snapshots.load())) is None:
+def _continued(course: Course, steps: int, snapshots: Snapshots, progress: Terminal) -> Course:
+    """The course of the last snapshot, or this one. steps: of an epoch."""
+    if (content := processes.told(snapshots.load(partial(course.check, steps=steps)))) is None:
         return course
     found = course.restored(*content)
     progress.note(f"continued from step {found.steps} ({snapshots.folder})")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from ablations.commands import conducting
 from ablations.reporting import terminal
-from ablations.study import cells, reading, running
+from ablations.study import cells, outcomes, reading, running
 
 
 def test_a_killed_cell_is_trained_again_from_scratch(command, monkeypatch):
@@ -46,7 +46,7 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(command, monkeypatch, ca
         assert command("--arms", "flash,baseline") == 1
     assert "no report: ZeroDivisionError: division by zero" in capsys.readouterr().out
     with monkeypatch.context() as patch:  # another process has just forgotten it
-        patch.setattr(reading, "failed", lambda folder: True)
+        patch.setattr(outcomes, "failed", lambda folder: True)
         conducting.retry(SimpleNamespace(retry_failed=True), command.out, [command.out / "cells" / "flash" / "seed7"])
     assert command("--arms", "flash,baseline", "--retry-failed") == 0
     assert not (command.out / "cells" / "flash" / "seed0" / "failed.json").exists()

@@ -1,5 +1,6 @@
 """What a cut-short study leaves, damaged: told, never believed, and the end is the same."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -8,6 +9,8 @@ import sys
 
 import pytest
 from faults.processes import OPTIONS, ROOT, content, environment, until
+from safetensors import safe_open
+from safetensors.torch import save
 
 CUTS = {
     "truncated": lambda data, draw: data[: draw.randrange(len(data))],
@@ -34,13 +37,22 @@ def cut_short(start, tmp_path):
     return make
 
 
-@pytest.mark.parametrize(("kind", "which"), [("truncated", 1), ("emptied", 2), ("flipped", 1)])
+def _forge(path):
+    """What no course wrote, under its own checksum."""
+    with safe_open(path, framework="pt") as file:
+        said, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    data = save(tensors, said | {"about": json.dumps({"times": None})})
+    path.unlink()
+    path.with_name(f"{path.name[:9]}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors").write_bytes(data)
+
+
+@pytest.mark.parametrize(("kind", "which"), [("truncated", 1), ("emptied", 2), ("flipped", 1), ("forged", 1)])
 def test_damaged_snapshots(cut_short, start, reference, many, tried, draw, kind, which):
     """The last one, and both."""
     for i in range(many(1, 10)):
         out = cut_short(str(i))
         for path in sorted(out.glob("cells/decatt/*.snapshots/0*"))[-which:]:
-            path.write_bytes(CUTS[kind](path.read_bytes(), draw))
+            _forge(path) if kind == "forged" else path.write_bytes(CUTS[kind](path.read_bytes(), draw))
         run = start(out)
         assert run.wait() == 0
         assert run.text.count("is damaged") == which

@@ -1,5 +1,7 @@
 """Snapshots: what comes back is what went in, or is told to be damaged; they cost no more than their share."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -63,6 +65,17 @@ def test_one_of_another_cell_is_told_and_set_aside(kept, key):
     assert other.load()[1] == {"step": 3}
 
 
+@pytest.mark.parametrize("there", [lambda path: path.write_text("mine"), lambda path: path.symlink_to("nowhere")])
+def test_what_is_in_the_way_of_those_set_aside_stays(kept, there):
+    (path,) = save(kept, 1)
+    there(aside := kept.folder.with_suffix(".set-aside"))
+    was = aside.lstat()
+    assert Snapshots(kept.folder.with_name("seed0"), OF | {"seed": 1}, kept.told.append).load() is None
+    assert "set aside in" in kept.told[0]
+    assert aside.lstat() == was
+    assert [found.name for found in aside.with_name("seed0.set-aside-2").iterdir()] == [path.name]
+
+
 def test_every_flipped_bit_is_seen(kept):
     (path,) = save(kept, 1)
     data = path.read_bytes()
@@ -105,7 +118,8 @@ def test_a_course_comes_back_bit_for_bit(config, kept):
     assert all(torch.equal(p, later.optimizer.average[name]) for name, p in course.best.items())
     course.advance(later._replace(step=later.step + 2), metrics[1], [0.125, 0.1])
     kept.save(course.steps, course.pack)
-    found = Course(state, state.params).restored(*kept.load())
+    before = Course(state, state.params)
+    found = before.restored(*kept.load(partial(before.check, steps=2)))
     assert found.pack()[1] == course.pack()[1]
     mine, theirs = course.pack()[0], found.pack()[0]
     assert mine.keys() == theirs.keys()
@@ -113,6 +127,44 @@ def test_a_course_comes_back_bit_for_bit(config, kept):
         assert tensor.dtype == theirs[name].dtype
         assert torch.equal(tensor, theirs[name])
     assert found.state.step == 4
+
+
+FORGED = {
+    "best_accuracy: Field required": lambda tensors, about: about.pop("best_accuracy"),
+    "loss: Input should be a valid number": lambda tensors, about: about.update(loss="x"),
+    "times: Field required": lambda tensors, about: about.pop("times"),
+    "history.0.val/loss: Field required": lambda tensors, about: about["history"][0].pop("val/loss"),
+    "its accuracies are": lambda tensors, about: about.update(best_accuracy=0.9),
+    "its epochs are": lambda tensors, about: about.update(times=[1.0, 2.0]),
+    "its steps are": lambda tensors, about: tensors.update({"state.step": torch.tensor(9)}),
+    "'intervals'": lambda tensors, about: tensors.pop("intervals"),
+    "its seconds are": lambda tensors, about: tensors.update(intervals=tensors["intervals"] * float("nan")),
+    "its metrics are not": lambda tensors, about: tensors.pop("metrics.penalty"),
+    "its metrics are": lambda tensors, about: tensors.update({"metrics.loss": torch.zeros(5)}),
+    "'state.key'": lambda tensors, about: tensors.pop("state.key"),
+    "its best.cls_token is not of this model": lambda tensors, about: tensors.update({"best.cls_token": torch.zeros(3)}),
+    "'correct'": lambda tensors, about: tensors.pop("correct"),
+}
+
+
+@pytest.mark.parametrize("told", FORGED)
+def test_what_no_course_wrote_is_damaged(config, kept, told):
+    """Its checksum is right: it was written so."""
+    state = start(vit.init(config, 0), AdamW(), rng.key(7))
+    course, ones = Course(state, state.params), torch.ones(2)
+    for step in (2, 4):
+        course.advance(state._replace(step=state.step + step), Metrics(ones, ones, ones, ones, ones), [0.5, 0.25])
+        if step == 2:
+            course.evaluate(Evaluation(torch.tensor([True, False]), 1.5), 8, 2**20)
+    before = Course(state, state.params)
+    tensors, about = course.pack()
+    before.check(tensors, about, steps=2)
+    FORGED[told](tensors, about)
+    kept.save(course.steps, lambda: (tensors, about))
+    assert kept.load(partial(before.check, steps=2)) is None
+    assert len(kept.told) == 1
+    assert "is damaged (" in kept.told[0]
+    assert told in kept.told[0]
 
 
 def test_the_first_loss_that_is_not_finite_is_named(config):
