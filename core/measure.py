@@ -5,6 +5,7 @@ import math
 import random
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -64,20 +65,23 @@ def unsearched() -> Iterator[None]:
         gc.unfreeze()
 
 
-def in_rounds(runs: Mapping[str, Callable[[], object]], device: torch.device) -> Iterator[dict[str, float]]:
-    """Without end: seconds of one block of each contender, a round in freshly shuffled order, which is the dict's. Time
-    and place are confounded otherwise. Whoever asks warms up first."""
-    draw, names = random.Random(0), list(runs)
+Round = Sequence[tuple[str, float]]  # contenders and the seconds of their blocks, in the order in which they ran
+
+
+def in_rounds(blocks: Sequence[tuple[str, Callable[[], object]]], device: torch.device) -> Iterator[Round]:
+    """Without end: the seconds of all blocks of contenders, which may have several, a round in freshly shuffled order.
+    Time and place are confounded otherwise. Whoever asks warms up first."""
+    draw, left = random.Random(0), list(blocks)
     with unsearched():
         while True:
-            draw.shuffle(names)
-            took = {}
-            for name in names:
+            draw.shuffle(left)
+            took = []
+            for name, run in left:
                 synchronize(device)
                 begin = time.perf_counter()
-                runs[name]()
+                run()
                 synchronize(device)
-                took[name] = time.perf_counter() - begin
+                took.append((name, time.perf_counter() - begin))
             yield took
 
 
@@ -85,16 +89,16 @@ def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int, device: t
     """Seconds of every block of every contender: each warmed up by one block, then as many rounds (see `in_rounds`)."""
     for run in runs.values():
         run()
-    found = list(islice(in_rounds(runs, device), rounds))
+    found = [dict(took) for took in islice(in_rounds(list(runs.items()), device), rounds)]
     return {name: [took[name] for took in found] for name in runs}
 
 
 Interval = tuple[float, float, float]  # a value and its ends
 
 
-def ratios(seconds: Mapping[str, Sequence[float | None]], reference: str) -> dict[str, Interval]:
-    """How many times as long as the reference each contender takes, with its 95 % interval, from the seconds in the
-    same rounds (None: not in this one; at least 2 with both).
+def ratios(rounds: Sequence[Round], reference: str) -> dict[str, Interval]:
+    """How many times as long as the reference each contender takes, with its 95 % interval, from rounds that it shares
+    with it, of which there are at least 2.
 
     The mean of the differences of logarithms within rounds (see `drawn_in`), with standard error and degrees of
     freedom of Dixon and Tukey (Technometrics 10, 1968).
@@ -102,7 +106,7 @@ def ratios(seconds: Mapping[str, Sequence[float | None]], reference: str) -> dic
     from scipy import stats  # half a second, for which no refusal of bad input should wait
 
     out = {}
-    for name, row in drawn_in(seconds, reference).items():
+    for name, row in drawn_in(rounds, reference).items():
         d = row[~np.isnan(row)]
         left = len(d) - 2 * cut(len(d)) - 1
         se = float(d.std(ddof=1)) / math.sqrt(len(d)) * (len(d) - 1) / left
@@ -111,19 +115,28 @@ def ratios(seconds: Mapping[str, Sequence[float | None]], reference: str) -> dic
     return out
 
 
-def drawn_in(seconds: Mapping[str, Sequence[float | None]], reference: str) -> dict[str, np.ndarray]:
+def drawn_in(rounds: Sequence[Round], reference: str) -> dict[str, np.ndarray]:
     """Of each contender the logarithms [rounds] of its seconds over the reference's of the same round (nan: not in this
-    one). First, over the median contender's of the round, the `cut` highest and lowest of each are drawn in to the next
+    one). First, over the median block of the round, the `cut` highest and lowest of each are drawn in to the next
     (winsorized), since what disturbs a machine is seldom and large: among rounds of the same contenders alone, for the
-    median of others is another scale."""
-    logs = np.log(np.array(list(seconds.values()), dtype=float))
+    median of others is another scale. Of several blocks a round it is the mean, each drawn in among its like: if one
+    were the mean before, it would be drawn in otherwise than a single one."""
+    rows: dict[tuple[str, int], np.ndarray] = {}
+    for i, took in enumerate(rounds):
+        seen: Counter[str] = Counter()
+        for name, seconds in took:
+            rows.setdefault((name, seen[name]), np.full(len(rounds), np.nan))[i] = math.log(seconds)
+            seen[name] += 1
+    logs = np.array(list(rows.values()))
     logs -= np.nanmedian(logs, axis=0)
     missing = np.isnan(logs)
     for pattern in np.unique(missing, axis=1).T:
         columns = (pattern == missing.T).all(1)
         ends, k = np.sort(logs[:, columns]), cut(columns.sum())
         logs[:, columns] = logs[:, columns].clip(ends[:, [k]], ends[:, [-1 - k]])
-    return dict(zip(seconds, logs - logs[list(seconds).index(reference)], strict=True))
+    names = [name for name, _ in rows]
+    means = {name: logs[[other == name for other in names]].mean(0) for name in dict.fromkeys(names)}
+    return {name: mean - means[reference] for name, mean in means.items()}
 
 
 def cut(rounds: int) -> int:

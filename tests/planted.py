@@ -58,9 +58,10 @@ def study(folder, names, seeds, accuracy=lambda arm: 0.8, **configuration):
 
 def timed(folder, names, rounds=12):
     """A timing pass: COST's ratios with a hundredth of noise."""
-    rng, seconds = np.random.default_rng(0), {}
+    rng, blocks = np.random.default_rng(0), [[] for _ in range(rounds)]
     for arm in [*names, arms.AGAIN]:
         ratio = np.prod([COST.get(part, (1.0, 1.0))[0] for part in arm.split("+")])
-        seconds[arm] = (ratio * np.exp(0.01 * rng.standard_normal(rounds))).tolist()
-    made = {"baseline": "baseline", "rounds": rounds, "quiet": False, "seconds": seconds, "ratios": {}}
+        for took in blocks:
+            took.append((arm, ratio * np.exp(0.01 * rng.standard_normal())))
+    made = {"baseline": "baseline", "rounds": rounds, "quiet": False, "blocks": blocks, "ratios": {}}
     (folder / "timing.json").write_text(json.dumps(made))

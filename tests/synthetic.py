@@ -25,8 +25,8 @@ def study(folder, arms=tuple(STEP_MS), seeds=3, epochs=4, data="digits", timed=T
         for seed in range(seeds):
             _cell(cell_folder(folder, arm, seed), arm, seed, epochs, data)
     if timed and "baseline" in arms:
-        ms = {arm: [STEP_MS.get(arm, 20.0) * (1 + 0.01 * (i % 3)) for i in range(12)] for arm in arms}
-        timing = {"rounds": 12, "quiet": True, "baseline": "baseline", "ratios": {}, "seconds": ms}
+        ms = [[(arm, STEP_MS.get(arm, 20.0) * (1 + 0.01 * (i % 3))) for arm in arms] for i in range(12)]
+        timing = {"rounds": 12, "quiet": True, "baseline": "baseline", "ratios": {}, "blocks": ms}
         write_json(folder / "timing.json", timing)
     return folder
 

@@ -11,18 +11,22 @@ import numpy as np
 from ablations.analysis.estimates import Values
 from ablations.study import reading
 from ablations.study.arms import BASELINE
-from core.measure import drawn_in
+from core.measure import Round, drawn_in
 
 
 @dataclass(frozen=True)
 class Timing:
-    """rounds: how many. quiet: whether the machine was. seconds: of an arm's block, by round; None where it has
-    none. identity: of what was timed (see study/identity.py)."""
+    """rounds: seconds of the arms' blocks in each. quiet: whether the machine was. identity: of what was timed (see
+    study/identity.py)."""
 
-    rounds: int
+    rounds: Sequence[Round]
     quiet: bool
-    seconds: dict[str, list[float | None]]
     identity: dict[str, Any] | None = None
+
+    @property
+    def arms(self) -> set[str]:
+        """Those that were timed."""
+        return {arm for took in self.rounds for arm, _ in took}
 
     @cached_property
     def table(self) -> dict[tuple[str, int], Values]:
@@ -35,7 +39,7 @@ class Timing:
         in nearly every round one of 24 is disturbed. With a tenth of the blocks disturbed its intervals are a third of
         those of the mean over rounds and of a trimmed mean of contrasts; with none a tenth wider than the mean's.
         """
-        drawn = drawn_in(self.seconds, BASELINE)
+        drawn = drawn_in(self.rounds, BASELINE)
         rows = {arm: row[~np.isnan(row)] for arm, row in drawn.items()}
         return {(arm, i): np.array([y]) for arm, row in rows.items() for i, y in enumerate(row)}
 
@@ -44,4 +48,4 @@ def read(folders: Sequence[Path]) -> Timing | None:
     """The timing pass in a study's folder; None if there is none, or several studies are joined: their passes may be of
     different hours. Damaged if it cannot be read."""
     found = reading.timing(folders[0]) if len(folders) == 1 else None
-    return Timing(found["rounds"], found["quiet"], found["seconds"], found.get("identity")) if found else None
+    return Timing(found["blocks"], found["quiet"], found.get("identity")) if found else None

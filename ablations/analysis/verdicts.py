@@ -177,4 +177,4 @@ def of_optimization(frame: pd.DataFrame) -> Iterable[tuple[str, dict[str, dict[s
 
 def untimed(comparisons: "Comparisons") -> Sequence[str]:
     """Arms of the study that the timing pass has not."""
-    return [arm for arm in comparisons.study.arms if comparisons.timing and arm not in comparisons.timing.seconds]
+    return [arm for arm in comparisons.study.arms if comparisons.timing and arm not in comparisons.timing.arms]

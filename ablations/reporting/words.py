@@ -164,7 +164,7 @@ def _timing(comparisons: Comparisons) -> Iterable[str]:
     if again:
         low, high = (signed(BY_NAME["step time"], end) for end in again.interval(comparisons.confidence))
         noise = f"; the baseline against itself [{low}, {high}] %"
-    yield f"Step time: {timing.rounds} rounds of all arms in shuffled order{noise}."
+    yield f"Step time: {len(timing.rounds)} rounds of all arms in shuffled order{noise}."
     if not timing.quiet:
         yield "**The machine was not quiet** while it was timed: intervals of step time are wide."
     if changed := differences(comparisons.study.identity, timing.identity):

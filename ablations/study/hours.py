@@ -36,11 +36,11 @@ def step_seconds(study: Study, out: Path) -> tuple[dict[str, float], str]:
     to take them."""
     names, why = [cell.arm.name for cell in study.cells], f"'{out}' has no timing pass of all arms"
     try:
-        rounds = (reading.timing(out) or {"seconds": {}})["seconds"]
+        blocks = [block for took in (reading.timing(out) or {"blocks": []})["blocks"] for block in took]
     except InputError as error:
-        rounds, why = {}, str(error)
-    if rounds.keys() >= set(names):
-        found = {name: median(s for s in rounds[name] if s is not None) for name in names}
+        blocks, why = [], str(error)
+    if {arm for arm, _ in blocks} >= set(names):
+        found = {name: median(seconds for arm, seconds in blocks if arm == name) for name in names}
         return found, f"the timing pass of {out}"
     if study.recipe.processes not in (None, 1):
         raise InputError(

@@ -30,7 +30,6 @@ BLOCK, STEPS = 0.005, 1  # seconds and steps of a block, at least: short, for ma
 WITHIN, QUIET = 0.015, 0.02  # half of the A/A interval: at which the pass ends; up to which a machine is called quiet
 ROUNDS = 12  # at least
 SHARE, MOST = 0.1, 300.0  # of the cells' training time, and seconds, that the pass takes at most beyond these
-Round = dict[str, float]  # seconds a step by arm, in the order in which they were measured
 
 
 def complete(out: Path, cells: Sequence[Prepared]) -> bool:
@@ -58,14 +57,11 @@ def measure_arms(cells: Sequence[Prepared], made_by: Result, out: Path, progress
     baseline = next((cell for cell in cells if cell.arm.name == BASELINE), None)
     if baseline is None:
         raise InputError(f"a timing pass compares with the baseline; add it: --arms {BASELINE},…")
-    others = [cell for cell in cells if cell.arm.name not in (BASELINE, AGAIN)]
     load, begin, most = os.getloadavg()[0], time.perf_counter(), MOST if asked else _most(out)
     found, groups, failed = rounds(cells, most, progress)
     if not found:
         return len(failed)
-    names = [BASELINE, AGAIN, *(cell.arm.name for cell in others)]
-    seconds = {name: [took.get(name) for took in found] for name in names if any(name in took for took in found)}
-    ratios = measure.ratios(seconds, BASELINE)
+    ratios = measure.ratios(found, BASELINE)
     ratio, low, high = ratios[AGAIN]
     quiet = bool(low > 1 - QUIET and high < 1 + QUIET)
     write_json(
@@ -77,8 +73,7 @@ def measure_arms(cells: Sequence[Prepared], made_by: Result, out: Path, progress
             "groups": groups,
             "failed": failed,
             "quiet": quiet,
-            "seconds": seconds,
-            "order": [list(took) for took in found],
+            "blocks": found,
             "wall_seconds": time.perf_counter() - begin,
             "load": {"before": load, "after": os.getloadavg()[0], "processors": os.cpu_count()},
             "gpu": measure.gpu_state(baseline.device),
@@ -89,18 +84,20 @@ def measure_arms(cells: Sequence[Prepared], made_by: Result, out: Path, progress
     noise = f"the baseline against itself {100 * (ratio - 1):+.1f} % [{100 * (low - 1):+.1f}, {100 * (high - 1):+.1f}]"
     odd = "" if quiet else "; the machine was not quiet: step times are less certain than they could be"
     took = time.perf_counter() - begin
-    progress.note(f"timing pass: {len(seconds)} arms, {len(found)} rounds, {took:.0f} s; {noise}{odd}")
+    progress.note(f"timing pass: {len(ratios)} arms, {len(found)} rounds, {took:.0f} s; {noise}{odd}")
     return len(failed)
 
 
-def rounds(cells: Sequence[Prepared], most: float, progress: Terminal) -> tuple[list[Round], int, dict[str, str]]:
+def rounds(
+    cells: Sequence[Prepared], most: float, progress: Terminal
+) -> tuple[list[measure.Round], int, dict[str, str]]:
     """The rounds of all groups, how many groups these are, and why arms are in none, in about `most` seconds. There are
     no rounds if the baseline fails."""
     processes.lead("time", most)
     baseline = next(cell for cell in cells if cell.arm.name == BASELINE)
     again = prepared(parse(AGAIN), baseline.recipe, baseline.data)
     others = [cell for cell in cells if cell.arm.name not in (BASELINE, AGAIN)]
-    found: list[Round] = []
+    found: list[measure.Round] = []
     failed: dict[str, str] = {}
     groups = 0
     for group in _groups([baseline, again], others, failed):
@@ -193,17 +190,25 @@ def _timed(cell: Prepared, state: State, steps: int) -> float:
     return time.perf_counter() - begin
 
 
-def _rounds(group: dict[str, tuple[Callable[[], object], int]], most: float, device: torch.device) -> list[Round]:
-    """Rounds until the A/A interval is within WITHIN or `most` seconds are over; at least ROUNDS."""
+def _rounds(
+    group: dict[str, tuple[Callable[[], object], int]], most: float, device: torch.device
+) -> list[measure.Round]:
+    """Rounds until the A/A interval is within WITHIN or `most` seconds are over; at least ROUNDS.
+
+    The baseline, which is in every ratio, has more blocks a round than the others, about the root of their number
+    (Dunnett, J. Am. Stat. Assoc. 50, 1955); half of them are those of the baseline again.
+    """
     end = time.perf_counter() + most
-    found: list[Round] = []
-    for took in measure.in_rounds({name: run for name, (run, _) in group.items()}, device):
-        found.append({name: seconds / group[name][1] for name, seconds in took.items()})
+    often = max(1, round(math.sqrt(len(group) - 2) / 2))
+    blocks = [(name, run) for name, (run, _) in group.items() for _ in range(often if name in (BASELINE, AGAIN) else 1)]
+    found: list[measure.Round] = []
+    for took in measure.in_rounds(blocks, device):
+        found.append([(name, seconds / group[name][1]) for name, seconds in took])
         if processes.told(len(found) >= ROUNDS and (time.perf_counter() >= end or _settled(found))):
             return found
     raise AssertionError("rounds have no end")
 
 
-def _settled(rounds: Sequence[Round]) -> bool:
-    _, low, high = measure.ratios({name: [took[name] for took in rounds] for name in rounds[0]}, BASELINE)[AGAIN]
+def _settled(rounds: Sequence[measure.Round]) -> bool:
+    _, low, high = measure.ratios(rounds, BASELINE)[AGAIN]
     return low > 1 - WITHIN and high < 1 + WITHIN

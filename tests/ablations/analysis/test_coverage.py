@@ -118,8 +118,8 @@ def test_intervals_of_step_time_hold(rounds, disturbed):
     for _ in range(n):
         logs = rng.standard_normal((rounds, len(names))) + 5 * rng.standard_normal((rounds, 1))
         logs += (rng.random(logs.shape) < disturbed) * rng.exponential(10, logs.shape)
-        seconds = dict(zip(names, np.exp(logs / 100).T.tolist(), strict=True))
-        found.append(mains(Timing(rounds, True, seconds).table, estimates.winsorized))
+        blocks = [list(zip(names, took, strict=True)) for took in np.exp(logs / 100)]
+        found.append(mains(Timing(blocks, True).table, estimates.winsorized))
         raw = {(arm, i): np.array([x]) for arm, y in zip(names, logs.T / 100, strict=True) for i, x in enumerate(y)}
         plain.append(mains(raw, alone))
     single, together, widths = coverage(found)
@@ -133,7 +133,7 @@ def test_intervals_of_step_time_hold(rounds, disturbed):
 
 def test_winsorized_values_and_errors_are_scipys():
     x = np.random.default_rng(2).standard_normal(20)
-    table = Timing(20, True, {"baseline": [1.0] * 20, "flash": np.exp(x).tolist(), "mrt": [1.0] * 20}).table
+    table = Timing([[("baseline", 1.0), ("flash", y), ("mrt", 1.0)] for y in np.exp(x)], True).table
     drawn = np.array([table["flash", i].item() for i in range(20)])
     assert drawn == pytest.approx(np.asarray(stats.mstats.winsorize(x, (0.2, 0.2))))
     (found,) = estimates.winsorized([drawn[:, None]], np.empty(0))
@@ -144,10 +144,10 @@ def test_winsorized_values_and_errors_are_scipys():
 
 def test_arms_of_different_groups_are_compared_through_the_baseline():
     """crs is timed beside the baseline while the machine is fast, mrt while it is slow; their difference is known."""
-    rng, none = np.random.default_rng(3), [None] * 12
-    noise = lambda factor: (factor * np.exp(rng.normal(0, 0.01, 12))).tolist()  # noqa: E731
-    seconds = {"baseline": noise(1) + noise(5), "crs@0.3": noise(3) + none, "mrt": none + noise(5 * 0.5)}
-    table = Timing(24, True, seconds).table
+    rng = np.random.default_rng(3)
+    groups = [{"baseline": 1, "crs@0.3": 3}] * 12 + [{"baseline": 5, "mrt": 5 * 0.5}] * 12
+    blocks = [[(arm, s * np.exp(rng.normal(0, 0.01))) for arm, s in group.items()] for group in groups]
+    table = Timing(blocks, True).table
     pairs = {("mrt", "crs@0.3"): 1 / 6, ("crs@0.3", "baseline"): 3, ("mrt", "baseline"): 0.5}
     for found, truth in zip(
         effects.differences(table, [[p] for p in pairs], estimates.winsorized), pairs.values(), strict=True

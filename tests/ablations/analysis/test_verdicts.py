@@ -51,12 +51,13 @@ def study(rng, seeds=3, names=NAMES, accuracy=None, peak=None, images=400, share
 def timed(rng, names, ratio=None, rounds=20):
     """A pass with a drift, and a tenth of its blocks disturbed by another process."""
     drift = np.exp(0.1 * np.sin(np.arange(rounds)))
-    seconds = {}
+    blocks = [[] for _ in range(rounds)]
     for arm in [*names, arms.AGAIN]:
         mine = np.prod([(ratio or {}).get(part, 1.0) for part in levels(arm)])
         noise = 0.01 * rng.standard_normal(rounds) + (rng.random(rounds) < 0.1) * rng.exponential(0.3, rounds)
-        seconds[arm] = (mine * drift * np.exp(noise)).tolist()
-    return Timing(rounds, True, seconds)
+        for took, seconds in zip(blocks, mine * drift * np.exp(noise), strict=True):
+            took.append((arm, seconds))
+    return Timing(blocks, True)
 
 
 def compared(study, timing=None, **given):
@@ -300,13 +301,13 @@ def test_margins_and_looks_are_the_studys_own(tmp_path):
 
 def test_a_timing_pass_is_read_round_by_round(tmp_path):
     made = {"baseline": "baseline", "rounds": 2, "quiet": True, "ratios": {}}
-    seconds = {"baseline": [1.0, 2.0], "flash": [0.5, None]}
+    blocks = [[["flash", 0.5], ["baseline", 1.0]], [["baseline", 2.0]]]
     shutil.copy(synthetic.study(tmp_path / "study", []) / "study.json", tmp_path)
-    (tmp_path / "timing.json").write_text(json.dumps(made | {"seconds": seconds}))
+    (tmp_path / "timing.json").write_text(json.dumps(made | {"blocks": blocks}))
     table = timing.read([tmp_path]).table
     assert set(table) == {("baseline", 0), ("baseline", 1), ("flash", 0)}
     assert table["flash", 0] - table["baseline", 0] == pytest.approx(np.log(0.5))
     assert timing.read([tmp_path, tmp_path]) is None
     (tmp_path / "timing.json").write_text(json.dumps(made))
-    with pytest.raises(InputError, match="timing.json. cannot be read .seconds: Field required"):
+    with pytest.raises(InputError, match="timing.json. cannot be read .blocks: Field required"):
         timing.read([tmp_path])

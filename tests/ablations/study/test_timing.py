@@ -1,5 +1,6 @@
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,14 +50,23 @@ def measured(cells, out):
 def test_every_arm_and_the_baseline_twice(out, short):
     found, said = measured(study("baseline,flash,mrt").cells, out)
     arms = {"baseline", "baseline-again", "flash", "mrt"}
-    assert found["ratios"].keys() == found["seconds"].keys() == arms
-    assert all(set(order) == arms for order in found["order"])
-    assert all(len(s) == found["rounds"] == 3 for s in found["seconds"].values())
+    assert found["ratios"].keys() == arms
+    assert all(sorted(arm for arm, _ in took) == sorted(arms) for took in found["blocks"])
+    assert len(found["blocks"]) == found["rounds"] == 3
     assert found["ratios"]["baseline"] == {"ratio": 1, "low": 1, "high": 1}
     assert all(r["low"] <= r["ratio"] <= r["high"] for r in found["ratios"].values())
     assert found["ceiling"] == 1e12
     assert found["identity"] == SAME
     assert "4 arms, 3 rounds" in said[-1]
+
+
+def test_the_baseline_has_more_blocks_among_many_arms(out, short, monkeypatch):
+    planted(monkeypatch, {})
+    found, _ = measured(study("lattice:flash,crs,decatt,mrt").cells, out)
+    for took in found["blocks"]:
+        counts = Counter(arm for arm, _ in took)
+        assert counts.pop("baseline") == counts.pop("baseline-again") == 2  # half of the root of 15
+        assert set(counts.values()) == {1}
 
 
 def test_a_pass_is_not_done_again_for_arms_that_it_has(out, short):
@@ -103,7 +113,7 @@ def test_a_planted_factor_is_found_whatever_disturbs_some_rounds(out, short, mon
         assert r["high"] - r["low"] < 0.01
     assert found["quiet"]
     assert found["rounds"] == 20  # quiet at once: no more than the least
-    assert found["seconds"]["flash"][0] == pytest.approx(0.0011, rel=0.01)
+    assert dict(found["blocks"][0])["flash"] == pytest.approx(0.0011, rel=0.01)
 
 
 def test_a_machine_that_is_never_quiet_is_told_of_and_ends(out, short, monkeypatch):
@@ -135,8 +145,11 @@ def test_arms_that_do_not_fit_together_are_measured_in_groups(out, short, monkey
     assert found["rounds"] == 6
     assert "decatt does not fit beside the baseline" in said[0]
     assert "decatt" in found["failed"]
-    assert found["seconds"]["flash"][3:] == found["seconds"]["mrt"][:3] == [None] * 3
-    assert None not in found["seconds"]["baseline"]
+    assert [{arm for arm, _ in took} - {"baseline", "baseline-again"} for took in found["blocks"]] == [
+        *[{"flash"}] * 3,
+        *[{"mrt"}] * 3,
+    ]
+    assert all("baseline" in dict(took) for took in found["blocks"])
     assert found["ratios"].keys() == {"baseline", "baseline-again", "flash", "mrt"}
 
 
