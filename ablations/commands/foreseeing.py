@@ -5,6 +5,7 @@ import json
 from rich.console import Console
 
 from ablations.commands.options import Command, folder, margins
+from ablations.reporting import plans
 from ablations.study import arms as arm_names
 from ablations.study import hours, machine, outcomes, plan, running, store
 from ablations.study.presets import ABOUT
@@ -45,7 +46,7 @@ def foresee(command: Command, console: Console) -> None:
         share = f"{study.cells[0].images} of " if recipe.parallel else ""
         of = f" in one of {recipe.processes} processes ({recipe.parallel})" if recipe.parallel else ""
         where = f"{of} on {recipe.device}, {recipe.precision}, engine {recipe.engine}"
-        plan.show(console, planned, f"{share}{recipe.batch_size} images {recipe.terms}{where}", budget)
+        plans.show(console, planned, f"{share}{recipe.batch_size} images {recipe.terms}{where}", budget)
 
 
 def foresee_hours(command: Command, console: Console) -> None:
