@@ -1,10 +1,9 @@
 """The figures of a report: those that a study has something for, each as PNG and most as SVG beside it."""
 
-import shutil
 from pathlib import Path
 
 from ablations.analysis.comparisons import Comparisons
-from ablations.reporting import cost_figures, effect_figures, learning_curves
+from ablations.reporting import cost_figures, effect_figures, learning_curves, token_pictures
 from core.transforms.registry import REGISTRY
 
 Drawn = dict[str, Path]  # figures by name, in the report's order
@@ -34,10 +33,9 @@ def draw(comparisons: Comparisons, folder: Path) -> Drawn:
     if not comparisons.effect_table.empty:
         effect_figures.effects(comparisons, path("effects"))
     for arm, cells in comparisons.study.arms.items():
-        source = cells[0].tokens
         cut = "+".join(part for part in arm.split("+") if _cuts(part.partition("@")[0]))
-        if cut and source and f"tokens_{cut}" not in drawn:
-            shutil.copyfile(source, path(f"tokens_{cut}"))
+        if cut and f"tokens_{cut}" not in drawn and (found := cells[0].tokens):
+            token_pictures.draw(found, path(f"tokens_{cut}"))
     return drawn
 
 

@@ -6,10 +6,10 @@ from functools import cache
 from io import BytesIO
 from math import isclose
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ablations.study import schema
 from ablations.study.arms import optimizations, parse
@@ -17,6 +17,13 @@ from ablations.study.schema import Damaged
 from ablations.study.store import Result, Row
 from core import plugins
 from core.errors import InputError
+
+
+class Tokens(NamedTuple):
+    """Images uint8 [B,C,S,S], and the patches that each is cut into, [B,L,3] (x0, y0, size)."""
+
+    images: NDArray[np.uint8]
+    patches: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,12 @@ class Cell:
         return self.result["arm"], self.result["seed"]
 
     @property
-    def tokens(self) -> Path | None:
-        """The picture of how it cuts images, where it has one that can be shown."""
-        path = self.folder / "tokens.png"
-        return path if is_picture(path) else None
+    def tokens(self) -> Tokens | None:
+        """How it cuts images, where it does and this can be read."""
+        try:
+            return tokens(self.folder / "tokens.npz")
+        except Damaged:  # or none
+            return None
 
 
 def finished(folder: Path) -> bool:
@@ -136,11 +145,18 @@ def _correct(path: Path, rows: Sequence[Row]) -> NDArray[np.bool_]:
     return table
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file is a picture."""
+def tokens(path: Path) -> Tokens:
+    """How a cell cuts images. Damaged where the file is not what `write_tokens` writes."""
+    content = schema.content(path)
     try:
-        with Image.open(BytesIO(schema.content(path))) as picture:
-            picture.load()
-    except Exception:  # a damaged file raises nearly anything
-        return False
-    return True
+        archive = np.load(BytesIO(content))
+        images, patches = archive["images"], archive["patches"]
+        (_, channels, height, side), (count, _, _) = images.shape, patches.shape
+        corners, sizes = patches[..., :2], patches[..., 2:]
+        inside = corners.min() >= 0 and sizes.min() >= 1 and (corners + sizes).max() <= side
+        right = (images.dtype, height, count, inside) == (np.uint8, side, len(images), True) and channels in (1, 3)
+    except Exception as error:  # a damaged archive raises nearly anything
+        raise Damaged(f"'{path}' cannot be read ({type(error).__name__}: {error})") from error
+    if not right or sizes.shape[-1] != 1 or not np.issubdtype(patches.dtype, np.integer):
+        raise Damaged(f"'{path}' has no images with the patches that they are cut into")
+    return Tokens(images, patches)

@@ -3,9 +3,9 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -168,13 +168,12 @@ def _failed(out: Path, damaged: list[str]) -> list[Result]:
 
 
 def _beside(out: Path) -> Iterator[str]:
-    """What is damaged of that which does not count: pictures and profiles."""
-    for path in _files(out, "tokens.png"):
-        if not outcomes.is_picture(path):
-            yield f"'{path}' is no picture"
-    for path in sorted(out.glob("cells/*/profile/profile.json")):
+    """What is damaged of that which does not count: tokens and profiles."""
+    reads: list[Callable[[], object]] = [partial(outcomes.tokens, path) for path in _files(out, "tokens.npz")]
+    reads += [partial(schema.read, p, schema.ProfileFile) for p in sorted(out.glob("cells/*/profile/profile.json"))]
+    for read in reads:
         try:
-            schema.read(path, schema.ProfileFile)
+            read()
         except Damaged as error:
             yield str(error)
 

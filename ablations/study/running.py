@@ -24,8 +24,8 @@ from ablations.study.recipes import Recipe
 from ablations.study.recorder import Recorder
 from ablations.study.signals import NUMBERS, Stop, Stopped
 from ablations.study.snapshots import Snapshots
-from ablations.study.store import Result, cell_folder, open_study, read_study, write_json
-from ablations.study.training import train
+from ablations.study.store import Result, cell_folder, open_study, read_study, write_json, write_tokens
+from ablations.study.training import tokens, train
 from core import measure, model, plugins
 from core.data import sets
 from core.data.splits import Data
@@ -195,6 +195,8 @@ def _attempt(
             result = {**about, "data": cell.data.name, **made_by, **result}
             told = describe(cell.arm, seed, cell.config, cell.recipe, cell.data, result["best_val_accuracy"])
             checkpoints.save(folder / "best.safetensors", model.state_dict(cell.config, best), told)
+            if cut := tokens(cell.holding_out(seed)):
+                write_tokens(folder, *cut)
             recorder.finish(result, _settings(cell, seed, made_by["preset"]))
         kept.remove()
         progress.done(result)

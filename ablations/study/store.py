@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from ablations.study import identity as identities
 from ablations.study import schema
 from ablations.study.arms import read_settings
@@ -40,6 +43,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replace a JSON file atomically, sealed with the digest of its content."""
     write_text(path, json.dumps(schema.sealed(value), indent=2) + "\n")
+
+
+def write_tokens(folder: Path, images: Tensor, patches: Tensor) -> None:
+    """Write how a cell cuts images: uint8 [B,C,S,S], and the patches of each [B,L,3] (x0, y0, size)."""
+    np.savez_compressed(folder / "tokens.npz", images=images.cpu().numpy(), patches=patches.cpu().numpy())
 
 
 def write_result(folder: Path, result: Result) -> None:

@@ -18,7 +18,6 @@ from ablations.study.recorder import Recorder
 from ablations.study.signals import Stop, Stopped
 from ablations.study.snapshots import Snapshots
 from ablations.study.store import Result
-from ablations.study.token_pictures import tokenized
 from core import measure, parallel, rng
 from core.ops import Params
 from core.transforms.registry import REGISTRY
@@ -51,8 +50,6 @@ def train(
     progress.cell(cell.arm.name, seed, cell.steps * recipe.epochs, course.steps)
     for row, when in zip(course.history, course.times, strict=True):
         recorder.epoch(row, when)
-    if (picture := _tokens(cell)) is not None:
-        recorder.picture("tokens", picture)
     memory = cell.warmed_up
     cell.loop.warm_up(course.state)
     snapshots.begin(measure.tensor_bytes(course.state) * 2)
@@ -144,16 +141,12 @@ def _result(cell: Prepared, memory: WarmedUp, course: Course) -> Result:
     }
 
 
-def _tokens(cell: Prepared) -> Tensor | None:
-    """A picture of how some validation images are cut into patches, by an arm that chooses them."""
-    for name, parameters in cell.arm.parameters.items():
-        if layout := REGISTRY[name].layout:
-            return _cut(layout(**parameters), cell)
-    return None
-
-
-def _cut(layout: Callable[[Tensor], tuple[Tensor, Tensor]], cell: Prepared) -> Tensor:
+def tokens(cell: Prepared) -> tuple[Tensor, Tensor] | None:
+    """Some validation images, and the patches that an arm which chooses them cuts them into."""
+    layout = next((of(**given) for name, given in cell.arm.parameters.items() if (of := REGISTRY[name].layout)), None)
+    if layout is None:
+        return None
     images, _ = fetch(cell.data.val, torch.linspace(0, len(cell.data.val.labels) - 1, 6).long(), cell.device)
-    resized, selection = layout(cell.prepare(images, None))
+    resized, patches = layout(cell.prepare(images, None))
     pixels = F.interpolate(images.float(), resized.shape[-2:], mode="bilinear", align_corners=False)
-    return tokenized(pixels.round().clamp(0, 255).to(torch.uint8), selection)
+    return pixels.round().clamp(0, 255).to(torch.uint8), patches

@@ -1,6 +1,6 @@
 import torch
 
-from ablations.study.token_pictures import BORDER, tokenized
+from ablations.reporting.token_pictures import BORDER, tokenized
 
 
 def test_a_panel_a_scale_with_borders():

@@ -1,11 +1,22 @@
 """Pictures of tokenized images: patch borders drawn, one panel a scale."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+
+from ablations.study.outcomes import Tokens
 
 BORDER = torch.tensor([255, 212, 0], dtype=torch.uint8)[:, None]  # yellow
 DIMMED = 0.25
+
+
+def draw(tokens: Tokens, path: Path) -> None:
+    """Write the picture as PNG."""
+    picture = tokenized(*map(torch.from_numpy, tokens))
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
 
 
 def tokenized(images: Tensor, selection: Tensor, side: int = 128) -> Tensor:
@@ -17,7 +28,7 @@ def tokenized(images: Tensor, selection: Tensor, side: int = 128) -> Tensor:
     scale = max(1, side // images.shape[-1])
     sizes = sorted(selection[..., 2].unique().tolist(), reverse=True)
     rows = []
-    for image, chosen in zip(images.cpu().expand(-1, 3, -1, -1), selection.cpu().tolist(), strict=True):
+    for image, chosen in zip(images.expand(-1, 3, -1, -1), selection.tolist(), strict=True):
         large = F.interpolate(image[None], scale_factor=scale)[0]
         panels = [large, _panel(large, chosen, scale, sizes)]
         panels += [_panel(large, chosen, scale, [size]) for size in sizes]
