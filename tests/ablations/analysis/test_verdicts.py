@@ -1,71 +1,16 @@
 """Verdicts of studies in which what each optimization does was planted."""
 
-import json
-import shutil
-from dataclasses import replace
-
 import numpy as np
 import pytest
-import synthetic
+from judged import NAMES, POINT, compared, study, timed, told
 
-from ablations.analysis import timing, verdicts
-from ablations.analysis.comparisons import Comparisons
+from ablations.analysis import verdicts
 from ablations.analysis.estimates import seeds_for
-from ablations.analysis.factors import levels
-from ablations.analysis.timing import Timing
 from ablations.reporting import sections, words
 from ablations.reporting.formatting import judged
-from ablations.study import arms
-from ablations.study.arms import twin
-from ablations.study.outcomes import Cell
-from ablations.study.reading import Study
 from core.errors import InputError
 
-NAMES = [arm for arm in arms.lattice() if "crs" not in arm]  # decatt, flash (exact) and mrt
-POINT = {"accuracy": 1.0, "time": 2.0, "memory": 2.0}
 CONTROLS = ["uniform", "flash+uniform"]
-
-
-def study(rng, seeds=3, names=NAMES, accuracy=None, peak=None, images=400, shared=False, every=False):
-    """accuracy, peak: what an optimization adds to the share of right answers and multiplies the peak by. Exact arms
-    have the first seed only, and their twins' answers."""
-    cells = {}
-    for seed in range(seeds):
-        chances = np.random.default_rng(0 if shared else seed).beta(6, 1, images)
-        for arm in sorted(names, key=lambda name: (name != "baseline", name.count("+"))):
-            if twin(arm) != arm and twin(arm) in names and seed and not every:
-                continue
-            own = sum((accuracy or {}).get(part, 0.0) for part in levels(arm))
-            peaks = np.prod([(peak or {}).get(part, 1.0) for part in levels(arm)])
-            result = {"arm": arm, "seed": seed, "peak_bytes": int(1e9 * peaks), "final_val_loss": 1.0 - own}
-            result |= {"step_ms_median": 9.0, "epochs": 1} | ({} if shared else {"held_out": seed})
-            if twin(arm) != arm and (twin(arm), seed) in cells:
-                right = cells[twin(arm), seed].correct[-1]
-            else:
-                right = rng.random(images) < chances * 0.9 / (6 / 7) + own
-            cells[arm, seed] = Cell(result, [], None, right[None])
-    configuration = {"data": "digits", "epochs": 1, "preset": "quick"}
-    return Study((), configuration, {}, list(cells.values()), [])
-
-
-def timed(rng, names, ratio=None, rounds=20):
-    """A pass with a drift, and a tenth of its blocks disturbed by another process."""
-    drift = np.exp(0.1 * np.sin(np.arange(rounds)))
-    blocks = [[] for _ in range(rounds)]
-    for arm in [*names, arms.AGAIN]:
-        mine = np.prod([(ratio or {}).get(part, 1.0) for part in levels(arm)])
-        noise = 0.01 * rng.standard_normal(rounds) + (rng.random(rounds) < 0.1) * rng.exponential(0.3, rounds)
-        for took, seconds in zip(blocks, mine * drift * np.exp(noise), strict=True):
-            took.append((arm, seconds))
-    return Timing(blocks, True)
-
-
-def compared(study, timing=None, **given):
-    return Comparisons(study, timing=timing, **given)
-
-
-def told(comparisons):
-    return {(r["optimization"], r["response"]): r for r in comparisons.verdicts.to_dict("records")}
 
 
 def test_ten_percent_more_time_and_nothing_else():
@@ -169,84 +114,6 @@ def test_what_its_control_beats_does_not_pay():
     assert sentence.startswith("`uniform`: gains time (−")
 
 
-def test_failed_cells_count_against_their_optimization():
-    made = study(np.random.default_rng(7), seeds=4, names=["baseline", "mrt"], images=20_000)
-    bad = [{"arm": "mrt", "seed": s, "error": "FloatingPointError: loss is nan"} for s in (1, 2)]
-    failed = replace(made, cells=[c for c in made.cells if c.key not in {("mrt", 1), ("mrt", 2)}], failed=bad)
-    margins = {"accuracy": 9.0, "time": 2, "memory": 2}
-    assert told(compared(made, margins=margins))["mrt", "accuracy"]["verdict"] == "no worse"
-    comparisons = compared(failed, margins=margins)
-    row = told(comparisons)["mrt", "accuracy"]
-    assert (row["verdict"], row["failed"], row["cells"]) == ("undecided", 2, 4)
-    (said,) = words.pays(comparisons)
-    assert "accuracy undecided: cells failed that finish without it" in said
-    assert "2 of its 4 cells failed" in said
-    assert "images" not in said
-    table = sections.verdict_table(comparisons)
-    assert table.loc[0, "accuracy, points"].startswith("**undecided** (cells failed) ")
-    assert comparisons.holes == []
-
-
-def test_many_failures_are_worse():
-    made = study(np.random.default_rng(8), seeds=9, names=["baseline", "mrt"], images=20_000)
-    bad = [{"arm": "mrt", "seed": s, "error": "FloatingPointError: loss is nan"} for s in range(2, 9)]
-    failed = replace(made, cells=[c for c in made.cells if c.key[0] != "mrt" or c.key[1] < 2], failed=bad)
-    found = compared(failed, margins={"accuracy": 50.0, "time": 2, "memory": 2})
-    assert told(found)["mrt", "accuracy"]["verdict"] == "worse"
-    (said,) = words.pays(found)
-    assert said.startswith("`mrt`: does not pay here: costs accuracy (7 of its 9 cells failed); time not timed")
-
-
-def test_cells_that_fail_without_it_too_are_not_its_own():
-    made = study(np.random.default_rng(7), seeds=4, names=["baseline", "mrt"], images=20_000)
-    bad = [{"arm": arm, "seed": 1, "error": "OSError"} for arm in ("baseline", "mrt")]
-    failed = replace(made, cells=[c for c in made.cells if c.key[1] != 1], failed=bad)
-    row = told(compared(failed, margins=POINT | {"accuracy": 9.0}))["mrt", "accuracy"]
-    assert (row["verdict"], row["failed"], row["by_failures"]) == ("no worse", 1, False)
-
-
-def test_an_optimization_that_never_finishes_is_worse():
-    made = study(np.random.default_rng(8), seeds=6, names=["baseline", "decatt"])
-    bad = [{"arm": "mrt", "seed": s, "error": "FloatingPointError: loss is nan"} for s in range(6)]
-    row = told(compared(replace(made, failed=bad)))["mrt", "accuracy"]
-    assert (row["verdict"], row["failed"], row["cells"]) == ("worse", 6, 6)
-
-
-def test_a_twin_stands_for_an_exact_arm():
-    """flash is trained at the first seed alone: its accuracy is the baseline's, no cell is missing."""
-    made = study(np.random.default_rng(9), seeds=3)
-    comparisons = compared(made)
-    assert comparisons.holes == []
-    assert [cell.key for cell in made.cells if cell.key[0] == "flash"] == [("flash", 0)]
-    assert comparisons.means.loc["flash", "accuracy"] == comparisons.means.loc["baseline", "accuracy"]
-    every = compared(study(np.random.default_rng(9), seeds=3, every=True))
-    assert comparisons.effects["accuracy"].effects == every.effects["accuracy"].effects
-    assert all(identity.differ == 0 for identity in comparisons.identities)
-
-
-def test_an_exact_arm_that_is_not_its_twin_speaks_for_itself():
-    """flash alone loses half of the images; in the other arms some go another way, by rounding."""
-    made = study(np.random.default_rng(9), seeds=3)
-    for arm in ("flash", "decatt+flash"):
-        cell = made.arms[arm][0]
-        cell.__dict__["correct"] = cell.correct.copy()
-    right = made.arms["flash"][0].correct[0]
-    right[:200] = False
-    made.arms["decatt+flash"][0].correct[0, :10] ^= True
-    comparisons = compared(made)
-    (broken,) = comparisons.broken
-    assert (broken.arm, broken.twin, broken.seed) == ("flash", "baseline", 0)
-    assert comparisons.means.loc["flash", "accuracy"] == right.mean()
-    row = told(comparisons)["flash", "accuracy"]
-    assert row["verdict"] == "undecided"
-    assert row["estimate"] < -3
-    text = "\n".join([*words.pays(comparisons), *words.sentences(comparisons)])
-    lead = 100 * (right.mean() - made.arms["baseline"][0].correct[0].mean())
-    assert f"**`flash` breaks its contract (exact):** at seed 0 its accuracy is −{-lead:.2f} points from that" in text
-    assert "identical for 2 of 4 such arms" in text
-    assert "Not there, and fitted without: `flash` seed 1, `flash` seed 2." in text
-
-
 def test_images_of_other_seeds_are_no_sample_of_their_own():
     rng = np.random.default_rng(10)
     shared, apart = (compared(study(rng, shared=s)).tables["accuracy"] for s in (True, False))
@@ -275,39 +142,3 @@ def test_stopping_needs_every_accuracy_and_more_looks_more_certainty():
     assert often.loc[("mrt", "accuracy"), "low"] < once.loc[("mrt", "accuracy"), "low"]
     with pytest.raises(InputError, match="write accuracy=0.5"):
         verdicts.decided(compared(made), {"time": 2})
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({"speed": 1}, "margin of 'speed'"), ({"accuracy": 0}, "accuracy=0 is no positive number"),
-        ({"time": "x"}, "time=x is no positive number"), ({"memory": float("inf")}, "no positive number"),
-        ({"accuracy": -1}, "write for example accuracy=0.5"),
-    ],
-)  # fmt: skip
-def test_bad_margins_are_refused(given, expected):
-    with pytest.raises(InputError, match=expected):
-        verdicts.read_margins(given)
-
-
-def test_margins_and_looks_are_the_studys_own(tmp_path):
-    assert verdicts.read_decisions(tmp_path) == (verdicts.MARGINS, 1)
-    (tmp_path / "margins.json").write_text(json.dumps({"margins": {"accuracy": 1}, "looks": 7}))
-    assert verdicts.read_decisions(tmp_path) == (verdicts.MARGINS | {"accuracy": 1.0}, 7)
-    (tmp_path / "margins.json").write_text("[]")
-    with pytest.raises(InputError, match="cannot be read"):
-        verdicts.read_decisions(tmp_path)
-
-
-def test_a_timing_pass_is_read_round_by_round(tmp_path):
-    made = {"baseline": "baseline", "rounds": 2, "quiet": True, "ratios": {}}
-    blocks = [[["flash", 0.5], ["baseline", 1.0]], [["baseline", 2.0]]]
-    shutil.copy(synthetic.study(tmp_path / "study", []) / "study.json", tmp_path)
-    (tmp_path / "timing.json").write_text(json.dumps(made | {"blocks": blocks}))
-    table = timing.read([tmp_path]).table
-    assert set(table) == {("baseline", 0), ("baseline", 1), ("flash", 0)}
-    assert table["flash", 0] - table["baseline", 0] == pytest.approx(np.log(0.5))
-    assert timing.read([tmp_path, tmp_path]) is None
-    (tmp_path / "timing.json").write_text(json.dumps(made))
-    with pytest.raises(InputError, match="timing.json. cannot be read .blocks: Field required"):
-        timing.read([tmp_path])
