@@ -1,20 +1,17 @@
 """Training speed against the peers: python ablations/bench.py (needs the extra test)"""
 
-import os
 import signal
 from dataclasses import asdict, replace
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the memory pass would print a banner
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
 
-import torch
 import tyro
 from rich.console import Console
 
 from ablations.benchmarks.comparing import Bench, compared, settled
 from ablations.study.machine import environment, ready
-from ablations.study.speaking import one_message
+from ablations.study.speaking import one_message, words
 from ablations.study.store import write_json
 from core.errors import InputError
 from core.measure import gpu_state
@@ -26,15 +23,14 @@ def main() -> None:
     if not console.is_terminal:
         console.width = max(console.width, 120)
     with one_message():
-        bench = settled(tyro.cli(Bench))
-        ready(bench.device)
+        bench = settled(tyro.cli(Bench, args=words()))
+        device = ready(bench.device)
         try:
             figures = compared(bench, console)
         except ModuleNotFoundError as error:
             raise InputError(f"{error}; pip install -e '.[test]'") from error
         if bench.json:
-            settings, machine = asdict(replace(bench, json=None)), gpu_state(torch.device(bench.device))
-            environments = environment(bench.device) | machine
+            settings, environments = asdict(replace(bench, json=None)), environment(bench.device) | gpu_state(device)
             write_json(bench.json, {"bench": settings, "environment": environments, "figures": figures})
 
 

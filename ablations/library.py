@@ -5,13 +5,10 @@ study = ablations.run("runs/mine", arms="baseline,flash", epochs=1)
 study.verdicts
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the memory pass would print a banner
 
 import pandas as pd
 from pydantic import ValidationError

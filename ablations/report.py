@@ -10,7 +10,7 @@ import tyro
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
 
-from ablations.study.speaking import one_message
+from ablations.study.speaking import one_message, words
 from core import plugins
 from core.errors import InputError
 
@@ -33,13 +33,13 @@ class Command:
 def main() -> None:
     """Exit status: 0, or 2 for bad input."""
     with one_message():
-        command: Annotated[Command, tyro.conf.arg(name="")] = tyro.cli(Command)
+        command: Annotated[Command, tyro.conf.arg(name="")] = tyro.cli(Command, args=words())
         if not command.folders:
             raise InputError("no study given; write python ablations/report.py runs/NAME")
         from ablations.reporting.compose import write  # pandas and matplotlib: not for --help
 
         plugins.load(command.plugin)
-        paths = write(command.folders, command.out, None if command.target is None else command.target / 100)
+        paths = write(command.folders, command.out, command.target)
         print("\n".join(map(str, paths)))
 
 

@@ -3,10 +3,8 @@
 python ablations/run.py --arms all
 """
 
-import os
 import signal
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the memory pass would print a banner
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the study listens: no traceback out of an import
 

@@ -15,6 +15,12 @@ class InputError(ValueError):
         return told if len(told) <= LONGEST else f"{told[: LONGEST // 2]} … {told[-LONGEST // 2 :]}"
 
 
+def within(what: str, value: float, least: float, most: float) -> None:
+    """InputError for a number that is not from `least` to `most`, both included."""
+    if not least <= value <= most:
+        raise InputError(f"{what} {value} is outside {least:,} to {most:,}")
+
+
 def choose(what: str, value: str, legal: Iterable[str]) -> str:
     """Return `value` if it is one of `legal`, else raise InputError naming the closest spelling."""
     names = list(legal)

@@ -113,8 +113,23 @@ class Followed(NamedTuple):
     average: Params
 
 
+class _Around:
+    """What is another optimizer's of one around it: its rates."""
+
+    inner: Optimizer
+
+    @property
+    def learning_rate(self) -> float:
+        """The other's."""
+        return self.inner.learning_rate
+
+    def rate(self, step: Tensor) -> Tensor:
+        """The other's."""
+        return self.inner.rate(step)
+
+
 @dataclass(frozen=True)
-class Averaged:
+class Averaged(_Around):
     """An optimizer that keeps an exponential moving average of the parameters as well (Polyak and Juditsky, SIAM J.
     Control Optim. 30, 1992), as timm's ModelEmaV3: after the first update the parameters themselves.
 
@@ -129,11 +144,6 @@ class Averaged:
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise InputError(f"ema {self.decay} is outside 0 to below 1: it is the share that is left, such as 0.9998")
-
-    @property
-    def learning_rate(self) -> float:
-        """The other's."""
-        return self.inner.learning_rate
 
     def init(self, params: Params) -> Followed:
         """The other's, and the parameters."""
@@ -152,13 +162,9 @@ class Averaged:
             average.update(zip(names, change, strict=True))
         return params, Followed(inner, average)
 
-    def rate(self, step: Tensor) -> Tensor:
-        """The other's."""
-        return self.inner.rate(step)
-
 
 @dataclass(frozen=True)
-class Clipped:
+class Clipped(_Around):
     """An optimizer of gradients that are scaled down to the global norm `largest` if theirs is above it (Pascanu et
     al., ICML 2013), as torch.nn.utils.clip_grad_norm_ does. norm: that of all from the norms [n] of a process's.
 
@@ -173,11 +179,6 @@ class Clipped:
         if not 0 < self.largest < float("inf"):
             raise InputError(f"clip {self.largest} must be finite and above 0, or None")
 
-    @property
-    def learning_rate(self) -> float:
-        """The other's."""
-        return self.inner.learning_rate
-
     def init(self, params: Params) -> Any:
         """The other's."""
         return self.inner.init(params)
@@ -189,14 +190,10 @@ class Clipped:
         clipped = dict(zip(gradients, torch._foreach_mul(tensors, scale), strict=True))
         return self.inner.update(params, clipped, state, step)
 
-    def rate(self, step: Tensor) -> Tensor:
-        """The other's."""
-        return self.inner.rate(step)
-
 
 def changed(optimizer: Optimizer, ops: Ops) -> Optimizer:
     """The optimizer as `ops` want it: what they make of it is averaged, and takes clipped gradients, as it was."""
-    if isinstance(optimizer, Averaged | Clipped):
+    if isinstance(optimizer, _Around):
         return replace(optimizer, inner=changed(optimizer.inner, ops))
     return ops.optimizer(optimizer)
 

@@ -5,10 +5,11 @@ return a data set's splits, or one of them. A package names each as an entry poi
 or vit_ablations.data. Files come after packages, so that a package's file may be tried while it is installed.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, get_type_hints
 
 from core import code
 from core.data import sets
@@ -77,6 +78,10 @@ def _transform(name: str, value: Any, origin: str) -> None:
             f"{origin}: optimization '{name}' is a {type(value).__name__}, not a Transform(build, contract, about, …) "
             "of core.transforms.registry"
         )
+    try:
+        inspect.signature(value.build), get_type_hints(value.build)
+    except Exception as error:
+        raise InputError(f"{origin}: what builds '{name}' is no function: {code.said(error)}") from error
     _claim(name, origin, _OWN)
     REGISTRY[name] = value
 

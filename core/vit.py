@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core import rng
-from core.errors import InputError, choose
+from core.errors import InputError, choose, within
 from core.initializers import draw, normal, uniform
 from core.layers import EXACT
 from core.ops import Carry, Ops, Parameter, Params, Site
@@ -56,8 +56,7 @@ class VitConfig:
 
     def __post_init__(self) -> None:
         for name, most in MOST.items():
-            if not 1 <= getattr(self, name) <= most:
-                raise InputError(f"{name} {getattr(self, name)} is outside 1 to {most:,}")
+            within(name, getattr(self, name), 1, most)
         choose("head", self.head, HEADS)
         if not 0 <= self.dropout <= 0.9999:
             raise InputError(f"dropout {self.dropout} is outside 0 to 0.9999")

@@ -13,10 +13,12 @@ from ablations.benchmarks.contest import Figures
 from ablations.benchmarks.peers import PEERS
 from ablations.study.arms import PRECISIONS
 from core import engine
-from core.errors import InputError, choose
+from core.data import sets
+from core.errors import InputError, choose, within
 from core.vit import VitConfig
 
 WHAT = ("train", "data", "tokens")
+MOST = 1000  # rounds, and steps of a block
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,10 @@ def settled(bench: Bench) -> Bench:
     cuda = choose("device", bench.device, ("cpu", "cuda")) == "cuda"
     if cuda and not torch.cuda.is_available():
         raise InputError("device 'cuda' is not available here: pass --device cpu")
-    if bench.rounds < 2 or min(bench.steps, bench.batch_size) < 0:
-        raise InputError(
-            f"rounds {bench.rounds}, steps {bench.steps}, batch size {bench.batch_size}: at least 2, "
-            "0 and 0 (which stands for the device's own)"
-        )
+    within("rounds", bench.rounds, 2, MOST)
+    within("steps", bench.steps, 0, MOST)
+    within("batch size", bench.batch_size, 0, 2**20)
+    within("image", bench.image, 1, sets.MOST)
     if bench.json and (bench.json.is_dir() or not bench.json.parent.is_dir()):
         raise InputError(f"'{bench.json}' is no file in a folder that is there; pass --json FILE.json")
     bench = replace(
@@ -100,6 +101,7 @@ def train(bench: Bench, device: torch.device, console: Console) -> dict[str, Fig
         for precision, lists in product(precisions, plain if ":" in shape else [(peers, arms, engines)]):
             config, own = training.shape(shape, bench.image, device)
             size = bench.batch_size or (own if bench.device == "cuda" else min(own, 64))
+            training.need_memory(config, size, device)
             build = training.contenders(config, size, bench.steps, precision, device, *lists)
             dtype = PRECISIONS[precision]
             figures = training.compare(build, config, size * bench.steps, bench.rounds, dtype, device)
@@ -123,6 +125,8 @@ def compared(bench: Bench, console: Console) -> dict[str, Figures]:
     if bench.what == "train":
         return train(bench, device, console)
     size = bench.batch_size or 64
+    plain = replace(data.CONFIG, dropout=0.0)  # whose draws take long to be counted
+    training.need_memory(plain if bench.what == "data" else tokens.CONFIG, size, device)
     if bench.what == "data":
         figures = data.compare(size, bench.rounds, device, dtype)
         data.show(figures, console)

@@ -20,6 +20,7 @@ from core.transforms.scorers import pixel_blur
 from core.vit import VitConfig
 
 IMAGE, LOW, HIGH, TOKENS = 256, 16, 64, 64
+CONFIG = VitConfig(IMAGE, LOW, width=192, depth=12, heads=3, mlp=512, classes=10)
 
 
 def tokenizer(images: Tensor) -> Tensor:
@@ -70,8 +71,7 @@ def compare(batch: int, rounds: int, device: torch.device, dtype: torch.dtype, c
 
     def step(name: str, settings: Settings) -> Callable[[], object]:
         arm = parse(name, settings)
-        config = VitConfig(IMAGE, LOW, width=192, depth=12, heads=3, mlp=512, classes=10)
-        return ours.contender(arm.ops, arm.ops.config(config), split, order, batch, "eager", dtype, device).run
+        return ours.contender(arm.ops, arm.ops.config(CONFIG), split, order, batch, "eager", dtype, device).run
 
     mixed, uniform = "step, mrt, 64 tokens", "step, uniform, 256 tokens"
     contenders: dict[str, Callable[[], object]] = {

@@ -13,7 +13,7 @@ from ablations.benchmarks import contest, ours, peers
 from ablations.benchmarks.contest import Contender, Figures
 from ablations.study.arms import PRECISIONS, parse
 from ablations.study.presets import PRESETS
-from core import engine
+from core import engine, sizes
 from core.account.step import account, planned
 from core.data.splits import Split
 from core.errors import InputError
@@ -48,6 +48,12 @@ def shape(name: str, image: int, device: torch.device) -> tuple[Config, int]:
     if name in SHAPES:
         return SHAPES[name]
     return sources.load(name, image, _B16.channels, _B16.classes, str(device)), 64
+
+
+def need_memory(config: Config, size: int, device: torch.device) -> None:
+    """InputError for a plain step of so many images that the device has no memory for."""
+    peak = account(config, EXACT, size).peak_bytes
+    sizes.need(peak, f"a step of {size:,} images", "pass a smaller --batch-size", device.type)
 
 
 def contenders(

@@ -9,7 +9,7 @@ from ablations.commands.options import all_values, each, read
 from ablations.commands.sending import launch
 from ablations.study import jobs, machine, processes, running
 from ablations.study.signals import Stop, Stopped, minutes_left
-from ablations.study.speaking import Console, one_message
+from ablations.study.speaking import Console, one_message, words
 from core import plugins
 
 
@@ -20,11 +20,11 @@ def main() -> None:
     stop = Stop()
     try:
         with one_message(processes.named):
-            plugins.load(all_values("--plugin", sys.argv[1:]))
-            if "--list" in sys.argv[1:]:
+            plugins.load(all_values("--plugin", words()))
+            if "--list" in words():
                 describe(console)
                 return
-            command = read(sys.argv[1:], console)
+            command = read(words(), console)
             commands = each(command)
             if command.plan:
                 (foresee_hours if command.hours else foresee)(command, console)

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from ablations.study import jobs, launchers
 from ablations.study.presets import ABOUT, ARMS, PRESETS, SEEDS
-from ablations.study.recipes import OURS, Recipe
+from ablations.study.recipes import OURS, SEEDS_MOST, Recipe
 from core.data import sets
-from core.errors import InputError, choose
+from core.errors import InputError, choose, within
 
-SEEDS_MOST = 10_000
+MOST = 1024  # processes of a machine, processors of a cell
 YEAR = 525_600  # minutes
 Options = TypeVar("Options", "Command", Recipe)
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -133,22 +133,20 @@ def _gathered(options: Options, arguments: list[str]) -> Options:
 def checked(command: Command) -> Command:
     """The command with what its design stands for; InputError for values out of their range, and for options that do
     not belong together."""
-    if not 1 <= command.seeds <= SEEDS_MOST:
-        raise InputError(f"seeds {command.seeds} is outside 1 to {SEEDS_MOST:,}")
+    within("seeds", command.seeds, 1, SEEDS_MOST)
+    within("first seed", command.first_seed, 0, 2**63 - SEEDS_MOST - 1)
+    within("jobs", command.jobs, 1, MOST)
+    within("cpus", command.cpus, 1, MOST)
     choose("design", command.design, ("full", "half"))
     if command.design == "half":
         if "lattice:" not in command.arms:
             raise InputError("--design half is half of a lattice, and --arms has none: write --arms lattice:A,B,C,D")
         command = replace(command, arms=command.arms.replace("lattice:", "half:"))
-    if not 0 <= command.first_seed < 2**63 - SEEDS_MOST:
-        raise InputError(f"first seed {command.first_seed} is outside 0 to 2^63 - {SEEDS_MOST + 1:,}")
     if command.until and command.seeds < 2:
         raise InputError("--until with one seed decides nothing: pass --seeds with the most there may be, such as 8")
-    if command.jobs < 1:
-        raise InputError(f"jobs {command.jobs} is too small: at least 1")
     _check_launcher(command)
     if command.max_minutes is not None and not 0 < command.max_minutes <= YEAR:
-        raise InputError(f"max minutes {command.max_minutes:g} is outside 0 to {YEAR:,}, a year")
+        raise InputError(f"max minutes {command.max_minutes} is outside 0 to {YEAR:,}, a year")
     if command.margin or command.until:
         margins(command)
     if (command.json or command.budget is not None) and not command.plan:
@@ -182,8 +180,6 @@ def of_its_model(recipe: Recipe, preset: Recipe) -> Recipe:
 def _check_launcher(command: Command) -> None:
     """InputError for a launcher that is unknown, and for options of another one."""
     choose("launcher", command.launcher, launchers.LAUNCHERS)
-    if command.cpus < 1:
-        raise InputError(f"cpus {command.cpus} is too small: at least 1")
     for option, given, belongs in (
         ("--jobs", command.jobs > 1, ("here",)),
         ("--cpus", command.cpus > 1, ("ray", "slurm")),
@@ -192,6 +188,7 @@ def _check_launcher(command: Command) -> None:
     ):
         if given and command.launcher not in belongs:
             raise InputError(f"{option} belongs to --launcher {' or '.join(belongs)}; this is {command.launcher}")
+    launchers.read_settings(command.slurm)
 
 
 def margins(command: Command) -> dict[str, dict[str, float]]:

@@ -36,16 +36,16 @@ class Section(NamedTuple):
 def write(folders: Sequence[Path], out: Path | None = None, target: float | None = None) -> list[Path]:
     """Write the report of a study, or of several joined, with its tables and figures; returns their paths.
 
-    out: the folder; report/ in the study's own, or for several in one named after them. target: an accuracy from 0 to 1
+    out: the folder; report/ in the study's own, or for several in one named after them. target: an accuracy in percent
     that the time to reach it is reported for; one that the baseline reached unless given. Raises InputError for what
-    `compare` refuses, and for a target outside 0 to 1.
+    `compare` refuses, and for a target outside 0 to 100.
     """
-    if target is not None and not 0 < target <= 1:
-        raise InputError(f"target {100 * target:g} is outside 0 to 100 %: write an accuracy in percent, such as 90")
+    if target is not None and not 0 < target <= 100:
+        raise InputError(f"target {target} is outside 0 to 100 %: write an accuracy in percent, such as 90")
     own = folders[0] if len(folders) == 1 else folders[0].parent / "+".join(f.name for f in folders)
     comparisons, at = compare(folders), out or own / "report"
     with alone(at):
-        return write_comparisons(comparisons, at, target, own=out is None)
+        return write_comparisons(comparisons, at, None if target is None else target / 100, own=out is None)
 
 
 def write_comparisons(comparisons: Comparisons, out: Path, target: float | None = None, own: bool = True) -> list[Path]:

@@ -65,15 +65,19 @@ def parse(name: str, settings: Settings | None = None) -> Arm:
     precisions = [text for text in texts if text in PRECISIONS]
     if len(precisions) > 1:
         raise InputError(f"arm '{name}' has two precisions; choose one")
-    parts = sorted((_part(text, settings or {}) for text in texts if text not in PRECISIONS), key=lambda part: part[0])
+    try:
+        parts = [_part(text, settings or {}) for text in texts if text not in PRECISIONS]
+    except InputError as error:  # which does not tell it where + is of a value, as in decatt@1e+2
+        raise InputError(f"arm '{name}': {error}" if len(texts) > 1 else error) from error
+    parts.sort(key=lambda part: part[0])
     bases = [base for _, base, _ in parts]
     if twice := [base for base in bases if bases.count(base) > 1]:
         raise InputError(f"arm '{name}' has {twice[0]} twice; write each optimization once")
-    rewrites = tuple(_built(base, parameters) for _, base, parameters in parts)
+    built = {base: _built(base, given) for _, base, given in parts}
     arm = Arm(
         "+".join(sorted([*precisions, *(part for part, _, _ in parts)])),
-        rewrites,
-        {base: given for _, base, given in parts},
+        tuple(rewrite for rewrite, _ in built.values()),
+        {base: parameters for base, (_, parameters) in built.items()},
         precisions[0] if precisions else None,
     )
     try:
@@ -84,17 +88,14 @@ def parse(name: str, settings: Settings | None = None) -> Arm:
 
 
 def _part(text: str, settings: Settings) -> tuple[str, str, dict[str, Any]]:
-    """Canonical name, transform and all its parameters, of one part."""
+    """Canonical name, transform and the parameters given to it, of one part."""
     base, at, value = text.strip().partition("@")
     choose("optimization", base, [*REGISTRY, BASELINE, *PRECISIONS])
     if base == BASELINE:
         raise InputError("'baseline' stands alone: it is the arm without optimizations")
     if base in PRECISIONS:
         raise InputError(f"'{text}' has a value; write {base}")
-    if not callable(REGISTRY[base].build):
-        raise InputError(f"optimization '{base}' is no function, but {REGISTRY[base].build!r}; mend the plugin")
-    signature = inspect.signature(REGISTRY[base].build)
-    first = next(iter(signature.parameters.values()), None)
+    first = next(iter(inspect.signature(REGISTRY[base].build).parameters.values()), None)
     given, name = dict(settings.get(base, {})), base
     if first is None:
         if at:
@@ -105,22 +106,23 @@ def _part(text: str, settings: Settings) -> tuple[str, str, dict[str, Any]]:
             name = _at(base, given[first.name])
     elif first.default is first.empty and first.name not in given:
         raise InputError(f"'{base}' needs its {first.name}: write for example {_example(base)}")
-    bound = signature.bind(**given)
-    bound.apply_defaults()
-    return name, base, dict(bound.arguments)
+    return name, base, given
 
 
-def _built(base: str, parameters: Mapping[str, Any]) -> Rewrite:
-    """The transform; InputError, with its name, for one from outside that raises, exits, or is none."""
+def _built(base: str, given: Mapping[str, Any]) -> tuple[Rewrite, dict[str, Any]]:
+    """The transform and all its parameters; InputError, with its name, for one from outside that raises, exits, or is
+    none."""
     try:
-        made = REGISTRY[base].build(**parameters)
+        bound = inspect.signature(REGISTRY[base].build).bind(**given)
+        bound.apply_defaults()
+        made = REGISTRY[base].build(*bound.args, **bound.kwargs)
         if not isinstance(made(EXACT), Ops):
             raise TypeError("it is no function from Ops to Ops")
     except InputError:
         raise
     except (Exception, SystemExit) as error:
         raise InputError(f"optimization '{base}' cannot be built: {code.said(error)}") from error
-    return made
+    return made, dict(bound.arguments)
 
 
 def _at(base: str, value: Any) -> str:
@@ -138,7 +140,7 @@ def _example(base: str) -> str:
 
 def convert(base: str, parameter: str, text: str) -> Any:
     """The value of a transform's parameter from text, by the parameter's type; InputError if it is not one."""
-    hint = get_type_hints(REGISTRY[base].build)[parameter]
+    hint = get_type_hints(REGISTRY[base].build).get(parameter)
     kinds = get_args(hint) or (hint,)
     if text == "None" and type(None) in kinds:
         return None

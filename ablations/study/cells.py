@@ -14,7 +14,7 @@ from ablations.study.arms import Arm, Conflict
 from ablations.study.evaluation import Evaluation, evaluate, fetch
 from ablations.study.initialization import initial
 from ablations.study.recipes import Recipe
-from core import engine, measure, model, parallel, rng
+from core import engine, measure, model, parallel, rng, sizes
 from core.account.step import Account, account, planned
 from core.data.splits import Data
 from core.errors import InputError
@@ -143,7 +143,7 @@ class Prepared:
     @property
     def plain_flops(self) -> int:
         """FLOPs of a step without the arm's optimizations: what MFU counts, whatever an arm saves or computes again."""
-        return _plain_flops(self.plain, self.images, self.dtype)
+        return _plain_costs(self.plain, self.images, self.dtype).flops
 
     def holding_out(self, seed: int) -> "Prepared":
         """The same over the images that the seed trains on; what is compiled and measured is shared."""
@@ -159,6 +159,16 @@ class Prepared:
         """The validation images under whole parameters; of several processes each takes a share of them."""
         data = self.data.val
         return evaluate(params, data, self.config, self.ops, self.prepare, self.dtype, self.device, self.share)
+
+    def need_memory(self) -> None:
+        """InputError, with the arm's name, for parameters, and on a CPU a step, that this machine has no memory for. An
+        account takes half a second an arm: it is made where the plain model's comes near."""
+        instead = "pass a smaller --batch-size, --image, --width, --mlp or --depth"
+        name, parameters = self.arm.name, model.parameters(self.config, self.ops)
+        sizes.need(4 * parameters, f"arm '{name}': one copy of its parameters", instead)
+        near = 4 * _plain_costs(self.plain, self.images, self.dtype).peak_bytes > sizes.memory("cpu")
+        if near and self.device.type == "cpu":
+            sizes.need(self.costs.peak_bytes, f"arm '{name}': a step of its {self.images:,} images", instead)
 
     def check(self) -> None:
         """InputError, with the arm's name, for what cannot run: the loss of two images is tried. Whatever else it
@@ -184,8 +194,8 @@ class Prepared:
 
 
 @cache
-def _plain_flops(config: model.Config, batch: int, dtype: torch.dtype) -> int:
-    return account(config, EXACT, batch, dtype).flops
+def _plain_costs(config: model.Config, batch: int, dtype: torch.dtype) -> Account:
+    return account(config, EXACT, batch, dtype)
 
 
 def prepared(arm: Arm, recipe: Recipe, data: Data) -> Prepared:

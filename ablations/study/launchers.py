@@ -2,13 +2,14 @@
 
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from threading import Timer
@@ -17,9 +18,10 @@ from typing import Any
 
 from ablations.study import jobs
 from ablations.study.orders import Job, Order, Send, perform
-from core.errors import InputError
+from core.errors import InputError, choose
 
 LAUNCHERS = ("here", "ray", "slurm")
+CLUSTERS = ("slurm", "local", "debug")  # of submitit: jobs, processes of this machine, and this process
 ANSWER, JOIN = 10.0, 60.0  # seconds within which an address must answer, and a Ray cluster must take this process
 HOUR = 60  # minutes of a Slurm job, unless given; one whose time is over is queued again, and goes on
 
@@ -37,7 +39,27 @@ def launched(name: str, order: Order, address: str, settings: Sequence[str]) -> 
         raise InputError(f"--launcher {name} cannot see what the machines have: pass --device cuda or --device cpu")
     if name == "ray":
         return _ray(order, address)
-    return _slurm(order, dict(setting.partition("=")[::2] for setting in settings))
+    return _slurm(order, read_settings(settings))
+
+
+def read_settings(words: Sequence[str]) -> dict[str, str | int]:
+    """("partition=gpu", "time=240") -> {"partition": "gpu", "time": 240}; InputError for what is no NAME=VALUE, a name
+    twice, and numbers that are out of their range."""
+    found: dict[str, str | int] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if not re.fullmatch(r"[a-z]+(_[a-z]+)*", name) or not value.strip():
+            raise InputError(f"--slurm '{word}' is no NAME=VALUE; write for example partition=gpu")
+        if name in found:
+            raise InputError(f"--slurm has {name} twice; write it once")
+        number = re.fullmatch(r"0|[1-9][0-9]*", value)  # not a name such as 007
+        if number and len(value) > 9:
+            raise InputError(f"--slurm {word} is too large a number: at most 9 digits")
+        found[name] = int(value) if number else value
+    if not isinstance(minutes := found.setdefault("time", HOUR), int) or not minutes:
+        raise InputError(f"--slurm time={minutes} is no number of minutes; write time=240 for four hours")
+    choose("--slurm cluster", str(found.get("cluster", "slurm")), CLUSTERS)
+    return found
 
 
 @contextmanager
@@ -115,29 +137,25 @@ def _fits(needed: dict[str, Any], nodes: Sequence[dict[str, float]]) -> None:
 
 
 @contextmanager
-def _slurm(order: Order, settings: dict[str, str]) -> Iterator[Send]:
+def _slurm(order: Order, settings: dict[str, str | int]) -> Iterator[Send]:
     import submitit
 
-    if not (minutes := settings.get("time", str(HOUR))).isdecimal() or not int(minutes):
-        raise InputError(f"--slurm time={minutes} is no number of minutes; write time=240 for four hours")
     cluster = settings.pop("cluster", "slurm")
     if cluster == "slurm" and not shutil.which("sbatch"):
         raise InputError("there is no Slurm here (sbatch is not found); call from a machine that can submit jobs")
     logs = order.out.with_name(f"{order.out.name}.slurm")
-    try:
-        executor = submitit.AutoExecutor(logs, cluster, slurm_max_num_timeout=10**6)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"--slurm cluster={cluster}: {error}; leave cluster out, or write cluster=local") from error
-    values = {f"slurm_{name}": int(value) if value.isdecimal() else value for name, value in settings.items()}
+    executor = submitit.AutoExecutor(logs, cluster, slurm_max_num_timeout=10**6)
     try:
         executor.update_parameters(
             name="vit-ablations",
-            timeout_min=HOUR,
+            timeout_min=settings.pop("time"),
             cpus_per_task=order.threads,
             gpus_per_node=int(order.recipe.device == "cuda"),
-            **values,
+            **{f"slurm_{name}": value for name, value in settings.items()},
         )
     except (NameError, TypeError, ValueError) as error:
+        with suppress(OSError):
+            logs.rmdir()  # unless there are any of before
         raise InputError(f"--slurm {' '.join(f'{k}={v}' for k, v in settings.items())}: {error}") from error
     sent: list[submitit.Job[str | None]] = []
 

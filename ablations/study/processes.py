@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from core.errors import InputError, choose
+from core.errors import InputError, choose, within
 from core.parallel import ALONE, KINDS, Share
 
 T = TypeVar("T")
 STEP = timedelta(minutes=10)  # that one may wait for another within a step: one may compile, another not
+MOST = 2**20  # processes of a cell
 TOLD = timedelta(days=7)  # that one may wait to be told
 
 
@@ -76,13 +77,13 @@ def count(kind: str | None, asked: int | None, present: bool) -> int | None:
     """How many processes train a cell under --parallel `kind`; None without it. InputError for an unknown kind, for a
     number below 1 and, if they must be present, for another than torchrun started.
     """
+    if asked is not None:
+        within("processes", asked, 1, MOST)
     if kind is None:
         if asked is not None or (present and started() > 1):
             raise InputError(f"{asked or started()} processes without --parallel; pass --parallel ddp, or fsdp")
         return None
     choose("parallel", kind, KINDS)
-    if asked is not None and asked < 1:
-        raise InputError(f"processes {asked} is too small: at least 1")
     if present and asked not in (None, started()):
         raise InputError(
             f"--processes {asked}, but {started()} started; write torchrun --nproc-per-node {asked} ablations/run.py …"

@@ -1,6 +1,5 @@
 """Recipes: everything a result depends on besides its arm and seed. Each value is an option of run.py."""
 
-import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +11,7 @@ from core import engine
 from core.account.step import account
 from core.data.augment import preparation
 from core.data.splits import Data
-from core.errors import InputError, choose
+from core.errors import InputError, choose, within
 from core.foreign import sources
 from core.layers import EXACT
 from core.model import Config, asked
@@ -23,6 +22,7 @@ from core.targets import Targets
 from core.vit import VitConfig
 
 EPOCHS = 1_000_000  # at most
+SEEDS_MOST = 10_000
 OURS = (  # fields of our own model alone
     *("patch", "width", "depth", "heads", "mlp", "dropout", "patch_norm", "head"),
     *("baseline_width", "baseline_heads", "eps", "weights"),
@@ -146,8 +146,7 @@ class Recipe:
     def resolve_data(self, data: Data) -> "Recipe":
         """With image side, mirroring and tokens decided; InputError for values that do not fit the data."""
         count = len(data.train.labels)
-        if not 1 <= self.epochs <= EPOCHS:
-            raise InputError(f"epochs {self.epochs} is outside 1 to {EPOCHS:,}")
+        within("epochs", self.epochs, 1, EPOCHS)
         if not 1 <= self.batch_size <= count:
             raise InputError(f"batch size {self.batch_size} does not fit the {count} training images: 1 to {count}")
         images = divided(self.batch_size, self.processes or 1)
@@ -166,12 +165,6 @@ class Recipe:
     def resolve_engine(self, data: Data) -> tuple["Recipe", str]:
         """With the engine decided, and why: by the FLOPs of training a cell without any optimization."""
         counted = account(self.config(parse(BASELINE), data), EXACT, self.batch_size)
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # which the weights of a GPU pass too
-        if counted.state_bytes > memory:
-            raise InputError(
-                f"weights and optimizer of this model take {counted.state_bytes / 2**30:,.0f} GiB, this machine has "
-                f"{memory / 2**30:,.0f}: pass a smaller --width, --mlp or --depth"
-            )
         steps = self.epochs * (len(data.train.labels) // self.batch_size)
         name, why = engine.resolve(self.engine, self.device, float(counted.flops) * steps)
         if self.parallel and name == "graphed":

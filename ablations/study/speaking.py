@@ -3,8 +3,9 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
+from typing import IO
 
 import rich.console
 
@@ -17,20 +18,52 @@ class Console(rich.console.Console):
     def on_broken_pipe(self) -> None:
         """Instead of ending the process."""
         self.quiet = True
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), self.file.fileno())
+        _silence(self.file)
 
 
 @contextmanager
 def one_message(who: Callable[[], str] = str) -> Iterator[None]:
     """Ends the command with status 2, and a message without a traceback, for what its user can mend. Characters that
     the terminal cannot show are replaced. who: what stands before a message."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open to the end)
+        if isinstance(stream := getattr(sys, name), TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        yield
+        try:
+            yield
+        except SystemExit:  # after --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
     except (InputError, OSError, UnicodeEncodeError) as error:  # the last: of a name that is no text in this locale
-        told = error if isinstance(error, InputError) else InputError(str(error))  # in one line, whatever the name
-        print(f"{who()}error: {told}", file=sys.stderr)
+        told = error if isinstance(error, InputError) else InputError(_said(error))  # in one line, whatever the name
+        with suppress(OSError):  # nobody is told, but by the status
+            print(f"{who()}error: {told}", file=sys.stderr)
         sys.exit(2)
+
+
+def words() -> list[str]:
+    """The command line. InputError for an empty value, which a path would take for the current folder."""
+    for option, word in zip(sys.argv, sys.argv[1:], strict=False):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            raise InputError(f"the value of {(word or option).rstrip('=')} is empty; write one, or leave it out")
+    return sys.argv[1:]
+
+
+def _said(error: Exception) -> str:
+    """What an error says; of the standard output, which has no name, that it was this."""
+    if getattr(error, "filename", None) is None:
+        try:
+            print(flush=True)
+        except OSError as full:
+            _silence(sys.stdout)
+            return f"the standard output cannot be written: {full.strerror}"
+    return str(error)
+
+
+def _silence(stream: IO[str]) -> None:
+    """What is still said there, and at the end of the process, goes nowhere."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())

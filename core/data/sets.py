@@ -2,7 +2,6 @@
 
 import gzip
 import importlib.metadata
-import os
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -15,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core import code
+from core import code, sizes
 from core.data import folders
 from core.data.cifar100 import COARSE_CLASSES, COARSE_OF_FINE
 from core.data.splits import FIFTHS, Data, Split, outlined, statistics
-from core.errors import InputError, choose
+from core.errors import InputError, choose, within
 
 NAMES = (
     *("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "cifar100-coarse"),
@@ -46,11 +45,8 @@ def load(name: str, root: str | Path = "data", image: int | None = None) -> Data
         return _plugged(name, image)
     splits = outline(name, root, image)
     size = sum(split.images.numel() for split in (splits.train, splits.val))
-    if size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
-        raise InputError(
-            f"{name} at {splits.image} pixels takes {size / 2**30:,.0f} GiB, this machine has {memory / 2**30:,.0f}; "
-            "pass a smaller --image, or a folder of images, which stays on disk"
-        )
+    instead = "pass a smaller --image, or a folder of images, which stays on disk"
+    sizes.need(size, f"{name} at {splits.image} pixels", instead)
     if name in _GREY:
         return _mnist(name, Path(root), image)
     return _digits(image or 24) if name == "digits" else _cifar(name, Path(root), image)
@@ -69,8 +65,8 @@ def outline(name: str, root: str | Path = "data", image: int | None = None) -> D
 
 
 def _check(name: str, image: int | None) -> None:
-    if image is not None and not 1 <= image <= MOST:
-        raise InputError(f"image {image} is outside 1 to {MOST:,} pixels")
+    if image is not None:
+        within("image", image, 1, MOST)
     if name.startswith("plugin:"):
         choose("data set", name, [f"plugin:{other}" for other in PLUGGED] or ["plugin:NAME, after --plugin FILE"])
     elif not name.startswith("folder:"):

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ablations import bench
 from ablations.benchmarks import comparing, training
-from core import vit
+from core import sizes, vit
 from core.errors import InputError
 
 CONFIG = vit.VitConfig(8, 4, 16, 1, 2, 32, 10)
@@ -26,13 +26,25 @@ CONFIG = vit.VitConfig(8, 4, 16, 1, 2, 32, 10)
         ({"engines": "graphed"}, "graphed.*needs --device cuda"),
         ({"peers": "tim"}, "unknown peer 'tim'.*did you mean 'timm'"),
         ({"arms": "flush"}, "flush"),
-        ({"rounds": 1}, "rounds 1, .* at least 2"),
-        ({"batch_size": -1}, "batch size -1: at least 2, 0 and 0"),
+        ({"rounds": 1}, "rounds 1 is outside 2 to 1,000"),
+        ({"steps": 10**12}, "steps 1000000000000 is outside 0 to 1,000"),
+        ({"batch_size": -1}, "batch size -1 is outside 0 to 1,048,576"),
+        ({"batch_size": 10**12}, "batch size 1000000000000 is outside"),
+        ({"image": 0}, "image 0 is outside 1 to 16,384"),
     ],
 )
 def test_bad_options_are_refused(option, message):
     with pytest.raises(InputError, match=message):
         comparing.settled(replace(comparing.Bench(), **option))
+
+
+@pytest.mark.parametrize("what", comparing.WHAT)
+def test_a_batch_that_needs_more_memory_than_there_is(monkeypatch, what):
+    monkeypatch.setattr(sizes, "memory", lambda device: 2**30)
+    settled = comparing.settled(comparing.Bench(what=what, batch_size=2**20))
+    message = r"a step of 1,048,576 images needs [0-9,.]{5,} GiB of memory, and this machine has 1.0; pass a smaller"
+    with pytest.raises(InputError, match=message):
+        comparing.compared(settled, Console(quiet=True))
 
 
 def test_the_command_prints_a_table_and_writes_json(monkeypatch, tmp_path, capsys):

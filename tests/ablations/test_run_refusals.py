@@ -95,7 +95,7 @@ def test_a_disk_without_room_is_refused(refused, monkeypatch):
         (["--seeds", "4", "--until", "time=2"], "--until is of accuracy: seeds tell nothing of time or memory"),
         (["--margin", "acuracy=1"], "unknown margin of 'acuracy'; legal: accuracy, time, memory"),
         (["--margin", "accuracy"], "margin accuracy= is no positive number; write for example accuracy=0.5"),
-        (["--max-minutes", "0"], "max minutes 0 is outside 0 to 525,600"),
+        (["--max-minutes", "0"], "max minutes 0.0 is outside 0 to 525,600"),
         (["--max-minutes", "inf"], "max minutes inf is outside 0 to 525,600"),
         (["--arms", f"lattice:{','.join(arms.REGISTRY)}"], "combinations, and 4,096 are the most; name fewer"),
         (
@@ -116,6 +116,12 @@ def test_a_disk_without_room_is_refused(refused, monkeypatch):
         (["--smoothing", "1"], "smoothing 1.0 is outside 0 to below 1"),
         (["--ema", "1"], "ema 1.0 is outside 0 to below 1"),
         (["--ema-warmup", "True"], "ema_warmup is of an average of the weights, and there is none; pass --ema 0.9998"),
+        (["--arms", "mrt@+7"], "arm 'mrt@+7': mrt tokens '' is not a whole number"),
+        (["--processes", "0"], "processes 0 is outside 1 to 1,048,576"),
+        (["--max-minutes", "525600.0001"], "max minutes 525600.0001 is outside 0 to 525,600"),
+        (["--jobs", "1000000000"], "jobs 1000000000 is outside 1 to 1,024"),
+        (["--width", "131072", "--mlp", "524288"], "one copy of its parameters needs 768.0 GiB of memory"),
+        (["--arms", "registers@1000000000"], "arm 'registers@1000000000': one copy of its parameters needs 59.6 GiB"),
         (["--learning-rate", "-1"], "learning rate -1.0 must be finite and above 0"),
     ],
 )

@@ -45,6 +45,10 @@ def test_a_file_brings_an_optimization_and_another_a_data_set():
         ("class E(Exception): __str__ = None\nraise E", r"plugin: '.*mine.py' raises E: no message; mend it"),
         ("x = 1", r"plugin '.*mine.py' defines no dict TRANSFORMS .* and no dict DATA"),
         ("TRANSFORMS = {'mine': 3}", r"optimization 'mine' is a int, not a Transform\("),
+        (
+            "from core.transforms.registry import Transform\nTRANSFORMS = {'mine': Transform(3, 'exact', '')}",
+            "what builds 'mine' is no function: TypeError: 3 is not a callable object",
+        ),
         ("DATA = {'mine': 3}", r"data set 'mine' is a int, not a function"),
         (
             "from core.transforms.registry import REGISTRY\nTRANSFORMS = {'flash': REGISTRY['crs']}",

@@ -1,12 +1,19 @@
 """What is typed: arms, settings and options are refused in one message, or read."""
 
+import subprocess
+import sys
 from contextlib import suppress
+from io import FileIO, TextIOWrapper
 
+import pytest
+from commands import call
 from faults.hostile import WORDS, refusable, tries
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from ablations import bench, evaluate, report
+from ablations.commands import main as run
 from ablations.commands import options as commands
 from ablations.study import arms
 from ablations.study.recipes import Recipe
@@ -74,3 +81,40 @@ def test_a_command_line_is_refused_or_read(tried, options):
         recipe.optimizer(10)
         commands.each(command)
     tried["command lines"] += 1
+
+
+def full():
+    """A stream to a full disk."""
+    return TextIOWrapper(FileIO("/dev/full", "w"), write_through=True)
+
+
+@pytest.mark.parametrize("command", [run, report, evaluate, bench])
+def test_what_cannot_be_printed_is_told_or_seen_by_the_status(tried, monkeypatch, capsys, command):
+    monkeypatch.setattr("sys.stdout", full())
+    assert call(command.main, "--help") == 2
+    assert capsys.readouterr().err == "error: the standard output cannot be written: No space left on device\n"
+    monkeypatch.setattr("sys.stderr", full())
+    assert call(command.main, "--help=") == 2
+    monkeypatch.setattr("sys.stdout", None)  # closed
+    assert call(command.main, "--help") == 0
+    tried["streams"] += 3
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [(run, ["--out", ""]), (run, ["--data="]), (run, ["--list", "--set", ""]), (report, [""]), (bench, ["--arms="])],
+)
+def test_an_empty_value_is_refused(tried, monkeypatch, capsys, tmp_path, command, words):
+    monkeypatch.chdir(tmp_path)
+    assert call(command.main, *words) == 2
+    assert " is empty; write one, or leave it out" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    tried["empty values"] += 1
+
+
+def test_too_few_addresses_for_torch_are_one_message(tried):
+    limited = f"ulimit -v 3000000; exec {sys.executable} -c 'import ablations'"
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, check=False)
+    told = "error: ulimit -v leaves 2.9 GiB, torch alone needs 4; raise it\n"
+    assert (done.returncode, done.stderr) == (2, told)
+    tried["limits"] += 1

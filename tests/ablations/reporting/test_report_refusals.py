@@ -98,7 +98,8 @@ def test_studies_of_other_machines_are_not_joined(tmp_path):
         (["{tmp}/none"], "holds no study"),
         (["{tmp}/empty"], "has no finished cell yet"),
         (["{tmp}/old"], "correct.npz' is not there"),
-        (["{tmp}/good", "--target", "120"], "target 120 is outside 0 to 100 %"),
+        (["{tmp}/good", "--target", "120"], "target 120.0 is outside 0 to 100 %"),
+        (["{tmp}/good", "--target", "100.0001"], "target 100.0001 is outside 0 to 100 %"),
         ([], "no study given"),
     ],
 )

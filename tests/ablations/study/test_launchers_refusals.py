@@ -5,6 +5,7 @@ import socket
 import pytest
 from ordered import order
 
+from ablations.commands import options
 from ablations.study import launchers
 from ablations.study.recipes import Recipe
 from core.errors import InputError
@@ -53,9 +54,29 @@ def test_slurm_is_not_here_or_refuses_a_setting(tmp_path, monkeypatch):
         launchers.launched("slurm", order(tmp_path / "study"), "", ["cluster=local", "colour=red"]),
     ):
         pass
-    for minutes in ("4:00:00", "0", ""):
-        with (
-            pytest.raises(InputError, match=f"--slurm time={minutes} is no number of minutes; write time=240"),
-            launchers.launched("slurm", order(tmp_path / "study"), "", [f"time={minutes}"]),
-        ):
-            pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["partition"], "--slurm 'partition' is no NAME=VALUE; write for example partition=gpu"),
+        (["cluster="], "--slurm 'cluster=' is no NAME=VALUE"),
+        (["=gpu"], "--slurm '=gpu' is no NAME=VALUE"),
+        (["--wrap=x"], "--slurm '--wrap=x' is no NAME=VALUE"),
+        (["partition=a", "time=3", "partition=b"], "--slurm has partition twice; write it once"),
+        (["array_parallelism=1" + 30 * "0"], "--slurm array_parallelism=10+ is too large a number"),
+        (["time=4:00:00"], "--slurm time=4:00:00 is no number of minutes; write time=240"),
+        (["time=0"], "--slurm time=0 is no number of minutes"),
+        (["time=-5"], "--slurm time=-5 is no number of minutes"),
+        (["cluster=locl"], "unknown --slurm cluster 'locl'; legal: slurm, local, debug; did you mean 'local'"),
+    ],
+)
+def test_settings_of_slurm_that_are_none(words, message):
+    with pytest.raises(InputError, match=message):
+        options.checked(options.Command(launcher="slurm", slurm=tuple(words)))
+
+
+def test_settings_of_slurm_are_read_as_they_are_written():
+    read = launchers.read_settings(["mem=32GB", "account=007", "array_parallelism=8"])
+    assert read == {"mem": "32GB", "account": "007", "array_parallelism": 8, "time": launchers.HOUR}

@@ -120,7 +120,7 @@ def test_how_many_there_are(monkeypatch):
         processes.count("ddp", 2, present=True)
     with pytest.raises(InputError, match="unknown parallel 'dpp'; legal: ddp, fsdp; did you mean 'ddp'?"):
         processes.count("dpp", None, present=True)
-    with pytest.raises(InputError, match="processes 0 is too small"):
+    with pytest.raises(InputError, match="processes 0 is outside 1 to 1,048,576"):
         processes.count("ddp", 0, present=False)
 
 

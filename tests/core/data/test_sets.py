@@ -210,4 +210,4 @@ def test_torchvision_built_for_another_torch(tmp_path, monkeypatch):
 
 
 def test_image_side_below_one(tmp_path):
-    refused("digits", tmp_path, "image 0 is outside 1 to 16,384 pixels", image=0)
+    refused("digits", tmp_path, "image 0 is outside 1 to 16,384", image=0)
