@@ -100,17 +100,14 @@ def ratios(rounds: Sequence[Round], reference: str) -> dict[str, Interval]:
     """How many times as long as the reference each contender takes, with its 95 % interval, from rounds that it shares
     with it, of which there are at least 2.
 
-    The mean of the differences of logarithms within rounds (see `drawn_in`), with standard error and degrees of
-    freedom of Dixon and Tukey (Technometrics 10, 1968).
+    The mean of the differences of logarithms within rounds (see `drawn_in`).
     """
     from scipy import stats  # half a second, for which no refusal of bad input should wait
 
     out = {}
     for name, row in drawn_in(rounds, reference).items():
-        d = row[~np.isnan(row)]
-        left = len(d) - 2 * cut(len(d)) - 1
-        se = float(d.std(ddof=1)) / math.sqrt(len(d)) * (len(d) - 1) / left
-        middle, half = float(d.mean()), float(stats.t.ppf(0.975, left)) * se
+        middle, se, df = winsorized_mean(row[~np.isnan(row)])
+        half = float(stats.t.ppf(0.975, df)) * se
         out[name] = math.exp(middle), math.exp(middle - half), math.exp(middle + half)
     return out
 
@@ -137,6 +134,15 @@ def drawn_in(rounds: Sequence[Round], reference: str) -> dict[str, np.ndarray]:
     names = [name for name, _ in rows]
     means = {name: logs[[other == name for other in names]].mean(0) for name in dict.fromkeys(names)}
     return {name: mean - means[reference] for name, mean in means.items()}
+
+
+def winsorized_mean(values: np.ndarray) -> tuple[float, float, int]:
+    """The mean of values whose `cut` ends were drawn in, its standard error (nan of one value), and their degrees of
+    freedom (Dixon and Tukey, Technometrics 10, 1968)."""
+    n = len(values)
+    df = n - 2 * cut(n) - 1
+    se = float(values.std(ddof=1)) / math.sqrt(n) * (n - 1) / df if n > 1 else math.nan
+    return float(values.mean()), se, df
 
 
 def cut(rounds: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from core.measure import cut
+from core.measure import winsorized_mean
 
 Values = NDArray[np.float64]
 CONFIDENCE = 0.95
@@ -117,15 +117,8 @@ def moderated(differences: Sequence[Values], weights: Values) -> list[Estimate]:
 
 
 def winsorized(differences: Sequence[Values], weights: Values) -> list[Estimate]:
-    """Estimates of contrasts within the rounds of a timing pass [R,1], of values whose `cut` ends were drawn in (see
-    Timing.table): standard error and degrees of freedom of Dixon and Tukey (Technometrics 10, 1968)."""
-    out = []
-    for d in differences:
-        n = len(d)
-        h = n - 2 * cut(n)
-        se = float(d.round(12).std(ddof=1)) / sqrt(n) * (n - 1) / (h - 1) if n > 1 else nan
-        out.append(Estimate(float(d.mean().round(12)), se, h - 1, n))
-    return out
+    """Estimates of contrasts within the rounds of a timing pass [R,1], of values drawn in before (see Timing.table)."""
+    return [Estimate(*winsorized_mean(d.round(12)), len(d)) for d in differences]
 
 
 def exact(differences: Sequence[Values], weights: Values) -> list[Estimate]:
