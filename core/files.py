@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from core.errors import InputError
+
 _PIECE = 1 << 26  # elements
 
 
@@ -25,6 +27,19 @@ def write(path: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there. InputError for what is there and no folder."""
+    clear(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def clear(path: Path) -> None:
+    """InputError if there cannot be a folder, for something else is there or above it."""
+    if (at := next(filter(os.path.lexists, (path, *path.parents)), None)) and not os.path.isdir(at):
+        what = "a link to nothing" if not at.exists() else "a file"
+        raise InputError(f"'{at}' is {what}, where a folder has to be; move it, or pass another --out")
 
 
 def remove(path: Path) -> None:

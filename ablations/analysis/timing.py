@@ -1,7 +1,7 @@
 """The timing pass of a study: every arm's seconds in each of its interleaved rounds."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from core.measure import Round, drawn_in
 @dataclass(frozen=True)
 class Timing:
     """rounds: seconds of the arms' blocks in each. quiet: whether the machine was. identity: of what was timed (see
-    study/identity.py)."""
+    study/identity.py). failed: why other arms were not timed."""
 
     rounds: Sequence[Round]
     quiet: bool
     identity: dict[str, Any] | None = None
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def arms(self) -> set[str]:
@@ -48,4 +49,6 @@ def read(folders: Sequence[Path]) -> Timing | None:
     """The timing pass in a study's folder; None if there is none, or several studies are joined: their passes may be of
     different hours. Damaged if it cannot be read."""
     found = reading.timing(folders[0]) if len(folders) == 1 else None
-    return Timing(found["blocks"], found["quiet"], found.get("identity")) if found else None
+    if found is None:
+        return None
+    return Timing(found["blocks"], found["quiet"], found.get("identity"), found.get("failed", {}))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ["optimization", "response", "estimate", "low", "high", "margin", "verdict", "seeds"]
 MARGINS = {"accuracy": 0.5, "time": 2.0, "memory": 2.0}  # points, %, %
+LARGEST = 1000  # margin
 SHORT = {"accuracy": "accuracy", "step time": "time", "peak memory": "memory"}
 AGAINST_CONTROL = " against control"
 NOT_TIMED = "not timed"
@@ -35,15 +36,17 @@ UNDECIDED = "undecided"
 
 def read_margins(given: Mapping[str, Any]) -> dict[str, float]:
     """MARGINS with these changed (accuracy in points, time and memory in percent); InputError for an unknown response
-    or a value that is no positive number."""
+    or a value that is no positive number or a larger one than LARGEST."""
     out = dict(MARGINS)
     for name, value in given.items():
         try:
             number = float(value)
         except (TypeError, ValueError):
             number = nan
-        if not 0 < number < float("inf"):
-            raise InputError(f"margin {name}={value} is no positive number; write for example accuracy=0.5")
+        if not 0 < number <= LARGEST:
+            raise InputError(
+                f"margin {name}={value} is no positive number up to {LARGEST:,}; write for example accuracy=0.5"
+            )
         out[choose("margin of", name, MARGINS)] = number
     return out
 

@@ -1,5 +1,6 @@
 """Numbers as they are written: differences with their intervals, tables in Markdown."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 from typing import Any
@@ -8,6 +9,7 @@ import pandas as pd
 
 from ablations.analysis.responses import BY_NAME, COMPARED, Response
 from ablations.analysis.verdicts import AGAINST_CONTROL
+from core.errors import InputError
 
 UNITS = {"accuracy": "points", "loss": "", "step time": "%", "peak memory": "%"}
 _FORMS = {"accuracy": "+.2f", "loss": "+.4f", "step time": "+.1f", "peak memory": "+.1f"}
@@ -94,6 +96,14 @@ def by_response(frame: pd.DataFrame, keys: Sequence[str], responses: Iterable[st
 def _bold(text: str) -> str:
     value, space, bounds = text.partition(" ")
     return f"**{value}**{space}{bounds}"
+
+
+def verbatim(text: str) -> str:
+    """What is no text of ours (an error, a path), in a line of Markdown that shows it as it is."""
+    line = str(InputError(" ".join(text.split())))
+    longest = max((len(run) for run in re.findall("`+", line)), default=0)
+    fence, pad = "`" * (longest + 1), " " * bool(longest)
+    return f"{fence}{pad}{line}{pad}{fence}"
 
 
 def listed(names: Sequence[str]) -> str:

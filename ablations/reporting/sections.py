@@ -12,7 +12,7 @@ from ablations.analysis.comparisons import Comparisons
 from ablations.analysis.factors import control_of, levels
 from ablations.analysis.responses import BY_NAME, COMPARED
 from ablations.analysis.verdicts import AGAINST_CONTROL, of_optimization
-from ablations.reporting.formatting import by_response, judged, spread, table, title
+from ablations.reporting.formatting import by_response, judged, spread, table, title, verbatim
 from ablations.reporting.words import pays, sure
 from ablations.study.arms import BASELINE
 from ablations.study.presets import PRESETS
@@ -166,7 +166,7 @@ def optimizations(comparisons: Comparisons) -> list[str]:
 
 def failed(comparisons: Comparisons) -> list[str]:
     """Cells that failed, and why."""
-    return [f"* {f['arm']}, seed {f['seed']}: {f['error']}" for f in comparisons.study.failed]
+    return [f"* {f['arm']}, seed {f['seed']}: {verbatim(f['error'])}" for f in comparisons.study.failed]
 
 
 def environment(comparisons: Comparisons) -> list[str]:

@@ -10,9 +10,10 @@ from ablations.analysis.comparisons import Comparisons
 from ablations.analysis.factors import control_of, label
 from ablations.analysis.responses import BY_NAME, COMPARED
 from ablations.analysis.verdicts import AGAINST_CONTROL, NOT_TIMED, SHORT, UNDECIDED, of_optimization, untimed
-from ablations.reporting.formatting import UNITS, interval, listed, signed, written
+from ablations.reporting.formatting import UNITS, interval, listed, signed, verbatim, written
 from ablations.study.arms import AGAIN, BASELINE
 from ablations.study.identity import differences
+from core.errors import InputError
 
 _WHERE = {"accuracy": "accuracy counts", "step time": "time is short", "peak memory": "memory is short"}
 _MANY = 50  # seeds: more than anyone trains for a verdict
@@ -130,7 +131,7 @@ def sentences(comparisons: Comparisons) -> list[str]:
         out.append(f"Not compared, for they share no seed with the baseline: {listed(apart)}.")
     if seeds == 1 and compared:
         out.append("**One seed: accuracy has no interval.** `--seeds 3` gives one.")
-    out += [f"**Left out:** {text}." for text in comparisons.damaged]
+    out += [f"**Left out:** {verbatim(text)}." for text in comparisons.damaged]
     out += [f"**Not made by the same as the other cells:** {text}." for text in study.changes]
     return [*out, *_timing(comparisons), *_repeatability(comparisons), *_exactness(comparisons), *_holes(comparisons)]
 
@@ -170,7 +171,8 @@ def _timing(comparisons: Comparisons) -> Iterable[str]:
     if changed := differences(comparisons.study.identity, timing.identity):
         yield f"**Timed under others than the cells were made by:** {', '.join(changed)}; `run.py --timing-only`."
     if arms := untimed(comparisons):
-        yield f"Arms that were not timed: {listed(arms)}."
+        told = (f"`{arm}`" + (f" ({verbatim(why)})" if (why := timing.failed.get(arm)) else "") for arm in arms)
+        yield f"Arms that were not timed: {', '.join(told)}."
 
 
 def _repeatability(comparisons: Comparisons) -> Iterable[str]:
@@ -226,12 +228,17 @@ def _holes(comparisons: Comparisons) -> Iterable[str]:
 
 def seeds(out: Path, margin: float, optimizations: int) -> str:
     """How many seeds a verdict on accuracy takes, from results where there are any."""
-    found = planning.from_results(out, margin) if any(out.glob("cells/*/seed*/result.json")) else {}
+    found, why = {}, "none is trained yet that tells it"
+    if any(out.glob("cells/*/seed*/result.json")):
+        try:
+            found = planning.from_results(out, margin)
+        except InputError as error:
+            why = str(error)
     if found:
         told = (f"{name} {'no number' if isnan(n) else f'{n:.0f}'}" for name, n in found.items())
         return f"Seeds for a verdict on accuracy at ±{margin:g} points, from those trained: {', '.join(told)}."
     told = (f"{n:,} if it is {d:g}" for d, n in planning.by_deviation(margin, optimizations).items() if n)
     return (
         f"Seeds for a verdict on accuracy at ±{margin:g} points, by the deviation of an optimization's effect from "
-        f"seed to seed (none is trained yet that tells it): {', '.join(told)}."
+        f"seed to seed ({why}): {', '.join(told)}."
     )

@@ -7,9 +7,10 @@ that has stopped is taken over by making N + 1, which only one process can, so t
 import json
 import os
 import socket
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -22,6 +23,7 @@ from core import files
 
 BEAT, SILENCE = 5.0, 60.0  # seconds between heartbeats; after which a claim without one is free
 PAUSE = 0.5  # seconds between two looks at what others have
+PATIENCE = 2.0  # seconds of waiting after which it is said for whom
 
 
 class Lost(Exception):
@@ -72,24 +74,56 @@ def claimed(what: Path, reached: int = 0) -> Iterator[Claim | None]:
 @contextmanager
 def waited(what: Path) -> Iterator[None]:
     """The same, as soon as nobody else has it."""
-    while True:
+    for _ in _pauses(lambda: _newest(what)):
         with claimed(what) as claim:
             if claim is not None:
                 yield
                 return
+
+
+def wait(held: Callable[[], Path | None]) -> None:
+    """Until there is no such claim."""
+    for _ in _pauses(held):
+        if held() is None:
+            return
+
+
+def _pauses(held: Callable[[], Path | None]) -> Iterator[None]:
+    """At once, and after every pause; it is said once what claim is waited for."""
+    begin, said = time.monotonic(), False
+    while True:
+        yield
+        if not said and time.monotonic() - begin >= PATIENCE and (path := held()):
+            print(f"waiting: {described(path)}", file=sys.stderr, flush=True)
+            said = True
         time.sleep(PAUSE)
+
+
+def described(path: Path) -> str:
+    """Whose a claim is, and how to go on without it."""
+    content = _read(path)
+    who = f"process {content['pid']} on {content['host']!r}" if content else "a process that it does not name"
+    return (
+        f"'{path}' is the claim of {who}; it is free when that ends or shows nothing for {SILENCE:.0f} s. If no such "
+        "process runs, remove the file"
+    )
 
 
 def taken(what: Path) -> bool:
     """Whether someone has the claim and is alive."""
+    return holder(what) is not None
+
+
+def holder(what: Path) -> Path | None:
+    """The claim of someone who is alive."""
     path = _newest(what)
-    return path is not None and not _dead(path)
+    return None if path is None or _dead(path) else path
 
 
-def working_here(out: Path) -> bool:
-    """Whether a process of this machine has a cell of the study."""
-    claims = [path for path in out.glob("cells/*/seed*.claim-*") if _read(path).get("host") == host()]
-    return any(not _dead(path) for path in claims)
+def working_here(out: Path) -> Path | None:
+    """The claim by which a process of this machine has a cell of the study."""
+    claims = (path for path in out.glob("cells/*/seed*.claim-*") if _read(path).get("host") == host())
+    return next((path for path in claims if not _dead(path)), None)
 
 
 def host() -> str:
@@ -101,7 +135,7 @@ def host() -> str:
 
 
 def _take(what: Path, reached: int) -> Claim | None:
-    what.parent.mkdir(parents=True, exist_ok=True)
+    files.folder(what.parent)
     old, died, number = _newest(what), 0, 0
     if old is not None:
         if not _dead(old):

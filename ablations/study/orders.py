@@ -83,8 +83,7 @@ def _open(study: running.Study, order: Order, progress: Terminal, stop: Stop) ->
 
 
 def _train(study: running.Study, order: Order, progress: Terminal, stop: Stop, arm: str, seed: int) -> None:
-    while claims.taken(passes.timing_claim(order.out)):
-        time.sleep(claims.PAUSE)
+    claims.wait(lambda: claims.holder(passes.timing_claim(order.out)))
     cell = next(cell for cell in study.cells if cell.arm.name == arm)
     running.run_cell(cell, seed, study.made_by, order.out, progress, stop)
     cell.release()

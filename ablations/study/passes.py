@@ -1,6 +1,5 @@
 """What needs a machine to itself: the timing pass and the profiles."""
 
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,8 +22,7 @@ def timing_claim(out: Path) -> Path:
 def alone(out: Path) -> Iterator[None]:
     """This machine to oneself: waits until no process here has a cell of the study, and lets none begin one."""
     with claims.waited(timing_claim(out)):
-        while claims.working_here(out):
-            time.sleep(claims.PAUSE)
+        claims.wait(lambda: claims.working_here(out))
         yield
 
 

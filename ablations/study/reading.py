@@ -15,7 +15,7 @@ from ablations.study.arms import AGAIN, BASELINE, optimizations
 from ablations.study.machine import COMPARABLE
 from ablations.study.outcomes import Cell
 from ablations.study.schema import Damaged
-from ablations.study.store import Result, read_study
+from ablations.study.store import Result, differing, read_study
 from core import plugins
 from core.errors import InputError
 
@@ -97,29 +97,36 @@ def read(folders: Sequence[Path]) -> Study:
     arms = [optimizations(outcome["arm"]) for s in studies for outcome in (*s.results, *s.failed)]
     if unknown := plugins.missing(list(chain(*arms)), first.configuration.get("plugin", ())):
         raise InputError(f"'{folders[0]}': {unknown}")
+    damaged = tuple(text for study in studies for text in study.damaged)
+    if not any(study.cells for study in studies):
+        why = f" ({damaged[0]})" if damaged else ""
+        names = " and ".join(f"'{folder}'" for folder in folders)
+        raise InputError(f"{names}: no finished cell yet{why}; run ablations/run.py --out {folders[0]} again")
     for folder, other in zip(folders[1:], studies[1:], strict=True):
         before, after = (_comparable(study) for study in (first, other))
-        if odd := [k for k in {**before, **after} if before.get(k) != after.get(k)]:
-            changes = ", ".join(f"{k} {before.get(k)!r} and {after.get(k)!r}" for k in odd)
+        if odd := differing(before, after):
+            changes = ", ".join(f"{k} {_told(before, k)} and {_told(after, k)}" for k in odd)
             raise InputError(f"'{folders[0]}' and '{folder}' cannot be joined: {changes}; pass them one at a time")
     cells = {cell.key: cell for study in studies for cell in study.cells}
     if len(cells) < sum(len(study.cells) for study in studies):
         arm, seed = next(k for k in cells if sum(k == cell.key for study in studies for cell in study.cells) > 1)
         raise InputError(f"two of the studies have '{arm}' at seed {seed}; train other seeds (run.py --first-seed)")
-    damaged = tuple(text for study in studies for text in study.damaged)
-    if not cells:
-        why = f" ({damaged[0]})" if damaged else ""
-        raise InputError(f"'{folders[0]}' has no finished cell yet{why}; run ablations/run.py --out {folders[0]} again")
     failed = [failure for study in studies for failure in study.failed if _key(failure) not in cells]
     ordered = [cells[key] for key in sorted(cells)]
     return Study(tuple(folders), first.configuration, first.environment, ordered, failed, damaged)
 
 
 def _comparable(study: Study) -> dict[str, Any]:
-    """What studies must share to be joined: settings, machine, and what their cells say of data and weights."""
-    of: dict[str, Any] = next((c.result["identity"] for c in study.cells if c.result.get("identity")), {})
+    """What studies must share to be joined: settings, machine, and what their cells, or without one they, say of data
+    and weights."""
+    said = (cell.result.get("identity") for cell in study.cells)
+    of: dict[str, Any] = next(filter(None, said), None) or read_study(study.folders[0]).get("identity") or {}
     same = {f"digest of {key}": of[key] for key in ("data", "weights") if key in of}
     return schema.whole(study.configuration) | {k: study.environment[k] for k in COMPARABLE} | same
+
+
+def _told(of: dict[str, Any], key: str) -> str:
+    return repr(of[key]) if key in of else "unknown"
 
 
 def _read(folder: Path) -> Study:

@@ -26,7 +26,7 @@ from ablations.study.signals import NUMBERS, Stop, Stopped
 from ablations.study.snapshots import Snapshots
 from ablations.study.store import Result, cell_folder, open_study, read_study, write_json, write_tokens
 from ablations.study.training import tokens, train
-from core import measure, model, plugins
+from core import files, measure, model, plugins
 from core.data import sets
 from core.data.splits import Data
 from core.foreign import sources
@@ -111,7 +111,7 @@ def record(study: Study, preset: str, out: Path, deterministic: bool, accept_cha
     """Make the study's folder, or continue it; returns the study with what its cells are made by, whatever study.json
     says later (--accept-changes elsewhere). InputError if the folder is another study's."""
     settings, made_by = configuration(study, preset, deterministic), identity.of(study.data, study.recipe.weights)
-    out.mkdir(parents=True, exist_ok=True)
+    files.folder(out)
     with claims.waited(out / "study"):  # two first starts at once
         made = {"configuration": settings, "environment": environment(study.recipe.device), "identity": made_by}
         parameters = {cell.arm.name: model.parameters(cell.config, cell.ops) for cell in study.cells}
@@ -143,7 +143,9 @@ def run(cells: Sequence[tuple[Prepared, int]], made_by: Result, out: Path, progr
         else:
             if len(left) != waiting:
                 waiting = len(left)
-                progress.note(f"waiting for {waiting} cells of other processes")
+                held = filter(None, map(claims.holder, (passes.timing_claim(out), *(folders[key] for key in left))))
+                of = next((f"; {claims.described(path)}" for path in held), "")
+                progress.note(f"waiting for {waiting} cells of other processes{of}")
             time.sleep(claims.PAUSE)
 
 

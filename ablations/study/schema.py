@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ablations.study.arms import BASELINE
 from ablations.study.presets import PRESETS
-from ablations.study.recipes import Recipe
+from ablations.study.recipes import SEEDS_MOST, Recipe
 from core.data.sets import MOST
 from core.errors import InputError, choose
 from core.foreign.places import Shape
@@ -29,6 +29,7 @@ Positive = Annotated[float, Field(gt=1e-30, lt=1e30)]  # what is beyond was not 
 Pixel = Annotated[float, Field(gt=-1e6, lt=1e6)]  # of a channel, the range of whose values is 1
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Bytes = Annotated[int, Field(ge=0, lt=2**63)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]+$")]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f/]+$")]
 
 SEAL = "sha256"
@@ -72,9 +73,9 @@ class Environment(Checked):
 class Same(Checked):
     """Digests of what makes cells comparable (see identity.py)."""
 
-    code: str
-    data: str
-    weights: str | None
+    code: Digest
+    data: Digest
+    weights: Digest | None
 
 
 class StudyFile(Checked):
@@ -245,7 +246,7 @@ class MarginsFile(Checked):
     """margins.json"""
 
     margins: dict[str, Positive]
-    looks: Count
+    looks: Annotated[int, Field(ge=1, lt=SEEDS_MOST)]
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,11 +78,13 @@ def open_study(out: Path, made: Mapping[str, Any], accept: bool = False) -> None
         str(out).encode()
     except UnicodeEncodeError as error:
         raise InputError(f"'{out}' is no text in this locale; set LC_ALL=C.UTF-8, or pass another --out") from error
+    for part in ("cells", "report"):
+        files.clear(out / part)
     path = out / "study.json"
     if not path.is_file():
         if out.exists() and any(not _own(entry) for entry in out.iterdir()):
             raise InputError(f"'{out}' is not empty and holds no study; pass another --out")
-        out.mkdir(parents=True, exist_ok=True)
+        files.folder(out)
         write_json(path, made)
         return
     study = read_study(out)

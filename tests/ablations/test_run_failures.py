@@ -36,7 +36,7 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(command, monkeypatch, ca
     failure = json.loads((command.out / "cells" / "flash" / "seed0" / "failed.json").read_text())
     assert failure["error"] == "FloatingPointError: loss is nan after epoch 1"
     assert "Traceback" in failure["traceback"]
-    assert "flash, seed 0: FloatingPointError" in (command.out / "report" / "report.md").read_text()
+    assert "flash, seed 0: `FloatingPointError" in (command.out / "report" / "report.md").read_text()
     assert "failed: FloatingPointError" in capsys.readouterr().out
     monkeypatch.setattr(running, "train", train)
     assert command("--arms", "flash,baseline") == 1

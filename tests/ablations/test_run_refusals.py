@@ -1,12 +1,15 @@
 """What the command refuses, in one message and before it writes."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import synthetic
 from commands import call
 from rich.console import Console
 
@@ -58,9 +61,26 @@ def test_a_refusal_imports_neither_figures_nor_statistics():
     assert not slow & set(out.split())
 
 
-def test_a_file_in_the_way_is_one_message(command, refused):
-    command.out.write_text("")
-    assert "Not a directory" in refused() or "exists" in refused()
+@pytest.mark.parametrize("name", ["", "cells", "report", "../study/x"])
+@pytest.mark.parametrize("what", ["a file", "a link to nothing"])
+def test_what_is_in_the_way_of_a_folder_stays(command, refused, name, what):
+    """At --out, above it, or within the study."""
+    at = command.out / name if "x" not in name else command.out
+    if at != command.out:
+        synthetic.study(command.out, ["baseline"])
+        shutil.rmtree(command.out / "cells")
+    at.symlink_to("nowhere") if "link" in what else at.write_text("mine")
+    command.out = command.out / name if "x" in name else command.out
+    assert f"'{at}' is {what}, where a folder has to be; move it, or pass another --out" in refused()
+    assert os.readlink(at) == "nowhere" if "link" in what else at.read_text() == "mine"
+
+
+@pytest.mark.parametrize("what", ["a file", "a link to nothing"])
+def test_a_report_in_the_place_of_a_file_is_refused(tmp_path, capsys, what):
+    study, at = synthetic.study(tmp_path / "study", ["baseline"]), tmp_path / "paper"
+    at.symlink_to("nowhere") if "link" in what else at.write_text("mine")
+    assert call(report.main, study, "--out", at) == 2
+    assert f"'{at}' is {what}, where a folder has to be; move it, or pass another --out" in capsys.readouterr().err
 
 
 def test_a_disk_without_room_is_refused(refused, monkeypatch):
@@ -94,7 +114,7 @@ def test_a_disk_without_room_is_refused(refused, monkeypatch):
         (["--until", "accuracy=0.5"], "--until with one seed decides nothing: pass --seeds with the most there may be"),
         (["--seeds", "4", "--until", "time=2"], "--until is of accuracy: seeds tell nothing of time or memory"),
         (["--margin", "acuracy=1"], "unknown margin of 'acuracy'; legal: accuracy, time, memory"),
-        (["--margin", "accuracy"], "margin accuracy= is no positive number; write for example accuracy=0.5"),
+        (["--margin", "accuracy"], "margin accuracy= is no positive number up to 1,000; write for"),
         (["--max-minutes", "0"], "max minutes 0.0 is outside 0 to 525,600"),
         (["--max-minutes", "inf"], "max minutes inf is outside 0 to 525,600"),
         (["--arms", f"lattice:{','.join(arms.REGISTRY)}"], "combinations, and 4,096 are the most; name fewer"),

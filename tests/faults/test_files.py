@@ -160,6 +160,20 @@ def test_a_result_that_was_forged_and_sealed_is_not_its_studys(tried, whole, cha
     tried["forged results"] += 1
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"looks": 2**62}, {"looks": 10_000}, {"looks": 0}, {"margins": {"accuracy": 1001.0}}, {"margins": {"acc": 1.0}}],
+)
+def test_margins_that_no_command_writes_are_told(tried, whole, change):
+    path, intact = whole / "margins.json", (whole / "margins.json").read_bytes()
+    store.write_json(path, json.loads(intact) | change)
+    try:
+        assert any("margins.json" in text for text in compare([whole]).unread)
+    finally:
+        path.write_bytes(intact)
+    tried["forged margins"] += 1
+
+
 @given(st.binary(max_size=200))
 @tries(200)
 def test_a_line_of_metrics_is_a_row_or_damaged(tried, line):

@@ -1,5 +1,6 @@
 from math import sqrt
 
+import synthetic
 from scipy import stats
 
 from ablations.analysis.planning import by_deviation
@@ -14,6 +15,17 @@ def test_seeds_by_deviation_are_the_fewest_whose_interval_is_narrow_enough():
         }
         assert half[seeds] <= margin
         assert seeds == 2 or half[seeds - 1] > margin
+
+
+def test_where_every_cell_is_damaged_it_says_so_and_plans_without(tmp_path):
+    folder = synthetic.study(tmp_path / "study", ["baseline", "mrt"], seeds=2, epochs=2)
+    assert "from those trained: mrt" in words.seeds(folder, 0.5, 1)
+    for path in folder.glob("cells/*/*/result.json"):
+        path.write_text("{")
+    told = words.seeds(folder, 0.5, 1)
+    assert "no finished cell yet" in told
+    assert "result.json' cannot be read" in told
+    assert told.splitlines() == [told]
 
 
 def test_without_results_it_says_for_which_deviations(tmp_path):

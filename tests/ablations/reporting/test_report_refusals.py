@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 from commands import call
-from planted import study
+from planted import cell, study, timed
 
 from ablations import report as command
 from ablations.reporting import compose as report
+from ablations.study import reading
 from ablations.study.store import cell_folder
 from core.errors import InputError
 
@@ -28,7 +29,7 @@ def test_missing_and_failed_cells_are_named(tmp_path):
     assert "Not there" not in text
     assert "1 of its 6 cells failed" in text
     assert "11 cells finished, 1 failed" in text
-    assert "mrt, seed 1: FloatingPointError: loss is nan" in text
+    assert "mrt, seed 1: `FloatingPointError: loss is nan`" in text
     shutil.rmtree(cell_folder(folder, "mrt", 1))
     report.write([folder])
     assert "Not there, and fitted without: `mrt` seed 1" in (folder / "report" / "report.md").read_text()
@@ -54,7 +55,7 @@ def test_a_damaged_file_is_named_and_left_out(tmp_path, name, content):
         (folder / name).write_text(content)
     report.write([folder])
     text = (folder / "report" / "report.md").read_text()
-    assert re.search(rf"\*\*Left out:\*\* '{re.escape(str(folder / name))}' (cannot be read|is not there)", text)
+    assert re.search(rf"\*\*Left out:\*\* `+ ?'{re.escape(str(folder / name))}' (cannot be read|is not there)", text)
     assert f"{3 if name.startswith('cells') else 4} cells finished" in text
 
 
@@ -83,6 +84,42 @@ def test_studies_that_differ_are_not_joined(tmp_path, configuration, expected):
     assert not (tmp_path / "a+b").exists()
 
 
+def test_parameters_of_optimizations_count_in_any_order_where_studies_are_joined(tmp_path):
+    given = [["decatt.weight=1", "mrt.scorer=blur"], ["mrt.scorer=blur", "decatt.weight=1.0"], ["mrt.scorer=entropy"]]
+    a, b, c = (study(tmp_path / name, ["baseline"], [i], set=given[i]) for i, name in enumerate("abc"))
+    assert len(reading.read([a, b]).cells) == 2
+    with pytest.raises(InputError, match="set .*'mrt.scorer=entropy'"):
+        reading.read([a, c])
+
+
+def test_of_studies_to_join_one_at_least_has_a_cell(tmp_path):
+    a, b = (study(tmp_path / name, [], []) for name in "ab")
+    same = {"code": "c", "data": "d", "weights": None}
+    (b / "study.json").write_text(json.dumps(json.loads((b / "study.json").read_text()) | {"identity": same}))
+    with pytest.raises(InputError, match=r"'.*/a' and '.*/b': no finished cell yet; run ablations/run.py --out "):
+        reading.read([a, b])
+    cell(a, "baseline", 0, identity=same | {"data": "e"})
+    with pytest.raises(InputError, match="digest of data 'e' and 'd'"):
+        reading.read([a, b])
+
+
+def test_what_others_wrote_is_shown_as_it_is(tmp_path):
+    """Errors are no Markdown, and an arm that was not timed has its reason."""
+    folder = study(tmp_path / "study", ["baseline", "flash", "mrt"], [0])
+    timed(folder, ["baseline", "mrt"])
+    timing, error = json.loads((folder / "timing.json").read_text()), "E: ![x](http://a/b.png)\n# <script>`**x**"
+    (folder / "timing.json").write_text(json.dumps(timing | {"failed": {"flash": error}}))
+    at = cell_folder(folder, "mrt", 1)
+    at.mkdir()
+    (at / "failed.json").write_text(json.dumps({"arm": "mrt", "seed": 1, "error": error}))
+    report.write([folder])
+    text = (folder / "report" / "report.md").read_text()
+    assert "* mrt, seed 1: `` E: ![x](http://a/b.png) # <script>`**x** ``\n" in text
+    assert "Arms that were not timed: `flash` (`` E: ![x](http://a/b.png) # <script>`**x** ``)." in text
+    page = (folder / "report" / "report.html").read_text()
+    assert page.count("<code>E: ![x](http://a/b.png) # &lt;script&gt;`**x**</code>") == 2
+
+
 def test_studies_of_other_machines_are_not_joined(tmp_path):
     a, b = study(tmp_path / "a", ["baseline"], [0]), study(tmp_path / "b", ["baseline"], [1])
     kept = json.loads((b / "study.json").read_text())
@@ -96,7 +133,7 @@ def test_studies_of_other_machines_are_not_joined(tmp_path):
     ("arguments", "expected"),
     [
         (["{tmp}/none"], "holds no study"),
-        (["{tmp}/empty"], "has no finished cell yet"),
+        (["{tmp}/empty"], "no finished cell yet"),
         (["{tmp}/old"], "correct.npz' is not there"),
         (["{tmp}/good", "--target", "120"], "target 120.0 is outside 0 to 100 %"),
         (["{tmp}/good", "--target", "100.0001"], "target 100.0001 is outside 0 to 100 %"),

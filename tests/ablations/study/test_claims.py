@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
@@ -89,6 +91,32 @@ def test_deaths_count_while_the_work_does_not_advance(tmp_path):
         if not list(tmp_path.iterdir()):
             os.utime(other(what), (0, 0))
         assert claims._take(what, reached).died == died  # and dies itself
+
+
+@pytest.mark.parametrize(
+    ("make", "who"),
+    [
+        (lambda path: None, "of process 1 on 'elsewhere'"),
+        (lambda path: path.write_bytes(b"{"), "of a process that it does not name"),
+        (lambda path: (path.unlink(), path.symlink_to("nowhere")), "of a process that it does not name"),
+    ],
+)
+@pytest.mark.parametrize("wait", [claims.waited, lambda what: nullcontext(claims.wait(lambda: claims.holder(what)))])
+def test_it_is_said_once_what_is_waited_for(tmp_path, monkeypatch, capsys, make, who, wait):
+    path, clock = other(tmp_path / "study"), [0.0]
+    make(path)
+
+    def sleep(seconds):
+        clock[0] += seconds
+        if clock[0] > 5:
+            path.unlink()
+
+    monkeypatch.setattr(claims, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0]))
+    with wait(tmp_path / "study"):
+        pass
+    (told,) = capsys.readouterr().err.splitlines()
+    assert f"'{path}' is the claim {who}" in told
+    assert told.endswith("If no such process runs, remove the file")
 
 
 def test_a_damaged_claim_is_free_when_it_is_old(tmp_path):

@@ -142,7 +142,9 @@ FORGED = {
     "its metrics are not": lambda tensors, about: tensors.pop("metrics.penalty"),
     "its metrics are": lambda tensors, about: tensors.update({"metrics.loss": torch.zeros(5)}),
     "'state.key'": lambda tensors, about: tensors.pop("state.key"),
-    "its best.cls_token is not of this model": lambda tensors, about: tensors.update({"best.cls_token": torch.zeros(3)}),
+    "its best.cls_token is not of this model": lambda tensors, about: tensors.update(
+        {"best.cls_token": torch.zeros(3)}
+    ),
     "'correct'": lambda tensors, about: tensors.pop("correct"),
 }
 
