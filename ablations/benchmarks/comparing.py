@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ablations.benchmarks import data, tokens, training
+from ablations.benchmarks import contest, data, tokens, training
 from ablations.benchmarks.contest import Figures
 from ablations.benchmarks.peers import PEERS
 from ablations.study.arms import PRECISIONS
@@ -129,8 +129,9 @@ def compared(bench: Bench, console: Console) -> dict[str, Figures]:
     training.need_memory(plain if bench.what == "data" else tokens.CONFIG, size, device)
     if bench.what == "data":
         figures = data.compare(size, bench.rounds, device, dtype)
-        data.show(figures, console)
+        contest.show_shares(figures, "an epoch", "of an epoch", console)
     else:
         figures = tokens.compare(size, bench.rounds, device, dtype, "compiled" in bench.engines)
-        tokens.show(figures, console)
+        sizes = f"{tokens.IMAGE} pixels, patches {tokens.LOW} to {tokens.HIGH}, {tokens.TOKENS} tokens"
+        contest.show_shares(figures, sizes, "of the step it saves or is part of", console)
     return {bench.what: figures}

@@ -33,9 +33,7 @@ def contest(runs: Mapping[str, Callable[[], object]], rounds: int, device: torch
     return figures
 
 
-def show(
-    figures: Figures, title: str, columns: Mapping[str, Callable[[dict[str, Any]], str]], console: Console
-) -> None:
+def show(figures: Figures, title: str, columns: Mapping[str, Column], console: Console) -> None:
     """One row a contender; columns: what each shows of its figures, by title, without those where none has anything."""
     ran = [figure for figure in figures.values() if "error" not in figure]
     shown = {name: cell for name, cell in columns.items() if any(cell(figure) for figure in ran)}
@@ -48,3 +46,13 @@ def show(
 def optional(name: str, form: str) -> Column:
     """A column of figures that not every contender has, in this format."""
     return lambda figure: "" if figure.get(name) is None else format(figure[name], form)
+
+
+def show_shares(figures: Figures, title: str, share: str, console: Console) -> None:
+    """One row a contender: seconds, speed over the first one's, and the share, under this title."""
+    columns = {
+        "seconds": optional("seconds", ".4f"),
+        f"× {next(iter(figures))}": optional("ratio", ".3f"),
+        share: optional("share", ".2%"),
+    }
+    show(figures, title, columns, console)

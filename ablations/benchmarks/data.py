@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from ablations.benchmarks import contest, ours
 from ablations.benchmarks.contest import Figures
@@ -62,13 +61,3 @@ def _records(folder: Path) -> None:
     begin = time.perf_counter()
     recorder.epoch({"epoch": 1, "train/loss": begin, "val/accuracy": 0.5, "speed/step_ms": 1.0, "seconds": 1.0})
     recorder.close()
-
-
-def show(figures: Figures, console: Console) -> None:
-    """One row a contender."""
-    columns = {
-        "seconds": contest.optional("seconds", ".4f"),
-        "× ready": contest.optional("ratio", ".3f"),
-        "of an epoch": contest.optional("share", ".2%"),
-    }
-    contest.show(figures, "an epoch", columns, console)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor
 
 from ablations.benchmarks import contest, ours
@@ -88,13 +87,3 @@ def compare(batch: int, rounds: int, device: torch.device, dtype: torch.dtype, c
         whole = uniform if name == mixed else mixed if name.startswith("tokenizer") else None
         figure["share"] = whole and figure["seconds"] / figures[whole]["seconds"]
     return figures
-
-
-def show(figures: Figures, console: Console) -> None:
-    """One row a contender."""
-    columns = {
-        "seconds": contest.optional("seconds", ".4f"),
-        "× transcription": contest.optional("ratio", ".3f"),
-        "of the step it saves or is part of": contest.optional("share", ".1%"),
-    }
-    contest.show(figures, f"{IMAGE} pixels, patches {LOW} to {HIGH}, {TOKENS} tokens", columns, console)
