@@ -18,7 +18,7 @@ def run(file: str, what: str) -> ModuleType:
     """What a Python file defines. Raises InputError, which begins with `what`, for no such file and one that raises."""
     path = Path(os.path.realpath(file))
     if not path.is_file():
-        raise InputError(f"{what}: '{file}' does not exist")
+        raise InputError(f"{what}: '{file}' {'is no file' if path.exists() else 'does not exist'}")
     name = f"{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
+
 from core import code
 from core.data import sets
 from core.errors import InputError
@@ -21,6 +23,7 @@ RESERVED = (
     *("all", "published", "finetune", "controls", "lattice", "half", "more"),
 )
 _OWN = frozenset(REGISTRY)
+_FIELDS = TypeAdapter(Transform)
 _from: dict[str, str] = {}  # name -> the package or file that registered it
 
 
@@ -79,9 +82,16 @@ def _transform(name: str, value: Any, origin: str) -> None:
             "of core.transforms.registry"
         )
     try:
+        _FIELDS.validate_python(vars(value))
         inspect.signature(value.build), get_type_hints(value.build)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"]))
+        raise InputError(f"{origin}: optimization '{name}' has no right {at}: {first['msg']}") from error
     except Exception as error:
         raise InputError(f"{origin}: what builds '{name}' is no function: {code.said(error)}") from error
+    if value.control not in (None, *REGISTRY):
+        raise InputError(f"{origin}: the control of '{name}', {value.control}, is not registered; write it before")
     _claim(name, origin, _OWN)
     REGISTRY[name] = value
 

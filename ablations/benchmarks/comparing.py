@@ -79,7 +79,7 @@ def settled(bench: Bench) -> Bench:
     for kind, names, legal in (
         ("shape", bench.shapes, shapes),
         ("precision", bench.precision, list(PRECISIONS)),
-        ("peer", bench.peers.replace(":compiled", ""), [*PEERS, "none"]),
+        ("peer", bench.peers, [*PEERS, *(f"{name}:compiled" for name in PEERS), "none"]),
     ):
         for name in names.split(","):
             choose(kind, name, legal)

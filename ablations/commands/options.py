@@ -133,6 +133,11 @@ def _gathered(options: Options, arguments: list[str]) -> Options:
 def checked(command: Command) -> Command:
     """The command with what its design stands for; InputError for values out of their range, and for options that do
     not belong together."""
+    try:
+        str(command.out).encode()
+    except UnicodeEncodeError as error:
+        told = f"--out '{command.out}' is no text in this locale; set LC_ALL=C.UTF-8, or pass another"
+        raise InputError(told) from error
     within("seeds", command.seeds, 1, SEEDS_MOST)
     within("first seed", command.first_seed, 0, 2**63 - SEEDS_MOST - 1)
     within("jobs", command.jobs, 1, MOST)
@@ -197,7 +202,9 @@ def margins(command: Command) -> dict[str, dict[str, float]]:
 
     found: dict[str, dict[str, float]] = {}
     for option in ("margin", "until"):
-        pairs = dict(text.partition("=")[::2] for text in getattr(command, option))
+        words = [text.partition("=")[::2] for text in getattr(command, option)]
+        if len(pairs := dict(words)) < len(words):
+            raise InputError(f"--{option} {' '.join(getattr(command, option))} has a response twice; write it once")
         whole = verdicts.read_margins(pairs)
         found[option] = {name: whole[name] for name in pairs}
     if set(found["until"]) - {"accuracy"}:

@@ -124,7 +124,7 @@ def _answers(address: str) -> None:
         raise InputError(f"--ray-address '{address}' is no HOST:PORT; ray start --head prints it (port 6379)")
     try:
         socket.create_connection((host, int(port)), ANSWER).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last: of no name of a machine
         raise InputError(f"nobody answers at --ray-address {address} ({error}); start one: ray start --head") from error
 
 

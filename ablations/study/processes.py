@@ -26,7 +26,7 @@ TOLD = timedelta(days=7)  # that one may wait to be told
 def started() -> int:
     """How many processes torchrun started for this run; 1 without it, and where what is set cannot be torchrun's."""
     count = os.environ.get("WORLD_SIZE", "1")
-    return int(count) if count.isdecimal() else 1
+    return max(int(count), 1) if count.isdecimal() else 1
 
 
 def leads() -> bool:
@@ -40,8 +40,15 @@ def named() -> str:
 
 
 def check(device: str) -> None:
-    """InputError for more processes on this machine than it has GPUs."""
-    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    """InputError where torchrun would have set more than is set, and for more processes on this machine than it has
+    GPUs."""
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR"):
+        if not (text := os.environ.get(name, "")) or not (text.isdecimal() or name == "MASTER_ADDR"):
+            raise InputError(
+                f"WORLD_SIZE is {started()}, as torchrun sets it, and {name} is '{text}'; unset WORLD_SIZE, or write "
+                f"torchrun --nproc-per-node {started()} ablations/run.py …"
+            )
+    here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
     if device == "cuda" and here > gpus:
         raise InputError(f"{here} processes on a machine with {gpus} GPUs; pass --nproc-per-node {max(gpus, 1)}")
 

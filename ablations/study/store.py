@@ -74,10 +74,6 @@ def open_study(out: Path, made: Mapping[str, Any], accept: bool = False) -> None
     for they could not be compared; and, unless accepted, if by other code, data or weights.
 
     made: study.json as it would be now; of one that goes on, the identity and what comes with it are kept."""
-    try:
-        str(out).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"'{out}' is no text in this locale; set LC_ALL=C.UTF-8, or pass another --out") from error
     for part in ("cells", "report"):
         files.clear(out / part)
     path = out / "study.json"

@@ -16,7 +16,10 @@ from core.errors import InputError
 def load(name: str, root: Path, image: int | None) -> Data:
     """The data set "folder:PATH", or "folder:PATH@coarse" with the classes of its coarse.json; caches below `root`."""
     coarse = name.endswith("@coarse")
-    path = Path(os.path.expanduser(name.removeprefix("folder:").removesuffix("@coarse")))
+    given = name.removeprefix("folder:").removesuffix("@coarse")
+    if not given:
+        raise InputError(f"data '{name}' names no folder; write folder:PATH, folder:. for this one")
+    path = Path(os.path.expanduser(given))
     try:
         str(path).encode()
     except UnicodeEncodeError as error:

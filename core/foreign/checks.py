@@ -32,7 +32,9 @@ def refuse(name: str, module: nn.Module, image: tuple[int, int, int], classes: i
         module.eval()
     except Exception as error:
         sizes = " x ".join(map(str, image))
-        raise InputError(f"model '{name}' does not take images of {sizes} ({said(error)}); {_sizes(module)}") from error
+        raise InputError(
+            f"model '{name}' does not take images of {sizes} ({said(error)}); {_sizes(module, image[-1])}"
+        ) from error
     logits = _logits(name, output, classes)
     _refuse_state(name, module, before)
     again = _logits(name, again, classes)
@@ -121,8 +123,8 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
-def _sizes(module: nn.Module) -> str:
+def _sizes(module: nn.Module, given: int) -> str:
     found = getattr(getattr(module, "config", None), "image_size", None)
     found = found or getattr(getattr(module, "patch_embed", None), "img_size", None)
     side = found[0] if isinstance(found, list | tuple) else found
-    return f"pass --image {side}" if side else "pass --image with the side that it takes"
+    return f"pass --image {side}" if side and side != given else "pass --image with a side that it takes"

@@ -25,6 +25,7 @@ CONFIG = vit.VitConfig(8, 4, 16, 1, 2, 32, 10)
         ({"engines": "auto"}, "unknown engine 'auto'; legal: eager, compiled, graphed"),
         ({"engines": "graphed"}, "graphed.*needs --device cuda"),
         ({"peers": "tim"}, "unknown peer 'tim'.*did you mean 'timm'"),
+        ({"peers": "none:compiled"}, "unknown peer 'none:compiled'"),
         ({"arms": "flush"}, "flush"),
         ({"rounds": 1}, "rounds 1 is outside 2 to 1,000"),
         ({"steps": 10**12}, "steps 1000000000000 is outside 0 to 1,000"),

@@ -136,6 +136,7 @@ def test_a_disk_without_room_is_refused(refused, monkeypatch):
         (["--smoothing", "1"], "smoothing 1.0 is outside 0 to below 1"),
         (["--ema", "1"], "ema 1.0 is outside 0 to below 1"),
         (["--ema-warmup", "True"], "ema_warmup is of an average of the weights, and there is none; pass --ema 0.9998"),
+        (["--margin", "time=1", "time=5"], "--margin time=1 time=5 has a response twice; write it once"),
         (["--arms", "mrt@+7"], "arm 'mrt@+7': mrt tokens '' is not a whole number"),
         (["--processes", "0"], "processes 0 is outside 1 to 1,048,576"),
         (["--max-minutes", "525600.0001"], "max minutes 525600.0001 is outside 0 to 525,600"),

@@ -37,6 +37,11 @@ def test_a_file_brings_an_optimization_and_another_a_data_set():
         sets.load("plugin:stripe")
 
 
+def mine(arguments):
+    """A file of an optimization that these make."""
+    return f"from core.transforms.registry import Transform\nTRANSFORMS = {{'mine': Transform({arguments})}}"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -46,9 +51,13 @@ def test_a_file_brings_an_optimization_and_another_a_data_set():
         ("x = 1", r"plugin '.*mine.py' defines no dict TRANSFORMS .* and no dict DATA"),
         ("TRANSFORMS = {'mine': 3}", r"optimization 'mine' is a int, not a Transform\("),
         (
-            "from core.transforms.registry import Transform\nTRANSFORMS = {'mine': Transform(3, 'exact', '')}",
-            "what builds 'mine' is no function: TypeError: 3 is not a callable object",
+            mine("3, 'exact', ''"),
+            "optimization 'mine' has no right build: Input should be callable",
         ),
+        (mine("dict, 'exact', ''"), "what builds 'mine' is no function: ValueError: no signature"),
+        (mine("lambda: 1, 'wonderful', ''"), "optimization 'mine' has no right contract: Input should be 'exact', "),
+        (mine("lambda: 1, 'exact', '', levels=3"), "optimization 'mine' has no right levels: Input should be a valid"),
+        (mine("lambda: 1, 'exact', '', control='x'"), "the control of 'mine', x, is not registered; write it before"),
         ("DATA = {'mine': 3}", r"data set 'mine' is a int, not a function"),
         (
             "from core.transforms.registry import REGISTRY\nTRANSFORMS = {'flash': REGISTRY['crs']}",

@@ -118,3 +118,11 @@ def test_too_few_addresses_for_torch_are_one_message(tried):
     told = "error: ulimit -v leaves 2.9 GiB, torch alone needs 4; raise it\n"
     assert (done.returncode, done.stderr) == (2, told)
     tried["limits"] += 1
+
+
+def test_a_name_that_is_no_text_is_refused_before_it_is_made(tried, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert call(run.main, "--preset", "quick", "--device", "cpu", "--out", "\udcff") == 2
+    assert "error: --out '\\udcff' is no text in this locale; set LC_ALL=C.UTF-8" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    tried["command lines"] += 1

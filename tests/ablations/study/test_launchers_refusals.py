@@ -30,6 +30,8 @@ def test_an_address_that_nobody_answers():
         port = free.getsockname()[1]
         with pytest.raises(InputError, match=rf"nobody answers at --ray-address 127.0.0.1:{port}"):
             launchers._answers(f"127.0.0.1:{port}")
+    with pytest.raises(InputError, match="nobody answers at --ray-address ää"):
+        launchers._answers("ä" * 300 + ":1")
     for address in ("127.0.0.1", "here:now", ":6379"):
         with pytest.raises(InputError, match="is no HOST:PORT"):
             launchers._answers(address)

@@ -124,8 +124,21 @@ def test_how_many_there_are(monkeypatch):
         processes.count("ddp", 0, present=False)
 
 
+TORCHRUN = {"WORLD_SIZE": 8, "RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 8, "MASTER_PORT": 9, "MASTER_ADDR": "a"}
+
+
+@pytest.mark.parametrize("name", [name for name in TORCHRUN if name != "WORLD_SIZE"])
+def test_what_torchrun_sets_is_set(monkeypatch, name):
+    for other, value in (TORCHRUN | {name: ""}).items():
+        monkeypatch.setenv(other, str(value))
+    told = f"WORLD_SIZE is 8, as torchrun sets it, and {name} is ''; unset WORLD_SIZE, or write torchrun"
+    with pytest.raises(InputError, match=told), processes.joined("cpu"):
+        pass
+
+
 def test_no_more_processes_than_gpus(monkeypatch):
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     processes.check("cpu")
     with pytest.raises(InputError, match="8 processes on a machine with 4 GPUs; pass --nproc-per-node 4"):

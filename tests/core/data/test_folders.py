@@ -91,6 +91,7 @@ def test_coarse_labels(image_folder, tmp_path):
 
 
 def test_missing_folder(tmp_path):
+    refused("folder:", tmp_path, "data 'folder:' names no folder; write folder:PATH")
     refused(f"folder:{tmp_path}/nowhere", tmp_path, "nowhere' does not exist; pass --data folder:PATH")
 
 
