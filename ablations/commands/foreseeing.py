@@ -69,7 +69,7 @@ def foresee_hours(command: Command, console: Console) -> None:
     if command.json:
         print(json.dumps({"step_seconds": seconds, "source": source, **hours.summary(cells, each)}, indent=2))
         return
-    hours.show(console, cells, seconds, source, each)
+    plans.show_hours(console, cells, seconds, source, each)
     margin = margins(command)["margin"].get("accuracy", 0.5)
     names = {name for arm in seconds for name in factors.levels(arm)}
     console.print(words.seeds(out, margin, len(names)), highlight=False, soft_wrap=True)

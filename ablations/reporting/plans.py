@@ -1,11 +1,12 @@
-"""A plan on the terminal."""
+"""Plans on the terminal: what arms cost, and how long a study takes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ablations.study.hours import Planned, summary
 from ablations.study.plan import Entry
 
 _PARTS = ("data", "copies", "best", "evaluation", "workspace", "reserve")
@@ -48,6 +49,29 @@ def show(console: Console, planned: Sequence[Entry], recipe: str, budget: int | 
         console.print(f"What becomes of the compiled graphs of {first['arm']}:", highlight=False, markup=False)
         for e in planned[1:]:
             console.print(f"  {e['arm']}: {e['graphs']}", highlight=False, markup=False)
+
+
+def show_hours(
+    console: Console, left: Sequence[Planned], seconds: Mapping[str, float], source: str, processes: int
+) -> None:
+    """Tables by arm and by number of devices."""
+    whole = summary(left, processes)
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for title in ("arm", "ms a step", "cells", "hours a cell", "device-hours"):
+        table.add_column(title, justify="left" if title == "arm" else "right")
+    for name, step in seconds.items():
+        hours = [cell.hours for cell in left if cell.arm == name]
+        each = f"{hours[0]:,.2f}" if hours else "—"
+        table.add_row(name, f"{1000 * step:,.1f}", str(len(hours)), each, f"{sum(hours) * processes:,.2f}")
+    console.print(table)
+    times = ", ".join(f"{devices:,} in {hours:,.2f} h" for devices, hours in whole["wall_hours"].items())
+    console.print(
+        f"{whole['cells']:,} cells, {whole['device_hours']:,.2f} device-hours. Devices, and when all cells are done: "
+        f"{times}. Step times: {source}. An evaluation after every epoch counts a third of a step's time an image; "
+        "compiling and reading data are not counted.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _mib(size: int) -> str:

@@ -7,10 +7,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from ablations.study import reading
 from ablations.study.cells import Prepared
 from ablations.study.running import Study
@@ -94,24 +90,3 @@ def summary(left: Sequence[Planned], processes: int) -> dict[str, Any]:
         "longest_cell_hours": max(hours, default=0.0),
         "wall_hours": {n * processes: wall(hours, n) for n in counts},
     }
-
-
-def show(console: Console, left: Sequence[Planned], seconds: dict[str, float], source: str, processes: int) -> None:
-    """Tables by arm and by number of devices."""
-    whole = summary(left, processes)
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for title in ("arm", "ms a step", "cells", "hours a cell", "device-hours"):
-        table.add_column(title, justify="left" if title == "arm" else "right")
-    for name, step in seconds.items():
-        hours = [cell.hours for cell in left if cell.arm == name]
-        each = f"{hours[0]:,.2f}" if hours else "—"
-        table.add_row(name, f"{1000 * step:,.1f}", str(len(hours)), each, f"{sum(hours) * processes:,.2f}")
-    console.print(table)
-    times = ", ".join(f"{devices:,} in {hours:,.2f} h" for devices, hours in whole["wall_hours"].items())
-    console.print(
-        f"{whole['cells']:,} cells, {whole['device_hours']:,.2f} device-hours. Devices, and when all cells are done: "
-        f"{times}. Step times: {source}. An evaluation after every epoch counts a third of a step's time an image; "
-        "compiling and reading data are not counted.",
-        highlight=False,
-        soft_wrap=True,
-    )

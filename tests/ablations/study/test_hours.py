@@ -5,7 +5,6 @@ from itertools import product
 
 import pytest
 import synthetic
-from rich.console import Console
 
 from ablations.study import hours, running, schema, store
 from ablations.study.recipes import Recipe
@@ -80,12 +79,3 @@ def test_hours_beside_another_study_are_refused(command, refused):
     synthetic.study(command.out, ["baseline"])
     told = refused("--arms", "baseline", "--plan", "--hours")
     assert re.search(r"holds a study with other settings \(.*epochs 4 -> 2", told)
-
-
-def test_the_table_says_it_all(capsys):
-    left = [hours.Planned("baseline", 0, 2.0), hours.Planned("baseline", 1, 2.0)]
-    hours.show(Console(width=200), left, {"baseline": 0.5, "flash": 0.25}, "a test", 2)
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "baseline 500.0 2 2.00 8.00" in shown
-    assert "flash 250.0 0 — 0.00" in shown
-    assert "2 cells, 8.00 device-hours. Devices, and when all cells are done: 2 in 4.00 h, 4 in 2.00 h." in shown
