@@ -6,6 +6,7 @@ removed.
 
 import json
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_tokens(folder: Path, images: Tensor, patches: Tensor) -> None:
     """Write how a cell cuts images: uint8 [B,C,S,S], and the patches of each [B,L,3] (x0, y0, size)."""
-    np.savez_compressed(folder / "tokens.npz", images=images.cpu().numpy(), patches=patches.cpu().numpy())
+    content = BytesIO()
+    np.savez_compressed(content, images=images.cpu().numpy(), patches=patches.cpu().numpy())
+    files.write(folder / "tokens.npz", content.getvalue())
 
 
 def write_result(folder: Path, result: Result) -> None:
