@@ -15,7 +15,7 @@ DIMMED = 0.25
 
 def draw(tokens: Tokens, path: Path) -> None:
     """Write the picture as PNG."""
-    picture = tokenized(*map(torch.from_numpy, tokens))
+    picture = tokenized(torch.from_numpy(tokens.images), torch.from_numpy(tokens.patches))
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
 
 

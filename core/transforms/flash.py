@@ -74,8 +74,8 @@ def tiled_attention(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> Tensor:
     tiles = [_forward_rows(tile, k.detach(), v.detach(), block) for tile in q.detach().split(block, dim=-2)]
     output, lse = torch.cat([o for o, _ in tiles], dim=-2), torch.cat([lse for _, lse in tiles], dim=-1)
 
-    def gradient(G: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
-        return _backward_tiles(*kept, G, block)
+    def gradient(G: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor, lse: Tensor) -> tuple[Tensor, ...]:
+        return _backward_tiles(q, k, v, output, lse, G, block)
 
     return attach(output, [q, k, v], [q, k, v, output.detach(), lse], gradient)
 
