@@ -79,7 +79,7 @@ def run(
         schema.Settings.model_validate(vars(changed))
     except ValidationError as error:
         raise InputError(f"recipe value {schema.said(error)}") from error
-    out, text = Path(out), str(arms)
+    out, text = Path(out).expanduser(), str(arms)
     whole = Command(arms=text, preset=recipe, seeds=seeds, out=out, data_root=Path(data_root), recipe=changed)
     execute(checked(whole), Console(quiet=quiet), Stop())
     return load(out, plugin=changed.plugin)

@@ -133,11 +133,6 @@ def _gathered(options: Options, arguments: list[str]) -> Options:
 def checked(command: Command) -> Command:
     """The command with what its design stands for; InputError for values out of their range, and for options that do
     not belong together."""
-    try:
-        str(command.out).encode()
-    except UnicodeEncodeError as error:
-        told = f"--out '{command.out}' is no text in this locale; set LC_ALL=C.UTF-8, or pass another"
-        raise InputError(told) from error
     within("seeds", command.seeds, 1, SEEDS_MOST)
     within("first seed", command.first_seed, 0, 2**63 - SEEDS_MOST - 1)
     within("jobs", command.jobs, 1, MOST)

@@ -83,7 +83,7 @@ def _replacing(out: Path, own: bool) -> Iterator[Path]:
     for left in out.glob(f"{_WRITING}*/{_UNFINISHED}"):  # by a process that was killed
         shutil.rmtree(left.parent, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=_WRITING) as name:
-        made = Path(name)
+        made = Path(name).absolute()  # pandas takes ~ at the beginning of a path for another folder
         (made / _UNFINISHED).touch()
         yield made
         (made / _UNFINISHED).unlink()

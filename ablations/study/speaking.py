@@ -1,6 +1,7 @@
 """How the commands speak: whatever the terminal's encoding, and of bad input in one message."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,11 +46,17 @@ def one_message(who: Callable[[], str] = str) -> Iterator[None]:
 
 
 def words() -> list[str]:
-    """The command line. InputError for an empty value, which a path would take for the current folder."""
+    """The command line, with the home folder for a ~/ that the shell left. InputError for an empty value, which a path
+    would take for the current folder, and for what is no text."""
     for option, word in zip(sys.argv, sys.argv[1:], strict=False):
         if not word or (word.startswith("--") and word.endswith("=")):
             raise InputError(f"the value of {(word or option).rstrip('=')} is empty; write one, or leave it out")
-    return sys.argv[1:]
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"'{word}' is no text in this locale; set LC_ALL=C.UTF-8, or pass another") from error
+    home = os.path.expanduser("~")
+    return [re.sub(r"^(--[\w-]+=)?~(?=/)", lambda start: (start[1] or "") + home, word) for word in sys.argv[1:]]
 
 
 def _said(error: Exception) -> str:

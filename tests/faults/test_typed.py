@@ -15,7 +15,7 @@ from rich.console import Console
 from ablations import bench, evaluate, report
 from ablations.commands import main as run
 from ablations.commands import options as commands
-from ablations.study import arms
+from ablations.study import arms, speaking
 from ablations.study.recipes import Recipe
 from core import vit
 from core.data import sets
@@ -120,9 +120,16 @@ def test_too_few_addresses_for_torch_are_one_message(tried):
     tried["limits"] += 1
 
 
-def test_a_name_that_is_no_text_is_refused_before_it_is_made(tried, monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(("command", "rest"), [(run, ["--preset", "quick", "--device", "cpu"]), (report, ["study"])])
+def test_a_name_that_is_no_text_is_refused_before_it_is_made(tried, monkeypatch, capsys, tmp_path, command, rest):
     monkeypatch.chdir(tmp_path)
-    assert call(run.main, "--preset", "quick", "--device", "cpu", "--out", "\udcff") == 2
-    assert "error: --out '\\udcff' is no text in this locale; set LC_ALL=C.UTF-8" in capsys.readouterr().err
+    assert call(command.main, *rest, "--out", "\udcff") == 2
+    assert "error: '\\udcff' is no text in this locale; set LC_ALL=C.UTF-8" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     tried["command lines"] += 1
+
+
+def test_a_home_that_the_shell_left_is_the_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr("sys.argv", ["run.py", "--out", "~/a", "--data-root=~/b", "--arms", "~x/~/y"])
+    assert speaking.words() == ["--out", "/home/me/a", "--data-root=/home/me/b", "--arms", "~x/~/y"]

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
@@ -193,6 +194,12 @@ def test_what_is_in_the_way_is_refused_before_anything_is_moved(tmp_path, monkey
         with pytest.raises(InputError, match=f"out/{name.strip('/')}' is not of a report; move it"):
             report.write_comparisons(compare([folder]), tmp_path / "out", own=own)
     assert [*(tmp_path / "out").iterdir()] == [path]
+
+
+def test_a_folder_whose_name_begins_like_a_home(tmp_path, undrawn, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report.write([study(Path("~/study"), ["baseline"], [0])])
+    assert (tmp_path / "~/study/report/results.csv").is_file()
 
 
 def test_two_reports_at_once_wait_for_each_other(tmp_path, undrawn):
