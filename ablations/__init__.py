@@ -5,11 +5,25 @@ import resource
 import sys
 from typing import Any
 
-_LEAST = 4 << 30  # bytes of addresses; torch takes 3.3 GB when it loads
+_LEAST = 6 << 30  # bytes of addresses; torch takes 3.3 GB when it loads, a tiny study 5
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the memory pass would print a banner
-if 0 <= (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) < _LEAST:  # torch would end the process without a word
-    print(f"error: ulimit -v leaves {limit / 2**30:.1f} GiB, torch alone needs 4; raise it", file=sys.stderr)
+
+
+def _unfit() -> str | None:
+    """Why torch would end this process with words of its own."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= limit < _LEAST:
+        return f"ulimit -v leaves {limit / 2**30:.1f} GiB, and a study needs 6; raise it"
+    try:
+        os.getcwd()
+    except OSError:
+        return "the current folder is no longer there; change to another"
+    return None
+
+
+if why := _unfit():
+    print(f"error: {why}", file=sys.stderr)
     sys.exit(2)
 
 

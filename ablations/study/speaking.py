@@ -38,7 +38,7 @@ def one_message(who: Callable[[], str] = str) -> Iterator[None]:
             sys.stdout.flush()
             raise
         sys.stdout.flush()
-    except (InputError, OSError, UnicodeEncodeError) as error:  # the last: of a name that is no text in this locale
+    except (InputError, OSError, MemoryError, UnicodeEncodeError) as error:  # the last: of no text in this locale
         told = error if isinstance(error, InputError) else InputError(_said(error))  # in one line, whatever the name
         with suppress(OSError):  # nobody is told, but by the status
             print(f"{who()}error: {told}", file=sys.stderr)
@@ -61,13 +61,13 @@ def words() -> list[str]:
 
 def _said(error: Exception) -> str:
     """What an error says; of the standard output, which has no name, that it was this."""
-    if getattr(error, "filename", None) is None:
+    if isinstance(error, OSError) and error.filename is None:
         try:
             print(flush=True)
         except OSError as full:
             _silence(sys.stdout)
             return f"the standard output cannot be written: {full.strerror}"
-    return str(error)
+    return str(error) or "there is no memory left"
 
 
 def _silence(stream: IO[str]) -> None:

@@ -1,5 +1,6 @@
 """What is typed: arms, settings and options are refused in one message, or read."""
 
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -112,12 +113,25 @@ def test_an_empty_value_is_refused(tried, monkeypatch, capsys, tmp_path, command
     tried["empty values"] += 1
 
 
-def test_too_few_addresses_for_torch_are_one_message(tried):
-    limited = f"ulimit -v 3000000; exec {sys.executable} -c 'import ablations'"
-    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, check=False)
-    told = "error: ulimit -v leaves 2.9 GiB, torch alone needs 4; raise it\n"
-    assert (done.returncode, done.stderr) == (2, told)
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ("ulimit -v 3000000", "ulimit -v leaves 2.9 GiB, and a study needs 6; raise it"),
+        ("mkdir gone; cd gone; rmdir ../gone", "the current folder is no longer there; change to another"),
+    ],
+)
+def test_where_torch_cannot_be_loaded_is_one_message(tried, tmp_path, before, told):
+    words = f"{before}; exec {sys.executable} -c 'import ablations'"
+    where = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=False, **where)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"error: {told}")
     tried["limits"] += 1
+
+
+def test_no_memory_is_one_message(capsys):
+    with pytest.raises(SystemExit, match="2"), speaking.one_message():
+        raise MemoryError
+    assert capsys.readouterr().err == "error: there is no memory left\n"
 
 
 @pytest.mark.parametrize(("command", "rest"), [(run, ["--preset", "quick", "--device", "cpu"]), (report, ["study"])])
