@@ -113,6 +113,7 @@ class Followed(NamedTuple):
     average: Params
 
 
+@dataclass(frozen=True)
 class _Around:
     """What is another optimizer's of one around it: its rates."""
 
@@ -137,7 +138,6 @@ class Averaged(_Around):
     1 - n^(-2/3), while that is less.
     """
 
-    inner: Optimizer
     decay: float
     warmup: bool = False
 
@@ -171,7 +171,6 @@ class Clipped(_Around):
     Raises InputError for a norm that is not finite or not above 0.
     """
 
-    inner: Optimizer
     largest: float
     norm: Callable[[Tensor], Tensor] = Tensor.norm
 

@@ -140,7 +140,7 @@ def _fits(needed: dict[str, Any], nodes: Sequence[dict[str, float]]) -> None:
 def _slurm(order: Order, settings: dict[str, str | int]) -> Iterator[Send]:
     import submitit
 
-    cluster = settings.pop("cluster", "slurm")
+    cluster = str(settings.pop("cluster", "slurm"))
     if cluster == "slurm" and not shutil.which("sbatch"):
         raise InputError("there is no Slurm here (sbatch is not found); call from a machine that can submit jobs")
     logs = order.out.with_name(f"{order.out.name}.slurm")
