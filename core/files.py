@@ -15,7 +15,9 @@ _PIECE = 1 << 26  # elements
 
 
 def write(path: Path, content: bytes) -> None:
-    """Give a file this content: on the disk when this returns, and until then what it was. OSError names the file."""
+    """Give a file this content: on the disk when this returns, and until then what it was. OSError names the file;
+    InputError for a folder in its place."""
+    refuse_folder(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:
@@ -27,6 +29,12 @@ def write(path: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def refuse_folder(path: Path) -> None:
+    """InputError for a folder where a file has to be."""
+    if path.is_dir() and not path.is_symlink():
+        raise InputError(f"'{path}' is a folder, where a file has to be; move it")
 
 
 def folder(path: Path) -> None:

@@ -18,6 +18,7 @@ from ablations.reporting.figures import CAPTIONS, Drawn
 from ablations.reporting.words import sentences
 from ablations.study import claims
 from ablations.study.store import write_text
+from core import files
 from core.errors import InputError
 
 _LISTING = ".written.json"  # what a report wrote, so that the next one may replace it and nothing else
@@ -79,7 +80,8 @@ def alone(out: Path, wait: bool = True) -> Iterator[bool]:
 def _replacing(out: Path, own: bool) -> Iterator[Path]:
     """An empty folder; what is written there then takes the place of what an earlier report wrote in `out`, and of
     nothing else unless that is for reports alone."""
-    out.mkdir(parents=True, exist_ok=True)
+    files.folder(out)
+    own = own and not out.is_symlink()
     for left in out.glob(f"{_WRITING}*/{_UNFINISHED}"):  # by a process that was killed
         shutil.rmtree(left.parent, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=_WRITING) as name:
@@ -88,7 +90,8 @@ def _replacing(out: Path, own: bool) -> Iterator[Path]:
         yield made
         (made / _UNFINISHED).unlink()
         before, after = _listed(out), _files(made)
-        if foreign := next(filter(None, (_foreign(out, name, own or name in before) for name in after)), None):
+        placed = [*((name, own or name in before) for name in after), (_LISTING, True)]
+        if foreign := next(filter(None, (_foreign(out, *of) for of in placed)), None):
             raise InputError(f"'{foreign}' is not of a report; move it, or pass another --out")
         write_text(out / _LISTING, json.dumps([*after, *before]))  # whatever ends this, it knows what is its own
         for name in before:
@@ -102,9 +105,9 @@ def _replacing(out: Path, own: bool) -> Iterator[Path]:
 
 
 def _foreign(out: Path, name: str, own: bool) -> Path | None:
-    """What is in the way of a report's file: another one, unless it is a report's own, or what is no folder."""
-    for folder in Path(name).parents:
-        if os.path.lexists(out / folder) and not os.path.isdir(out / folder):
+    """What is in the way of a report's file: another one, unless it is a report's own, or what is no folder in it."""
+    for folder in Path(name).parents[:-1]:
+        if os.path.lexists(out / folder) and (not os.path.isdir(out / folder) or os.path.islink(out / folder)):
             return out / folder
     path = out / name
     return path if os.path.isdir(path) or (os.path.lexists(path) and not own) else None

@@ -172,7 +172,7 @@ def _newest(what: Path) -> Path | None:
 
 def _number(path: Path) -> int:
     end = path.name.rpartition("-")[2]
-    return int(end) if end.isdecimal() else 0
+    return int(end) if end.isdecimal() and len(end) < 19 else 0
 
 
 def _read(path: Path) -> dict[str, Any]:

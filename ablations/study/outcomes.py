@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
+from itertools import pairwise
 from math import isclose
 from pathlib import Path
 from typing import NamedTuple
@@ -66,7 +67,7 @@ def failed(folder: Path) -> bool:
 
 def damage(folder: Path) -> str | None:
     """What is wrong with the files of a cell that has a result; None where nothing is."""
-    files = (folder / name for name in ("result.json", "metrics.jsonl", "correct.npz"))
+    files = (folder / name for name in ("result.json", *schema.BESIDE))
     stats = [path.stat() if path.exists() else None for path in files]
     return _damage(folder, tuple((s.st_ino, s.st_size, s.st_mtime_ns) if s else None for s in stats))
 
@@ -111,24 +112,32 @@ def own(path: Path, kind: type[schema.Checked]) -> Result:
     found = schema.read(path, kind)
     if (found["arm"], f"seed{found['seed']}") != (path.parent.parent.name, path.parent.name):
         raise Damaged(f"'{path}' is of another cell ({found['arm']}, seed {found['seed']})")
-    if plugins.missing(optimizations(found["arm"]), ()) is None and (name := _canonical(found["arm"])) != found["arm"]:
-        raise Damaged(f"'{path}' is of no arm: {found['arm']} is written {name}")
+    check_arm(path, found["arm"])
     return found
 
 
+def check_arm(path: Path, arm: str) -> None:
+    """Damaged, for what a file says, if the program writes no such arm; of optimizations that are not registered here
+    it is not told."""
+    if plugins.missing(optimizations(arm), ()) is None and (odd := _odd(arm)):
+        raise Damaged(f"'{path}' is of no arm: {odd}")
+
+
 @cache
-def _canonical(arm: str) -> str:
-    """An arm's name as the program writes it; Damaged for one that it does not write."""
+def _odd(arm: str) -> str | None:
     try:
-        return parse(arm).name
+        name = parse(arm).name
     except InputError as error:
-        raise Damaged(str(error)) from error
+        return str(error)
+    return None if name == arm else f"{arm} is written {name}"
 
 
 def _rows(path: Path, epochs: int) -> list[Row]:
     rows = [schema.parse(line, schema.Line, str(path)) for line in schema.content(path).splitlines()]
     if len(rows) != epochs or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
         raise Damaged(f"'{path}' cannot be read ({len(rows)} of {epochs} epochs)")
+    if any(row["seconds"] < before["seconds"] for before, row in pairwise(rows)):
+        raise Damaged(f"'{path}' has seconds that do not grow")
     return rows
 
 

@@ -85,6 +85,8 @@ def timing(out: Path) -> Result | None:
     found, settings = schema.read(path, schema.TimingFile), schema.settings(read_study(out))
     if found.get("settings", settings) != settings:
         raise Damaged(f"'{path}' was measured under other settings than study.json has")
+    for arm in {arm for took in found["blocks"] for arm, _ in took}:
+        outcomes.check_arm(path, arm)
     return found
 
 
@@ -152,7 +154,8 @@ def _of(study: dict[str, Any], cells: Sequence[Cell], damaged: list[str]) -> Ite
             yield cell
             continue
         damaged.append(
-            f"'{cell.folder}' is not as study.json has it ({', '.join(odd)}); remove it, and the same command trains it"
+            f"'{cell.folder}' is not as study.json has it ({', '.join(odd)}); restore one of them, or remove the cell, "
+            "and the same command trains it"
         )
 
 

@@ -1,6 +1,7 @@
 """A cell's files while it trains: metrics by epoch, TensorBoard events, pictures; its result comes last."""
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,9 @@ class Recorder:
         if folder.is_symlink() or not folder.is_dir():
             files.remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for left in (path for name in WRITTEN for path in folder.glob(name)):  # by a killed run
-            files.remove(left)
         self.folder = folder
+        for left in self._own():  # by a killed run
+            files.remove(left)
         self._writer = SummaryWriter(str(folder))
         self._writer.add_custom_scalars(LAYOUT)
         self._metrics = (folder / "metrics.jsonl").open("w", encoding="utf-8")
@@ -77,9 +78,12 @@ class Recorder:
         for tag, value in measured.items():
             self._writer.add_scalar(tag, value, result["epochs"])
         self.close()
-        for path in self.folder.iterdir():
+        for path in self._own():
             files.sync(path)
         write_result(self.folder, result)
+
+    def _own(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if any(fnmatch(path.name, name) for name in WRITTEN)]
 
     def close(self) -> None:
         """Close the files."""

@@ -25,7 +25,8 @@ from core.foreign.places import Shape
 from core.vit import VitConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=1e-30, lt=1e30)]  # what is beyond was not measured, and would overflow
+Positive = Annotated[float, Field(gt=1e-15, lt=1e18)]  # what is beyond was not measured, and would overflow
+Loss = Annotated[float, Field(gt=-1e39, lt=1e39)]  # of float32
 Pixel = Annotated[float, Field(gt=-1e6, lt=1e6)]  # of a channel, the range of whose values is 1
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Bytes = Annotated[int, Field(ge=0, lt=2**63)]
@@ -33,6 +34,7 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]+$")]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f/]+$")]
 
 SEAL = "sha256"
+BESIDE = ("metrics.jsonl", "correct.npz")  # what a result tells the digests of
 _REPORTED = (  # settings that a report needs; an earlier version may not have had the others
     *("data", "image", "baseline_width", "baseline_heads", "epochs", "batch_size", "device", "engine", "precision"),
     "set",
@@ -117,8 +119,8 @@ class Outcome(Checked):
     epochs: Count
     best_val_accuracy: Share
     final_val_accuracy: Share
-    final_val_loss: float
-    final_train_loss: float
+    final_val_loss: Loss
+    final_train_loss: Loss
     train_seconds: Positive
     images_per_second: Positive
     step_ms_median: Positive
@@ -131,10 +133,12 @@ class Outcome(Checked):
     held_out: int | None = None
     identity: Same | None = None
     settings: str | None = None
-    files: dict[str, str] = {}
+    files: dict[str, Digest] = {}
 
     @model_validator(mode="after")
-    def _finite(self) -> Self:
+    def _whole(self) -> Self:
+        if self.files and self.files.keys() != {*BESIDE}:
+            raise ValueError(f"files are {', '.join(self.files)}, not {' and '.join(BESIDE)}")
         if odd := [key for key, value in (self.model_extra or {}).items() if not _is_finite(value)]:
             raise ValueError(f"{odd[0]} is not finite")
         return self
@@ -145,8 +149,8 @@ class Line(Checked):
 
     epoch: Count
     accuracy: Share = Field(alias="val/accuracy")
-    loss: float = Field(alias="val/loss")
-    train: float = Field(alias="train/loss")
+    loss: Loss = Field(alias="val/loss")
+    train: Loss = Field(alias="train/loss")
     seconds: Positive
     rate: Positive = Field(alias="speed/images_per_second")
 
@@ -157,7 +161,7 @@ class Reached(Checked):
     best_accuracy: Annotated[float, Field(ge=-1, le=1)]
     history: list[Line]
     times: list[float]
-    loss: float
+    loss: Loss
 
 
 def _closed(kind: type) -> Any:

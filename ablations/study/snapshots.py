@@ -52,7 +52,7 @@ class Snapshots:
         tensors, about = content()
         tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}  # none shared
         data = save(tensors, metadata={"of": json.dumps(self._of), "about": json.dumps(about)})
-        if not self.folder.is_dir():
+        if self.folder.is_symlink() or not self.folder.is_dir():
             files.remove(self.folder)
             self.folder.mkdir(parents=True)
         if shutil.disk_usage(self.folder).free < len(data):
@@ -119,7 +119,8 @@ def reached(cell: Path) -> int:
 
 
 def _paths(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{'[0-9]' * 9}-*.safetensors"))
+    """In a folder of ours: what a link leads to is not."""
+    return [] if folder.is_symlink() else sorted(folder.glob(f"{'[0-9]' * 9}-*.safetensors"))
 
 
 def _digest(data: bytes) -> str:

@@ -23,8 +23,6 @@ from core.errors import InputError
 Result = dict[str, Any]
 Row = dict[str, float]
 
-_BESIDE = ("metrics.jsonl", "correct.npz")  # what a result tells the digests of
-
 
 def cell_folder(out: Path, arm: str, seed: int) -> Path:
     """Where a cell is kept."""
@@ -55,7 +53,7 @@ def write_tokens(folder: Path, images: Tensor, patches: Tensor) -> None:
 
 def write_result(folder: Path, result: Result) -> None:
     """Write a cell's result, which makes it a finished one: after all of its other files, whose digests it has."""
-    beside = {name: schema.digest((folder / name).read_bytes()) for name in _BESIDE}
+    beside = {name: schema.digest((folder / name).read_bytes()) for name in schema.BESIDE}
     write_json(folder / "result.json", result | {"files": beside})
 
 
@@ -79,6 +77,8 @@ def open_study(out: Path, made: Mapping[str, Any], accept: bool = False) -> None
     made: study.json as it would be now; of one that goes on, the identity and what comes with it are kept."""
     for part in ("cells", "report"):
         files.clear(out / part)
+    for name in ("timing.json", "margins.json"):  # before hours, after which they could not be written
+        files.refuse_folder(out / name)
     path = out / "study.json"
     if not path.is_file():
         if out.exists() and any(not _own(entry) for entry in out.iterdir()):

@@ -75,6 +75,12 @@ def test_what_is_in_the_way_of_a_folder_stays(command, refused, name, what):
     assert os.readlink(at) == "nowhere" if "link" in what else at.read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["timing.json", "margins.json"])
+def test_a_folder_in_the_way_of_a_file_is_told_before_anything_is_trained(command, refused, name):
+    (synthetic.study(command.out, ["baseline"], timed=False) / name).mkdir()
+    assert f"'{command.out / name}' is a folder, where a file has to be; move it" in refused()
+
+
 @pytest.mark.parametrize("what", ["a file", "a link to nothing"])
 def test_a_report_in_the_place_of_a_file_is_refused(tmp_path, capsys, what):
     study, at = synthetic.study(tmp_path / "study", ["baseline"]), tmp_path / "paper"

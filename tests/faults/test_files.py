@@ -160,6 +160,18 @@ def test_a_result_that_was_forged_and_sealed_is_not_its_studys(tried, whole, cha
     tried["forged results"] += 1
 
 
+@pytest.mark.parametrize("arm", ["decatt+decatt", "mrt+flash", "flash@"])
+def test_a_timing_pass_of_no_arm_is_told(tried, whole, arm):
+    path, intact = whole / "timing.json", (whole / "timing.json").read_bytes()
+    blocks = [[*took, [arm, 0.01]] for took in json.loads(intact)["blocks"]]
+    store.write_json(path, json.loads(intact) | {"blocks": blocks})
+    try:
+        assert any("timing.json' is of no arm" in text for text in compare([whole]).unread)
+    finally:
+        path.write_bytes(intact)
+    tried["forged timing passes"] += 1
+
+
 @pytest.mark.parametrize(
     "change",
     [{"looks": 2**62}, {"looks": 10_000}, {"looks": 0}, {"margins": {"accuracy": 1001.0}}, {"margins": {"acc": 1.0}}],

@@ -120,6 +120,21 @@ def test_what_others_wrote_is_shown_as_it_is(tmp_path):
     assert page.count("<code>E: ![x](http://a/b.png) # &lt;script&gt;`**x**</code>") == 2
 
 
+@pytest.mark.parametrize("name", ["report", "report/tensorboard", "report/.written.json"])
+def test_nothing_is_written_where_a_link_leads(tmp_path, name):
+    """Or over a folder in the listing's place."""
+    folder, theirs = study(tmp_path / "study", ["baseline"], [0]), tmp_path / "theirs"
+    report.write([folder])
+    (theirs).mkdir()
+    (theirs / "report.md").write_text("mine")
+    shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    (folder / name).symlink_to(theirs) if "written" not in name else (folder / name).mkdir()
+    with pytest.raises(InputError, match=r"/report/\S+' is not of a report; move it, or pass another --out"):
+        report.write([folder])
+    assert [path.name for path in theirs.iterdir()] == ["report.md"]
+    assert (theirs / "report.md").read_text() == "mine"
+
+
 def test_studies_of_other_machines_are_not_joined(tmp_path):
     a, b = study(tmp_path / "a", ["baseline"], [0]), study(tmp_path / "b", ["baseline"], [1])
     kept = json.loads((b / "study.json").read_text())

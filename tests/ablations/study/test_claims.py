@@ -40,6 +40,14 @@ def test_of_many_at_once_one_gets_it(tmp_path):
     assert len(made) == 1
 
 
+@pytest.mark.parametrize("end", ["9" * 243, "x", "\u0663"])
+def test_a_claim_of_another_name_is_taken_over(tmp_path, end):
+    os.utime(other(tmp_path / "seed1", end), (0, 0))
+    with claims.claimed(tmp_path / "seed1") as mine:
+        assert mine is not None
+        mine.check()
+
+
 @pytest.mark.parametrize("name", ["seed0", "a*[b]?"])
 def test_a_claim_elsewhere_is_free_when_its_heartbeat_has_stopped(tmp_path, name):
     what = tmp_path / name

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from ablations.study import recorder
 from ablations.study.store import cell_folder
 
 CELLS = tuple(cell_folder(Path(), arm, 0).as_posix() for arm in ("baseline", "decatt+mrt", "crs@0.5+flash"))
@@ -28,6 +30,16 @@ def test_scalars_by_epoch(study, tag):
     for name in CELLS:
         points = study.Scalars(name, tag)
         assert [p.step for p in points] == [1, 2]
+
+
+def test_links_that_lead_nowhere_cost_no_cell(tmp_path):
+    for name in ("result.json", "mine"):
+        (tmp_path / name).symlink_to("nowhere")
+    made = recorder.Recorder(tmp_path)
+    made.correct(torch.ones(1, 1, dtype=torch.bool))
+    made.finish(dict.fromkeys((*recorder.METRICS, "peak_bytes", "kept_bytes", "epochs"), 1), {})
+    assert (tmp_path / "result.json").is_file()
+    assert (tmp_path / "mine").is_symlink()
 
 
 def test_hparams_of_every_arm(study):

@@ -62,6 +62,34 @@ def test_a_result_is_finite_and_of_its_cell(tmp_path, change, what):
     assert not outcomes.finished(folder) or "gpu" in change
 
 
+def test_digests_are_of_both_files_and_of_no_others(tmp_path):
+    folder = store.cell_folder(study(tmp_path / "s", ["mrt"], seeds=1, epochs=2), "mrt", 0)
+    result = json.loads((folder / "result.json").read_text())
+    other = {"../../../study.json": schema.digest((tmp_path / "s" / "study.json").read_bytes())}
+    for files in (other, result["files"] | other, {"correct.npz": result["files"]["correct.npz"]}):
+        store.write_json(folder / "result.json", result | {"files": files})
+        assert "not metrics.jsonl and correct.npz" in outcomes.damage(folder)
+
+
+def test_seconds_grow(tmp_path):
+    folder = store.cell_folder(study(tmp_path / "s", ["mrt"], seeds=1, epochs=2), "mrt", 0)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows[0]["seconds"] = 9.0
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    store.write_result(folder, json.loads((folder / "result.json").read_text()))
+    assert "has seconds that do not grow" in outcomes.damage(folder)
+
+
+@pytest.mark.parametrize("arm", ["decatt+decatt", "mrt+uniform", "mrt+flash"])
+def test_a_failure_of_no_arm_is_named_with_its_file(tmp_path, arm):
+    folder = study(tmp_path / "s", ["mrt"], seeds=1, epochs=2)
+    at = store.cell_folder(folder, arm, 0)
+    at.mkdir(parents=True)
+    store.write_json(at / "failed.json", {"arm": arm, "seed": 0, "error": "x"})
+    (told,) = reading.read([folder]).damaged
+    assert told.startswith(f"'{at / 'failed.json'}' is of no arm: ")
+
+
 @pytest.mark.parametrize(
     ("table", "what"),
     [
@@ -91,4 +119,4 @@ def test_a_cell_that_was_judged_by_other_images_is_left_out(tmp_path):
     found = reading.read([folder])
     assert {cell.key[0] for cell in found.cells} == {"baseline", "flash", "flash+mrt"}
     (told,) = found.damaged
-    assert told.startswith(f"'{at}' is not as study.json has it (200 validation images, not 100); remove it")
+    assert told.startswith(f"'{at}' is not as study.json has it (200 validation images, not 100); restore")

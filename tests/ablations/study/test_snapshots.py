@@ -76,6 +76,16 @@ def test_what_is_in_the_way_of_those_set_aside_stays(kept, there):
     assert [found.name for found in aside.with_name("seed0.set-aside-2").iterdir()] == [path.name]
 
 
+def test_what_a_link_leads_to_is_not_ours(kept, tmp_path):
+    (other := tmp_path / "other").mkdir()
+    (theirs := other / "000000009-x.safetensors").write_text("theirs")
+    kept.folder.symlink_to(other)
+    assert kept.load() is None
+    assert snapshots.reached(tmp_path / "seed0") == 0
+    save(kept, 1)
+    assert [path.name for path in other.iterdir()] == [theirs.name]
+
+
 def test_every_flipped_bit_is_seen(kept):
     (path,) = save(kept, 1)
     data = path.read_bytes()
