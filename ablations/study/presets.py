@@ -5,7 +5,7 @@ from dataclasses import replace
 from ablations.study.arms import BASELINE
 from ablations.study.recipes import Recipe
 
-_QUICK = Recipe(image=16, width=32, depth=2, mlp=128, epochs=8, learning_rate=5e-3, clip=1.0)
+_QUICK = Recipe(image=16, width=32, depth=2, mlp=128, epochs=8, learning_rate=5e-3, clip=0.3)
 _MATCHED = Recipe(
     data="cifar10",
     width=192,
