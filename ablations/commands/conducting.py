@@ -97,7 +97,9 @@ def lay_out(command: Command, study: running.Study) -> tuple[Path, range, Cells,
     out = folder(command, study.data.name)
     seeds = range(command.first_seed, command.first_seed + command.seeds)
     planned = [] if command.timing_only else study.planned(seeds, command.every_arm)
-    return out, seeds, planned, [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
+    folders = [store.cell_folder(out, cell.arm.name, seed) for cell, seed in planned]
+    store.refuse_shared(folders)
+    return out, seeds, planned, folders
 
 
 def retry(command: Command, out: Path, folders: Sequence[Path]) -> None:

@@ -18,7 +18,7 @@ from ablations.study.cells import Prepared, prepared
 from ablations.study.claims import Claim, Lost
 from ablations.study.evaluation import describe
 from ablations.study.machine import environment, ready
-from ablations.study.outcomes import failed, finished
+from ablations.study.outcomes import damage, failed, finished
 from ablations.study.progress import Terminal
 from ablations.study.recipes import Recipe
 from ablations.study.recorder import Recorder
@@ -38,6 +38,10 @@ DEATHS = 2  # of a cell's processes, without a snapshot in between, after which 
 
 class Died(Exception):
     """A cell's process ended without a word, again and again."""
+
+
+class Unread(Exception):
+    """What a cell wrote is not what was written."""
 
 
 class Poisoned(Exception):
@@ -200,6 +204,8 @@ def _attempt(
             if cut := tokens(cell.holding_out(seed)):
                 write_tokens(folder, *cut)
             recorder.finish(result, _settings(cell, seed, made_by["preset"]))
+        if why := damage(folder):  # it would be trained again without end
+            raise Unread(f"its result cannot be read back: {why}")
         kept.remove()
         progress.done(result)
         return

@@ -86,7 +86,7 @@ class StudyFile(Checked):
     configuration: Configuration
     environment: Environment
     identity: Same | None = None
-    ceiling: dict[str, Positive] = {}
+    ceiling: dict[str, Annotated[float, Field(gt=1e6, lt=1e18)]] = {}
     parts: Annotated[int, Field(ge=1, le=2**31)] | None = None
     parameters: dict[Name, Count] = {}
 

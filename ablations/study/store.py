@@ -5,7 +5,8 @@ removed.
 """
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ Row = dict[str, float]
 def cell_folder(out: Path, arm: str, seed: int) -> Path:
     """Where a cell is kept."""
     return out / "cells" / arm / f"seed{seed}"
+
+
+def refuse_shared(cells: Iterable[Path]) -> None:
+    """InputError if two arms of these cells' folders are one folder, by a link: each would replace the other's."""
+    found: dict[str, Path] = {}
+    for arm in (cell.parent for cell in cells):
+        if (other := found.setdefault(os.path.realpath(arm), arm)) != arm:
+            raise InputError(f"'{arm}' and '{other}' are one folder; remove the one that is a link")
 
 
 def profile_folder(out: Path, arm: str) -> Path:

@@ -52,6 +52,15 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(command, monkeypatch, ca
     assert not (command.out / "cells" / "flash" / "seed0" / "failed.json").exists()
 
 
+def test_a_result_that_cannot_be_read_back_fails_its_cell(command, monkeypatch):
+    """And is not trained again without end."""
+    monkeypatch.setattr(running.timing, "ceiling", lambda out, cell: 1e-30)
+    assert command("--arms", "baseline") == 1
+    failure = json.loads((command.out / "cells" / "baseline" / "seed0" / "failed.json").read_text())
+    assert "its result cannot be read back" in failure["error"]
+    assert "mfu: Input should be less than" in failure["error"]
+
+
 def test_a_loss_that_is_not_finite_fails_the_cell(command):
     """And nothing is decided where all cells fail."""
     until = "--seeds", "2", "--until", "accuracy=1"

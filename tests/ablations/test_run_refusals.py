@@ -75,6 +75,14 @@ def test_what_is_in_the_way_of_a_folder_stays(command, refused, name, what):
     assert os.readlink(at) == "nowhere" if "link" in what else at.read_text() == "mine"
 
 
+def test_two_arms_in_one_folder_are_refused(command, refused):
+    """By a link; each would train in the other's place without end."""
+    (command.out / "cells" / "flash").mkdir(parents=True)
+    (command.out / "cells" / "mrt").symlink_to("flash")
+    at = command.out / "cells"
+    assert f"'{at / 'mrt'}' and '{at / 'flash'}' are one folder; remove" in refused("--arms", "flash,mrt")
+
+
 @pytest.mark.parametrize("name", ["timing.json", "margins.json"])
 def test_a_folder_in_the_way_of_a_file_is_told_before_anything_is_trained(command, refused, name):
     (synthetic.study(command.out, ["baseline"], timed=False) / name).mkdir()
