@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablations.study import schema
+from ablations.study.about import About
 from ablations.study.arms import BASELINE, Arm, optimizations, parse, read_settings
 from ablations.study.recipes import Recipe
 from ablations.study.store import refuse_old
@@ -109,7 +110,7 @@ def load(cell: Path, model_of: str | None = None) -> Trained:
         refuse_old(study)
     params, about = checkpoints.load(cell / "best.safetensors" if cell.is_dir() else cell)
     try:
-        schema.About.model_validate_json(json.dumps(about))
+        About.model_validate_json(json.dumps(about))
         fields: dict[str, Any] = {**about["recipe"], **{k: tuple(about["recipe"][k]) for k in ("set", "plugin")}}
         recipe = Recipe(**fields)
         folder, own = Path(os.path.abspath(cell)), (about["arm"], f"seed{about['seed']}")

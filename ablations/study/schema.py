@@ -19,15 +19,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ablations.study.arms import BASELINE
 from ablations.study.presets import PRESETS
 from ablations.study.recipes import SEEDS_MOST, Recipe
-from core.data.sets import MOST
 from core.errors import InputError, choose
-from core.foreign.places import Shape
-from core.vit import VitConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=1e-15, lt=1e18)]  # what is beyond was not measured, and would overflow
 Loss = Annotated[float, Field(gt=-1e39, lt=1e39)]  # of float32
-Pixel = Annotated[float, Field(gt=-1e6, lt=1e6)]  # of a channel, the range of whose values is 1
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Bytes = Annotated[int, Field(ge=0, lt=2**63)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]+$")]
@@ -49,12 +45,6 @@ class Checked(BaseModel):
     """Types as they are in JSON, numbers finite; further keys are let be."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
-
-
-class Closed(Checked):
-    """The same, without further keys."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 _HINTS = get_type_hints(Recipe)
@@ -162,39 +152,6 @@ class Reached(Checked):
     history: list[Line]
     times: list[float]
     loss: Loss
-
-
-def _closed(kind: type) -> Any:
-    """What has the fields of a config, all of them and no others; their values it checks itself."""
-    typed: Any = {name: (Count if hint is int else hint, ...) for name, hint in get_type_hints(kind).items()}
-    return create_model(kind.__name__, __base__=Closed, **typed)
-
-
-Ours: Any = _closed(VitConfig)
-Others: Any = _closed(Shape)
-
-
-Resolved: Any = create_model("Resolved", __base__=Settings, image=(Annotated[int, Field(ge=1, le=MOST)], ...))
-
-
-class About(Checked):
-    """What best.safetensors says of itself."""
-
-    arm: Name
-    seed: Bytes
-    accuracy: Share
-    data: str
-    classes: Annotated[list[str], Field(min_length=1)]
-    mean: Annotated[list[Pixel], Field(min_length=1, max_length=4)]
-    std: Annotated[list[Annotated[Pixel, Field(gt=0)]], Field(min_length=1, max_length=4)]
-    config: Ours | Others
-    recipe: Resolved
-
-    @model_validator(mode="after")
-    def _of_the_same_channels(self) -> Self:
-        if len(self.mean) != len(self.std):
-            raise ValueError(f"{len(self.mean)} means and {len(self.std)} deviations of channels")
-        return self
 
 
 class TimingFile(Checked):
