@@ -154,7 +154,7 @@ def test_until_ends_when_all_is_decided_or_at_the_last_seed():
 def test_until_is_of_the_studys_verdicts(command, capsys):
     """A margin that nothing can miss is met at the second seed, and the intervals allow for all looks. A seed that an
     earlier run began is finished before another look."""
-    options = "--arms", "baseline,decatt", "--seeds", "4", "--until", "accuracy=9999", "--margin", "time=5"
+    options = "--arms", "baseline,decatt", "--seeds", "4", "--until", "accuracy=999", "--margin", "time=5"
     assert command(*options) == 0
     assert {r["seed"] for r in reading.results(command.out)} == {0, 1}
     assert "2 of at most 4 seeds; all is decided" in capsys.readouterr().out
