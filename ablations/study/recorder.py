@@ -1,4 +1,4 @@
-"""A cell's files while it trains: metrics by epoch, TensorBoard events, pictures; its result comes last."""
+"""A cell's files while it trains: metrics by epoch, TensorBoard events; its result comes last."""
 
 import json
 from fnmatch import fnmatch
@@ -22,7 +22,7 @@ LAYOUT = {
 }
 WRITTEN = (  # in a cell's folder; the rest is the user's
     *("metrics.jsonl", "correct.npz", "result.json", "failed.json", "best.safetensors"),
-    *("tokens.png", "events.out.tfevents.*", ".*.partial"),
+    *("tokens.npz", "events.out.tfevents.*", ".*.partial"),
 )
 METRICS = (  # of a result, in HParams
     *("best_val_accuracy", "final_val_accuracy", "final_val_loss", "final_train_loss"),
@@ -55,13 +55,6 @@ class Recorder:
         for tag, value in row.items():
             if "/" in tag:
                 self._writer.add_scalar(tag, value, int(row["epoch"]), walltime=when)
-
-    def picture(self, tag: str, pixels: Tensor) -> None:
-        """Add a picture (uint8 [3,H,W]) to the cell's folder, as TAG.png, and to TensorBoard."""
-        from PIL import Image
-
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(self.folder / f"{tag}.png")
-        self._writer.add_image(tag, pixels, 0)
 
     def correct(self, table: Tensor) -> None:
         """Keep which validation images were classified correctly after each epoch: bool [epochs, images]."""
