@@ -166,8 +166,8 @@ class Prepared:
         instead = "pass a smaller --batch-size, --image, --width, --mlp or --depth"
         name, parameters = self.arm.name, model.parameters(self.config, self.ops)
         sizes.need(4 * parameters, f"arm '{name}': one copy of its parameters", instead)
-        near = 4 * _plain_costs(self.plain, self.images, self.dtype).peak_bytes > sizes.memory("cpu")
-        if near and self.device.type == "cpu":
+        on_cpu = self.device.type == "cpu"
+        if on_cpu and 4 * _plain_costs(self.plain, self.images, self.dtype).peak_bytes > sizes.memory("cpu"):
             sizes.need(self.costs.peak_bytes, f"arm '{name}': a step of its {self.images:,} images", instead)
 
     def check(self) -> None:
