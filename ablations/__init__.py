@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import sys
 from typing import Any
 
@@ -22,6 +23,8 @@ def _unfit() -> str | None:
     return None
 
 
+if sys.argv[:1] and os.path.basename(sys.argv[0]) == "vit-ablations":  # installed; a script of ours does so itself
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the study listens: no traceback out of an import
 if why := _unfit():
     print(f"error: {why}", file=sys.stderr)
     sys.exit(2)

@@ -6,12 +6,11 @@ from dataclasses import asdict, replace
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
 
-import tyro
 from rich.console import Console
 
 from ablations.benchmarks.comparing import Bench, compared, settled
 from ablations.study.machine import environment, ready
-from ablations.study.speaking import one_message, words
+from ablations.study.speaking import asked, one_message, words
 from ablations.study.store import write_json
 from core.errors import InputError
 from core.measure import gpu_state
@@ -23,7 +22,7 @@ def main() -> None:
     if not console.is_terminal:
         console.width = max(console.width, 120)
     with one_message():
-        bench = settled(tyro.cli(Bench, args=words()))
+        bench = settled(asked(Bench, words()))
         device = ready(bench.device)
         try:
             figures = compared(bench, console)
@@ -31,7 +30,7 @@ def main() -> None:
             raise InputError(f"{error}; pip install -e '.[test]'") from error
         if bench.json:
             settings, environments = asdict(replace(bench, json=None)), environment(bench.device) | gpu_state(device)
-            write_json(bench.json, {"bench": settings, "environment": environments, "figures": figures})
+            write_json(bench.json.resolve(), {"bench": settings, "environment": environments, "figures": figures})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ if __name__ == "__main__":
 
 from ablations.study import evaluation
 from ablations.study.machine import named, ready
-from ablations.study.speaking import one_message, words
+from ablations.study.speaking import asked, one_message, words
 from core import plugins
 from core.data import sets
 
@@ -38,7 +38,7 @@ class Command:
 def main() -> None:
     """Exit status: 0, or 2 for bad input."""
     with one_message():
-        command = tyro.cli(Command, args=words())
+        command = asked(Command, words())
         device = ready(named(command.device))
         plugins.load(command.plugin)
         model = evaluation.load(command.cell, command.model)

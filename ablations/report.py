@@ -3,14 +3,13 @@
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
 
-from ablations.study.speaking import one_message, words
+from ablations.study.speaking import asked, one_message, words
 from core import plugins
 from core.errors import InputError
 
@@ -33,7 +32,7 @@ class Command:
 def main() -> None:
     """Exit status: 0, or 2 for bad input."""
     with one_message():
-        command: Annotated[Command, tyro.conf.arg(name="")] = tyro.cli(Command, args=words())
+        command = asked(Command, words())
         if not command.folders:
             raise InputError("no study given; write python ablations/report.py runs/NAME")
         from ablations.reporting.compose import write  # pandas and matplotlib: not for --help

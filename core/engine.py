@@ -1,6 +1,7 @@
 """How a step runs: eager, compiled, or as a replayed CUDA graph. The one impure room: it compiles, captures, owns
 buffers and synchronises. Every engine has the same face: a loop that takes a state through an epoch."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -23,6 +24,7 @@ from core.targets import LABELS, Targets
 
 ENGINES = ("auto", "eager", "compiled", "graphed")
 Done = Callable[[], bool | None]  # after a step: whether to end here
+OFF = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")  # variables that make torch.compile give back what it got
 REPAYS = 2e14  # FLOPs of a cell from which compiling pays on a CPU: docs/results/cpu.md, "Engines"
 
 
@@ -31,7 +33,13 @@ def resolve(name: str, device: str, work: float = 0.0) -> tuple[str, str]:
 
     work: FLOPs of training one cell. Raises InputError for an engine that is unknown or not to be had.
     """
-    choose("engine", name, ENGINES)
+    found, why = _resolved(choose("engine", name, ENGINES), device, work)
+    if found != "eager" and (off := next((name for name in OFF if os.environ.get(name) == "1"), None)):
+        raise InputError(f"engine '{found}' needs torch.compile, which {off}=1 turns off; unset it, or pass eager")
+    return found, why
+
+
+def _resolved(name: str, device: str, work: float) -> tuple[str, str]:
     if name == "graphed" and device != "cuda":
         raise InputError("engine 'graphed' is a CUDA graph and needs --device cuda; pass --engine compiled or eager")
     if name != "auto":

@@ -32,9 +32,10 @@ def write(path: Path, content: bytes) -> None:
 
 
 def refuse_folder(path: Path) -> None:
-    """InputError for a folder where a file has to be."""
-    if path.is_dir() and not path.is_symlink():
-        raise InputError(f"'{path}' is a folder, where a file has to be; move it")
+    """InputError for a folder where a file has to be, or a device: what is written would take its place."""
+    if path.exists() and not path.is_file() and not (path.is_dir() and path.is_symlink()):
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise InputError(f"'{path}' is {what}, where a file has to be; move it")
 
 
 def folder(path: Path) -> None:

@@ -61,7 +61,7 @@ class VitConfig:
         if not 0 <= self.dropout <= 0.9999:
             raise InputError(f"dropout {self.dropout} is outside 0 to 0.9999")
         if not 0 < self.eps < 1:
-            raise InputError(f"eps {self.eps} is outside 0 to 1")
+            raise InputError(f"eps {self.eps} is outside 0 to 1, both excluded")
         if self.image % self.patch:
             raise InputError(f"patch {self.patch} does not divide image {self.image}; legal: {_divisors(self.image)}")
         if self.width % self.heads:

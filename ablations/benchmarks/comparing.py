@@ -18,6 +18,7 @@ from core.errors import InputError, choose, within
 from core.vit import VitConfig
 
 WHAT = ("train", "data", "tokens")
+OF_TRAIN = ("shapes", "image", "arms", "peers")  # options
 MOST = 1000  # rounds, and steps of a block
 
 
@@ -65,7 +66,8 @@ def settled(bench: Bench) -> Bench:
     within("steps", bench.steps, 0, MOST)
     within("batch size", bench.batch_size, 0, 2**20)
     within("image", bench.image, 1, sets.MOST)
-    if bench.json and (bench.json.is_dir() or not bench.json.parent.is_dir()):
+    _belonging(bench)
+    if bench.json and (not bench.json.parent.is_dir() or (bench.json.exists() and not bench.json.is_file())):
         raise InputError(f"'{bench.json}' is no file in a folder that is there; pass --json FILE.json")
     bench = replace(
         bench,
@@ -88,6 +90,21 @@ def settled(bench: Bench) -> Bench:
     for arm in bench.arms.split(","):
         training.operations(arm)
     return bench
+
+
+def _belonging(bench: Bench) -> None:
+    """InputError for an option that the comparison would not look at."""
+    given = [name for name in (*OF_TRAIN, "engines") if getattr(bench, name) != getattr(Bench, name)]
+    if bench.what != "train" and "," in bench.precision:
+        raise InputError(f"--what {bench.what} is of one precision, and --precision has {bench.precision}; name one")
+    others = [":" in name for name in bench.shapes.split(",")]
+    for name in given:
+        if bench.what != "train" and (name, bench.what) != ("engines", "tokens"):
+            raise InputError(f"--{name} is for --what train, and this is {bench.what}; leave it out")
+        if name == "image" and not any(others):
+            raise InputError(f"--image {bench.image} is for modules of others (--shapes timm:NAME); leave it out")
+        if name in ("arms", "peers") and all(others):
+            raise InputError(f"--{name} is for our own models, and --shapes names others' alone; leave it out")
 
 
 def train(bench: Bench, device: torch.device, console: Console) -> dict[str, Figures]:

@@ -5,11 +5,11 @@ import sys
 
 from ablations.commands.conducting import execute
 from ablations.commands.foreseeing import describe, foresee, foresee_hours
-from ablations.commands.options import all_values, each, read
+from ablations.commands.options import each, read
 from ablations.commands.sending import launch
 from ablations.study import jobs, machine, processes, running
 from ablations.study.signals import Stop, Stopped, minutes_left
-from ablations.study.speaking import Console, one_message, words
+from ablations.study.speaking import Console, all_values, one_message, words
 from core import plugins
 
 

@@ -1,8 +1,8 @@
 """The options of run.py, and what of them is wrong."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import torch
 import tyro
@@ -11,12 +11,12 @@ from rich.console import Console
 from ablations.study import jobs, launchers
 from ablations.study.presets import ABOUT, ARMS, PRESETS, SEEDS
 from ablations.study.recipes import OURS, SEEDS_MOST, Recipe
+from ablations.study.speaking import asked
 from core.data import sets
 from core.errors import InputError, choose, within
 
 MOST = 1024  # processes of a machine, processors of a cell
 YEAR = 525_600  # minutes
-Options = TypeVar("Options", "Command", Recipe)
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -117,17 +117,10 @@ def read(arguments: list[str], console: Console) -> Command:
         jobs=jobs.suggested() if several else 1,
         recipe=base,
     )
-    command = _gathered(tyro.cli(Command, args=arguments, default=default), arguments)
-    recipe = of_its_model(_gathered(command.recipe, arguments), base)
+    command = asked(Command, arguments, default=default)
+    recipe = of_its_model(command.recipe, base)
     settings = recipe.set if recipe.set == base.set else base.set + recipe.set
     return checked(replace(command, recipe=replace(recipe, set=settings)))
-
-
-def _gathered(options: Options, arguments: list[str]) -> Options:
-    """With all values of what takes several: of an option that is given again tyro keeps the last ones."""
-    several = [field.name for field in fields(options) if isinstance(getattr(options, field.name), tuple)]
-    found: dict[str, Any] = {name: tuple(all_values(f"--{name}", arguments)) for name in several}
-    return replace(options, **{name: values for name, values in found.items() if values})
 
 
 def checked(command: Command) -> Command:
@@ -160,6 +153,8 @@ def checked(command: Command) -> Command:
     ):
         if command.recipe.parallel and given:
             raise InputError(f"{option} is for cells of one process each; leave out --parallel, or {option}")
+    if command.until and command.timing_only:  # its looks at the seeds would be told to the report
+        raise InputError("--until trains seeds, and --timing-only trains nothing; leave out one")
     if command.plan and (command.profile or command.timing_only):
         option = "--profile" if command.profile else "--timing-only"
         raise InputError(f"{option} belongs to a run, and --plan runs nothing; leave out one")
@@ -233,18 +228,6 @@ def _file_name(data: str) -> str:
     """A data set's name as part of a folder's name: `folder:a/b@coarse` -> `b-coarse`, `plugin:c` -> `c`."""
     path, at, kind = data.removeprefix("plugin:").removeprefix("folder:").partition("@coarse")
     return f"{Path(path).resolve().name if data.startswith('folder:') else path}{'-coarse' if at else kind}"
-
-
-def all_values(option: str, arguments: list[str]) -> list[str]:
-    """The values of an option that takes several, however it is given: `--option A B`, `--option=A`."""
-    values, mine = [], False
-    for word in arguments:
-        if word.startswith("--"):
-            name, _, word = word.partition("=")
-            mine = name == option
-        if mine and word:
-            values.append(word)
-    return values
 
 
 def _last(option: str, arguments: list[str]) -> str | None:

@@ -120,7 +120,7 @@ def _give_up(address: str) -> None:
 def _answers(address: str) -> None:
     """InputError for an address without a port, or that nothing listens at."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise InputError(f"--ray-address '{address}' is no HOST:PORT; ray start --head prints it (port 6379)")
     try:
         socket.create_connection((host, int(port)), ANSWER).close()

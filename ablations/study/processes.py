@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from core.code import said
 from core.errors import InputError, choose, within
 from core.parallel import ALONE, KINDS, Share
 
@@ -49,6 +50,8 @@ def check(device: str) -> None:
                 f"torchrun --nproc-per-node {started()} ablations/run.py …"
             )
     here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    for name, most in (("RANK", started() - 1), ("LOCAL_RANK", here - 1), ("MASTER_PORT", 2**16 - 1)):
+        within(name, int(os.environ[name]), int(name == "MASTER_PORT"), most)
     if device == "cuda" and here > gpus:
         raise InputError(f"{here} processes on a machine with {gpus} GPUs; pass --nproc-per-node {max(gpus, 1)}")
 
@@ -62,7 +65,11 @@ def joined(device: str) -> Iterator[None]:
     check(device)
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=STEP)
+    try:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=STEP)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise InputError(f"{started()} processes do not meet at {where} ({said(error)}); start all of them") from error
     _host()
     try:
         yield

@@ -3,14 +3,18 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from io import TextIOWrapper
-from typing import IO
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
+from dataclasses import fields, is_dataclass, replace
+from io import StringIO, TextIOWrapper
+from typing import IO, Any, TypeVar
 
 import rich.console
+import tyro
 
 from core.errors import InputError
+
+Options = TypeVar("Options")
 
 
 class Console(rich.console.Console):
@@ -57,6 +61,62 @@ def words() -> list[str]:
             raise InputError(f"'{word}' is no text in this locale; set LC_ALL=C.UTF-8, or pass another") from error
     home = os.path.expanduser("~")
     return [re.sub(r"^(--[\w-]+=)?~(?=/)", lambda start: (start[1] or "") + home, word) for word in sys.argv[1:]]
+
+
+def asked(kind: type[Options], arguments: Sequence[str], **default: Options) -> Options:
+    """What a command line asks for, with all values of what takes several: of an option that is given again tyro keeps
+    the last ones. InputError, in one line, for what tyro refuses, and for such an option without a value."""
+    told = StringIO()
+    try:
+        with redirect_stderr(told):
+            made = tyro.cli(kind, args=arguments, **default)
+    except SystemExit as end:
+        if not end.code:  # after --help
+            raise
+        raise InputError(_unboxed(told.getvalue())) from None
+    return _gathered(made, arguments)
+
+
+def _gathered(options: Any, arguments: Sequence[str]) -> Any:
+    found: dict[str, Any] = {}
+    for name, value in ((field.name, getattr(options, field.name)) for field in fields(options)):
+        option = f"--{name}"
+        if is_dataclass(value):
+            found[name] = _gathered(value, arguments)
+        elif isinstance(value, tuple) and option in (word.partition("=")[0] for word in arguments):
+            if not (values := all_values(option, arguments)):
+                raise InputError(f"{option} has no value; write one, or leave it out")
+            found[name] = tuple(values)
+    return replace(options, **found)
+
+
+def all_values(option: str, arguments: Sequence[str]) -> list[str]:
+    """The values of an option that takes several, however it is given: `--option A B`, `--option=A`."""
+    values, mine = [], False
+    for word in arguments:
+        if word.startswith("--"):
+            name, _, word = word.partition("=")
+            mine = name == option
+        if mine and word:
+            values.append(word)
+    return values
+
+
+def _unboxed(told: str) -> str:
+    """What tyro says of a command line and, of the option that is meant, how it is written."""
+    lines = re.sub(r"\x1b\[[0-9;]*m|^[╭│╰].|[╮│╯]$", "", told, flags=re.M).splitlines()
+    parts: list[list[str]] = [[]]
+    for line in map(str.strip, lines):
+        if re.search(r"[─-]{5,}$", line):
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    of, *about = [part for part in parts[1:] if part]
+    said = re.sub(r"^Error parsing |\.? +Got errors:.*", "", " ".join(of)).strip(" .")
+    meant = next(
+        (f"; write {part[1]}" for part in about if part[0] in ("Argument helptext:", "Perhaps you meant:")), ""
+    )
+    return f"{said}{meant}; --help lists what there is"
 
 
 def _said(error: Exception) -> str:

@@ -52,7 +52,7 @@ def budget(size: str = "0.5", plan: Sequence[Level] | None = None) -> Rewrite:
     Raises InputError for what is no size, and for unknown tensors.
     """
     read_size(size)
-    if plan is not None and not (isinstance(plan, tuple | list) and all(isinstance(level, tuple) for level in plan)):
+    if plan is not None and not (plan and isinstance(plan, tuple | list) and all(isinstance(p, tuple) for p in plan)):
         raise InputError(f"budget plan {plan!r} is no tuple of tuples of names; write for example (('norm1', 'gelu'),)")
     for name in (name for level in plan or () for name in level):
         choose("tensor of a budget's plan", str(name), TENSORS)
@@ -65,7 +65,7 @@ def budget(size: str = "0.5", plan: Sequence[Level] | None = None) -> Rewrite:
         found = choose_plan(size, levels, config, few, lambda plan, config: cost(_rebuilding(plan)(rest), config))
         return _rebuilding(found)(rest)
 
-    return _rebuilding(plan) if plan else _rebuilding([MOST], chosen)
+    return _rebuilding([MOST], chosen) if plan is None else _rebuilding(plan)
 
 
 def _rebuilding(plan: Sequence[Level], choice: Plan | None = None) -> Rewrite:

@@ -25,7 +25,7 @@ def decatt(weight: float = 1.0, norm: str = "per_head", layers: str | Sequence[i
     if not 0 <= weight < float("inf"):
         raise InputError(f"decatt weight {weight} must be finite and 0 or above")
     choose("decatt norm", norm, NORMS)
-    indices = isinstance(layers, Sequence) and bool(layers) and all(isinstance(i, int) for i in layers)
+    indices = isinstance(layers, tuple | list) and bool(layers) and all(type(i) is int for i in layers)
     if layers != "all" and not indices:
         raise InputError(f"decatt layers {layers!r}; legal: 'all' or block indices such as (0, -1)")
 

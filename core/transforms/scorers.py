@@ -238,8 +238,10 @@ SCORERS = ("blur", "entropy", "features", "random")
 
 
 def scorer_named(name: str, weights: str | None = None) -> Scorer:
-    """The scorer of a name; InputError for an unknown one."""
+    """The scorer of a name; InputError for an unknown one, and for weights that it does not have."""
     choose("mrt scorer", name, SCORERS)
     if name == "features":
         return feature_scores(weights)
+    if weights is not None:
+        raise InputError(f"mrt weights '{weights}' are for mrt.scorer=features, and this is {name}; leave out one")
     return {"blur": pixel_blur, "entropy": entropy_scores, "random": random_scores}[name]

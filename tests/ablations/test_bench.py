@@ -1,6 +1,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +33,11 @@ CONFIG = vit.VitConfig(8, 4, 16, 1, 2, 32, 10)
         ({"batch_size": -1}, "batch size -1 is outside 0 to 1,048,576"),
         ({"batch_size": 10**12}, "batch size 1000000000000 is outside"),
         ({"image": 0}, "image 0 is outside 1 to 16,384"),
+        ({"image": 64}, "--image 64 is for modules of others"),
+        ({"what": "data", "arms": "flash"}, "--arms is for --what train, and this is data; leave it out"),
+        ({"what": "tokens", "precision": "fp32,bf16"}, "--what tokens is of one precision, and --precision has"),
+        ({"shapes": "timm:test_vit", "peers": "none"}, "--peers is for our own models, and --shapes names others'"),
+        ({"json": Path("/dev/null")}, "'/dev/null' is no file in a folder that is there; pass --json FILE.json"),
     ],
 )
 def test_bad_options_are_refused(option, message):

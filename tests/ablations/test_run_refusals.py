@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ablations import report
 from ablations.commands import conducting, options
-from ablations.study import arms, reading, store
+from ablations.study import arms, reading, speaking, store
 from ablations.study.presets import PRESETS
 from core.errors import InputError
 
@@ -158,6 +158,16 @@ def test_a_disk_without_room_is_refused(refused, monkeypatch):
         (["--width", "131072", "--mlp", "524288"], "one copy of its parameters needs 768.0 GiB of memory"),
         (["--arms", "registers@1000000000"], "arm 'registers@1000000000': one copy of its parameters needs 59.6 GiB"),
         (["--learning-rate", "-1"], "learning rate -1.0 must be finite and above 0"),
+        (["--epochs", "3.0"], "--epochs: invalid literal for int() with base 10: '3.0'; write --epochs INT"),
+        (["--image", "8px"], "--image: no type matching {None}|INT could be instantiated from ['8px']; write --image"),
+        (["--flip", "maybe"], "invalid choice 'maybe' for argument '--flip'. Expected one of "),
+        (["--epoch", "3"], "Unrecognized options: --epoch, 3; write --epochs INT"),
+        (["--set"], "--set has no value; write one, or leave it out"),
+        (["--eps", "1"], "eps 1.0 is outside 0 to 1, both excluded"),
+        (["--seeds", "3", "--until", "accuracy=1", "--timing-only"], "--until trains seeds, and --timing-only trains"),
+        (["--arms", "decatt", "--set", "decatt.layers=b'a'"], "decatt layers b'a'; legal: 'all' or block indices"),
+        (["--arms", "budget", "--set", "budget.plan=()"], "budget plan () is no tuple of tuples of names"),
+        (["--arms", "mrt", "--set", "mrt.weights=x.pth"], "mrt weights 'x.pth' are for mrt.scorer=features"),
     ],
 )
 def test_bad_input_is_one_message_and_writes_nothing(command, refused, given, expected):
@@ -168,7 +178,7 @@ def test_bad_input_is_one_message_and_writes_nothing(command, refused, given, ex
 def test_what_takes_several_values_takes_them_however_they_are_given():
     words = "--preset quick --plugin=a.py --plugin b.py c.py --set mrt.tokens=7 --seeds=2 --set=decatt.weight=1"
     made = options.read(words.split(), Console(quiet=True))
-    assert made.recipe.plugin == ("a.py", "b.py", "c.py") == tuple(options.all_values("--plugin", words.split()))
+    assert made.recipe.plugin == ("a.py", "b.py", "c.py") == tuple(speaking.all_values("--plugin", words.split()))
     assert made.recipe.set == (*PRESETS["quick"].set, "mrt.tokens=7", "decatt.weight=1")
 
 

@@ -146,6 +146,15 @@ def test_engines_that_are_not_to_be_had():
         engine.resolve("graphed", "cpu")
 
 
+@pytest.mark.parametrize("name", ["TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"])
+def test_eager_is_not_told_as_compiled(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    for asked, device, work in (("compiled", "cpu", 0), ("auto", "cpu", 1e18), ("auto", "cuda", 0)):
+        with pytest.raises(InputError, match=f"needs torch.compile, which {name}=1 turns off; unset it, or pass eager"):
+            engine.resolve(asked, device, work)
+    assert engine.resolve("auto", "cpu", 0)[0] == "eager"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("arm", ["baseline", "decatt+flash@tiled", "crs@0.3", "mrt"])
 @pytest.mark.parametrize("depth", [1, 3])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from core import files
+from core.errors import InputError
 
 
 def test_what_is_written_is_there_alone(tmp_path):
@@ -48,3 +49,13 @@ def test_a_digest_is_of_all_pieces(monkeypatch):
     whole = files.digest(values)
     monkeypatch.setattr(files, "_PIECE", 7)
     assert files.digest(values) == whole
+
+
+def test_no_device_or_pipe_gives_way_to_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(InputError, match=f"{name}' is a device or a pipe, where a file has to be; move it"):
+            files.write(tmp_path / name, b"new")
+    assert (tmp_path / "link").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 2

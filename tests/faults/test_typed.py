@@ -128,6 +128,15 @@ def test_where_torch_cannot_be_loaded_is_one_message(tried, tmp_path, before, to
     tried["limits"] += 1
 
 
+@pytest.mark.parametrize(("name", "left"), [("/bin/vit-ablations", 0), ("/mine/run.py", 1)])
+def test_the_installed_command_ends_without_words_until_it_listens(name, left):
+    """And a program of one's own, whatever its name, keeps what it does at SIGINT."""
+    script = f"import sys, signal; sys.argv[0] = '{name}'; import ablations; print(int(signal.getsignal(2) != 0))"
+    where = {"env": {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, **where)
+    assert done.stdout == f"{left}\n"
+
+
 def test_no_memory_is_one_message(capsys):
     with pytest.raises(SystemExit, match="2"), speaking.one_message():
         raise MemoryError

@@ -136,6 +136,16 @@ def test_what_torchrun_sets_is_set(monkeypatch, name):
         pass
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "most"), [("RANK", 8, 7), ("LOCAL_RANK", 9, 7), ("MASTER_PORT", 99999, "65,535")]
+)
+def test_a_place_among_processes_that_is_none(monkeypatch, name, value, most):
+    for other, set_to in (TORCHRUN | {name: value}).items():
+        monkeypatch.setenv(other, str(set_to))
+    with pytest.raises(InputError, match=f"{name} {value} is outside [01] to {most}"), processes.joined("cpu"):
+        pass
+
+
 def test_no_more_processes_than_gpus(monkeypatch):
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, str(value))
