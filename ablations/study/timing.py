@@ -195,11 +195,11 @@ def _rounds(
 ) -> list[measure.Round]:
     """Rounds until the A/A interval is within WITHIN or `most` seconds are over; at least ROUNDS.
 
-    The baseline, which is in every ratio, has more blocks a round than the others, about the root of their number
-    (Dunnett, J. Am. Stat. Assoc. 50, 1955); half of them are those of the baseline again.
+    The baseline, which is in every ratio, has the root of the others' number of blocks a round (Dunnett, J. Am. Stat.
+    Assoc. 50, 1955), and so has the baseline again.
     """
     end = time.perf_counter() + most
-    often = max(1, round(math.sqrt(len(group) - 2) / 2))
+    often = max(1, round(math.sqrt(len(group) - 2)))
     blocks = [(name, run) for name, (run, _) in group.items() for _ in range(often if name in (BASELINE, AGAIN) else 1)]
     found: list[measure.Round] = []
     for took in measure.in_rounds(blocks, device):

@@ -65,7 +65,7 @@ def test_the_baseline_has_more_blocks_among_many_arms(out, short, monkeypatch):
     found, _ = measured(study("lattice:flash,crs,decatt,mrt").cells, out)
     for took in found["blocks"]:
         counts = Counter(arm for arm, _ in took)
-        assert counts.pop("baseline") == counts.pop("baseline-again") == 2  # half of the root of 15
+        assert counts.pop("baseline") == counts.pop("baseline-again") == 5  # the root of 23
         assert set(counts.values()) == {1}
 
 
