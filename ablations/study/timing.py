@@ -27,7 +27,7 @@ from core.errors import InputError
 from core.step import State
 
 BLOCK, STEPS = 0.005, 1  # seconds and steps of a block, at least: short, for machines change speed within 0.1 s
-WITHIN, QUIET = 0.015, 0.02  # half of the A/A interval: at which the pass ends; up to which a machine is called quiet
+WITHIN, QUIET = 0.015, 0.02  # half of an interval: of every arm, at which the pass ends; of A/A on a quiet machine
 ROUNDS = 12  # at least
 SHARE, MOST = 0.1, 300.0  # of the cells' training time, and seconds, that the pass takes at most beyond these
 
@@ -193,7 +193,8 @@ def _timed(cell: Prepared, state: State, steps: int) -> float:
 def _rounds(
     group: dict[str, tuple[Callable[[], object], int]], most: float, device: torch.device
 ) -> list[measure.Round]:
-    """Rounds until the A/A interval is within WITHIN or `most` seconds are over; at least ROUNDS.
+    """Rounds until every arm's ratio is known to WITHIN, and A/A's interval is within that of 1, or `most` seconds are
+    over; at least ROUNDS.
 
     The baseline, which is in every ratio, has the root of the others' number of blocks a round (Dunnett, J. Am. Stat.
     Assoc. 50, 1955), and so has the baseline again.
@@ -210,5 +211,7 @@ def _rounds(
 
 
 def _settled(rounds: Sequence[measure.Round]) -> bool:
-    _, low, high = measure.ratios(rounds, BASELINE)[AGAIN]
-    return low > 1 - WITHIN and high < 1 + WITHIN
+    found = measure.ratios(rounds, BASELINE)
+    _, low, high = found[AGAIN]
+    known = all(high - low < 2 * WITHIN * ratio for ratio, low, high in found.values())
+    return known and low > 1 - WITHIN and high < 1 + WITHIN
