@@ -6,13 +6,15 @@ import signal
 import sys
 from typing import Any
 
+from core import code
+
 _LEAST = 6 << 30  # bytes of addresses; torch takes 3.3 GB when it loads, a tiny study 5
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the memory pass would print a banner
 
 
 def _unfit() -> str | None:
-    """Why torch would end this process with words of its own."""
+    """Why torch would end this process with words of its own, or a traceback."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= limit < _LEAST:
         return f"ulimit -v leaves {limit / 2**30:.1f} GiB, and a study needs 6; raise it"
@@ -20,6 +22,10 @@ def _unfit() -> str | None:
         os.getcwd()
     except OSError:
         return "the current folder is no longer there; change to another"
+    try:
+        import torch  # noqa: F401
+    except Exception as error:  # also of what its variables say, such as TORCH_LOGS
+        return f"torch cannot be loaded ({code.said(error)}); mend that first"
     return None
 
 

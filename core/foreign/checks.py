@@ -25,18 +25,25 @@ def refuse(name: str, module: nn.Module, image: tuple[int, int, int], classes: i
     try:
         with torch.no_grad(), watch:
             output = module(images.clone())
+        with torch.no_grad():
+            singly = [module(image[None].clone()) for image in images]
         module.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             again = functional_call(module, dict(module.named_parameters()), (images.clone(),))
         module.eval()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sizes = " x ".join(map(str, image))
         raise InputError(
             f"model '{name}' does not take images of {sizes} ({said(error)}); {_sizes(module, image[-1])}"
         ) from error
     logits = _logits(name, output, classes)
     _refuse_state(name, module, before)
+    alone = torch.cat([_logits(name, one, classes, count=1) for one in singly])
+    if not torch.allclose(alone, logits, rtol=1e-3, atol=1e-4):
+        raise InputError(
+            f"model '{name}' gives an image other logits beside another one than alone; compute each from itself"
+        )
     again = _logits(name, again, classes)
     if not again.requires_grad:
         raise InputError(f"model '{name}' gives logits without a gradient; take out what detaches them (no_grad, long)")
@@ -44,9 +51,13 @@ def refuse(name: str, module: nn.Module, image: tuple[int, int, int], classes: i
 
 
 def refuse_draws(name: str, module: nn.Module, again: Callable[[], nn.Module]) -> None:
-    """InputError for what is not trained and is another in the module of another seed: all seeds compute with one."""
-    held = constants(module)
-    other = constants(again()) if held else {}
+    """InputError for a module that is built otherwise with another seed, and for what is not trained and is another in
+    that: all seeds compute with one."""
+    anew = again()
+    shapes, others = ({(n, p.shape) for n, p in m.named_parameters()} for m in (module, anew))
+    if differing := sorted({n for n, _ in shapes ^ others}):
+        raise InputError(f"model '{name}' is built otherwise each time, in {_some(differing)}; build it alike")
+    held, other = constants(module), constants(anew)
     if drawn := [n for n, t in held.items() if not torch.equal(t, other[n])]:
         raise InputError(
             f"model '{name}' draws {_some(drawn)} at random and does not train it, so that every seed would have the "
@@ -74,17 +85,17 @@ def _refuse_parameters(name: str, module: nn.Module) -> None:
         raise InputError(f"model '{name}' has no parameter that requires a gradient; nothing could be trained")
 
 
-def _logits(name: str, output: Any, classes: int) -> Tensor:
+def _logits(name: str, output: Any, classes: int, count: int = 2) -> Tensor:
     found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(found, Tensor):
         raise InputError(
-            f"model '{name}' returns {type(output).__name__}; its forward may return logits [2, {classes}] "
-            "for 2 images, or what has them as .logits"
+            f"model '{name}' returns {type(output).__name__}; its forward may return logits [{count}, {classes}] "
+            f"for {count} images, or what has them as .logits"
         )
-    if found.shape != (2, classes):
+    if found.shape != (count, classes):
         raise InputError(
-            f"model '{name}' gives {list(found.shape)} for 2 images, not logits [2, {classes}]; give it {classes} "
-            "classes"
+            f"model '{name}' gives {list(found.shape)} for {count} images, not logits [{count}, {classes}]; give it "
+            f"{classes} classes"
         )
     if not found.isfinite().all():
         raise InputError(f"model '{name}' gives logits that are NaN or infinite, of images between -1 and 1; mend it")

@@ -19,6 +19,7 @@ from core.foreign.model import Foreign, constants, trained
 from core.foreign.places import Watch, blocks, ours, places, reached, shape_of
 
 Build = Callable[[], nn.Module]
+_AS: dict[str, Any] = {"attn_implementation": "sdpa", "trust_remote_code": False}  # code of a folder is not run
 WRITE = "write timm:NAME, hf:FOLDER or module:FILE.py:FUNCTION"
 
 
@@ -112,7 +113,7 @@ def _hugging_face(name: str, sizes: dict[str, int]) -> Build:
     except ImportError as error:
         raise InputError(f"model 'hf:{name}' needs transformers; pip install transformers") from error
     try:
-        config = AutoConfig.from_pretrained(name, num_labels=sizes["classes"])
+        config = AutoConfig.from_pretrained(name, num_labels=sizes["classes"], trust_remote_code=False)
     except Exception as error:
         raise InputError(
             f"model 'hf:{name}' cannot be had ({said(error)}); pass a folder with a config.json, or a name that "
@@ -130,11 +131,11 @@ def _hugging_face(name: str, sizes: dict[str, int]) -> Build:
     def make() -> nn.Module:
         try:
             if not weights:
-                return AutoModelForImageClassification.from_config(config, attn_implementation="sdpa")
+                return AutoModelForImageClassification.from_config(config, **_AS)
             model, loaded = AutoModelForImageClassification.from_pretrained(
                 name,
                 config=config,
-                attn_implementation="sdpa",
+                **_AS,
                 ignore_mismatched_sizes=True,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -176,9 +177,9 @@ def _module(name: str, sizes: dict[str, int]) -> Build:
     def make() -> nn.Module:
         try:
             return _a_module(name, build(**options))
-        except InputError:
+        except (InputError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise InputError(f"'{file}': {function}({options}) raises {said(error)}; mend it") from error
 
     return make

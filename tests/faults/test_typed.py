@@ -118,6 +118,11 @@ def test_an_empty_value_is_refused(tried, monkeypatch, capsys, tmp_path, command
     [
         ("ulimit -v 3000000", "ulimit -v leaves 2.9 GiB, and a study needs 6; raise it"),
         ("mkdir gone; cd gone; rmdir ../gone", "the current folder is no longer there; change to another"),
+        (
+            "export TORCH_LOGS=nope",
+            "torch cannot be loaded (ValueError: Invalid log settings: nope, must be a comma separated list of fully); "
+            "mend that first",
+        ),
     ],
 )
 def test_where_torch_cannot_be_loaded_is_one_message(tried, tmp_path, before, told):

@@ -1,5 +1,6 @@
 """Modules that cannot be had, or that are no pure functions of images: each message names what and what to do."""
 
+import json
 import shutil
 
 import pytest
@@ -27,12 +28,21 @@ class Net(nn.Module):
 build = {build}
 """
 
+DEFAULT = {
+    "rate": 0.0, "norm": "nn.LayerNorm(3)", "more": "", "first": "pass", "init": "", "out": "out", "build": "Net",
+}  # fmt: skip
+ANOTHER = """
+def build(counted=[]):
+    counted.append(0)
+    net = Net()
+    net.more = nn.Linear(3, len(counted))
+    return net
+"""
+
 
 def written(tmp_path, text=PLAIN, **changes):
     path = tmp_path / "net.py"
-    defaults = {"rate": 0.0, "norm": "nn.LayerNorm(3)", "more": "", "first": "pass", "init": "", "out": "out"}
-    defaults["build"] = "Net"
-    path.write_text(HEAD + (text.format(**defaults | changes) if text is PLAIN else text))
+    path.write_text(HEAD + (text.format(**DEFAULT | changes) if text is PLAIN else text))
     return f"module:{path}:build"
 
 
@@ -121,13 +131,29 @@ def test_what_cannot_be_trained_or_built(tmp_path):
         written(tmp_path, build="lambda depth, classes: Net()"), "build needs depth, and is given image, channels, cl"
     )
     refused(written(tmp_path, init="raise SystemExit(3)"), r"build\(.*\) raises SystemExit: 3; mend it")
+    group = "raise BaseExceptionGroup('two', [KeyboardInterrupt()])"
+    refused(written(tmp_path, init=group), r"build\(.*\) raises BaseExceptionGroup: two \(1 sub-exception\); mend it")
+    refused(written(tmp_path, first="raise SystemExit(0)"), r"does not take images of 3 x 8 x 8 \(SystemExit: 0\)")
+    mixed = written(tmp_path, out="out - out.mean(0)", norm="nn.Identity()")
+    refused(mixed, "gives an image other logits beside another one than alone")
+    refused(
+        written(tmp_path, PLAIN.format(**DEFAULT) + ANOTHER), "built otherwise each time, in more.bias, more.weight"
+    )
 
 
 def test_what_a_module_says_while_it_is_built_is_no_output(tmp_path, capsys):
     assert (
         sources.load(written(tmp_path, init="print('hello')", first="images.mul_(0.5)"), 8, 3, 5).reached["linear"] == 1
     )
-    assert capsys.readouterr() == ("", "hello\n")
+    assert capsys.readouterr() == ("", "hello\n" * 2)  # of two seeds
+
+
+def test_code_of_a_folder_is_neither_run_nor_asked_for(tmp_path):
+    own = {"AutoConfig": "mine.Config", "AutoModelForImageClassification": "mine.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": own}))
+    (tmp_path / "mine.py").write_text(f"open('{tmp_path}/ran', 'w')")
+    refused(f"hf:{tmp_path}", r"cannot be had \(ValueError: .*custom code")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_shared_parameters_go_back_under_all_their_names(tmp_path):
