@@ -16,7 +16,7 @@ from ablations.analysis.verdicts import COLUMNS
 from ablations.reporting import figures, html, profiles, published, sections, tensorboard
 from ablations.reporting.figures import CAPTIONS, Drawn
 from ablations.reporting.words import sentences
-from ablations.study import claims
+from ablations.study import claims, schema
 from ablations.study.store import write_text
 from core import files
 from core.errors import InputError
@@ -43,7 +43,8 @@ def write(folders: Sequence[Path], out: Path | None = None, target: float | None
     """
     if target is not None and not 0 < target <= 100:
         raise InputError(f"target {target} is outside 0 to 100 %: write an accuracy in percent, such as 90")
-    own = folders[0] if len(folders) == 1 else folders[0].parent / "+".join(f.name for f in folders)
+    whole = [Path(os.path.abspath(folder)) for folder in folders]  # of . too the name
+    own = folders[0] if len(folders) == 1 else whole[0].parent / "+".join(f.name for f in whole)
     comparisons, at = compare(folders), out or own / "report"
     with alone(at):
         return write_comparisons(comparisons, at, None if target is None else target / 100, own=out is None)
@@ -126,9 +127,9 @@ def _listed(out: Path) -> list[str]:
     """What a report wrote there; nothing where that is not told or damaged."""
     try:
         found = TypeAdapter(list[Annotated[str, Field(pattern=r"^[^\x00]+$")]]).validate_json(
-            (out / _LISTING).read_bytes()
+            schema.content(out / _LISTING)
         )
-    except (OSError, ValidationError):
+    except (schema.Damaged, ValidationError):
         return []
     return [*found, *_WRITTEN]
 

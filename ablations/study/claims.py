@@ -4,6 +4,7 @@ The claim of PATH is the file PATH.claim-N of the highest N, made exclusively; i
 that has stopped is taken over by making N + 1, which only one process can, so that no claim has two owners.
 """
 
+import errno
 import json
 import os
 import socket
@@ -59,7 +60,11 @@ def claimed(what: Path, reached: int = 0) -> Iterator[Claim | None]:
         return
     over = Event()
     thread = Thread(target=_beat, args=(claim._path, over), daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # of no thread more
+        claim._path.unlink(missing_ok=True)
+        raise OSError(errno.EAGAIN, "no thread can be started to show that this process works on it", what) from error
     try:
         yield claim
     finally:

@@ -214,8 +214,14 @@ def _timeline(raw: Sequence[Any], span: tuple[int, int], cuda: bool, held: int) 
 
 
 def load(folder: Path) -> Profile:
-    """The profile in a folder; Damaged if there is none, or if it cannot be read."""
-    saved = schema.read(folder / "profile.json", schema.ProfileFile)
+    """The profile in a folder; Damaged if there is none, if it cannot be read, or if it is of another arm than the
+    folder is."""
+    path = folder / "profile.json"
+    saved = schema.read(path, schema.ProfileFile)
+    if saved["arm"] != folder.parent.name:
+        raise schema.Damaged(f"'{path}' is of another arm ({saved['arm']})")
+    if odd := next((o["category"] for o in saved["operations"] if o["category"] not in CATEGORIES), None):
+        raise schema.Damaged(f"'{path}' has operations of no category ({odd})")
     return Profile(**saved | {"operations": [Operation(**o) for o in saved["operations"]]})
 
 

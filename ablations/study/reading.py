@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ablations.study import belonging, identity, outcomes, schema
+from ablations.study import belonging, identity, outcomes, profiling, schema
 from ablations.study.arms import AGAIN, BASELINE, optimizations
 from ablations.study.machine import COMPARABLE
 from ablations.study.outcomes import Cell
@@ -109,13 +109,25 @@ def read(folders: Sequence[Path]) -> Study:
         if odd := differing(before, after):
             changes = ", ".join(f"{k} {_told(before, k)} and {_told(after, k)}" for k in odd)
             raise InputError(f"'{folders[0]}' and '{folder}' cannot be joined: {changes}; pass them one at a time")
-    cells = {cell.key: cell for study in studies for cell in study.cells}
-    if len(cells) < sum(len(study.cells) for study in studies):
-        arm, seed = next(k for k in cells if sum(k == cell.key for study in studies for cell in study.cells) > 1)
-        raise InputError(f"two of the studies have '{arm}' at seed {seed}; train other seeds (run.py --first-seed)")
+    cells = _joined(studies)
     failed = [failure for study in studies for failure in study.failed if _key(failure) not in cells]
     ordered = [cells[key] for key in sorted(cells)]
     return Study(tuple(folders), first.configuration, first.environment, ordered, failed, damaged)
+
+
+def _joined(studies: Sequence[Study]) -> dict[tuple[str, int], Cell]:
+    """Their cells; InputError for one that two of them have."""
+    cells: dict[tuple[str, int], Cell] = {}
+    for study in studies:
+        for cell in study.cells:
+            if cell.key in cells:
+                (arm, seed), of = cell.key, [found.folder.parents[2] for found in (cells[cell.key], cell)]
+                raise InputError(
+                    f"two of the studies have '{arm}' at seed {seed}, '{of[0]}' and '{of[1]}'; pass each once, and "
+                    "train other seeds (run.py --first-seed)"
+                )
+            cells[cell.key] = cell
+    return cells
 
 
 def _comparable(study: Study) -> dict[str, Any]:
@@ -141,7 +153,9 @@ def _read(folder: Path) -> Study:
 
 
 def _of(study: dict[str, Any], cells: Sequence[Cell], damaged: list[str]) -> Iterator[Cell]:
-    """The cells that can be compared: of the study's settings, and of the images that most were judged by."""
+    """The cells that can be compared: of the study's settings, of the images that most were judged by, and each by its
+    own seed, for what two seeds have alike to the last bit is one of them, copied."""
+    first: dict[tuple[str, str], int] = {}
     images = {
         held_out: Counter(c.correct.shape[1] for c in cells if c.result.get("held_out") == held_out).most_common(1)
         for held_out in {cell.result.get("held_out") for cell in cells}
@@ -150,6 +164,10 @@ def _of(study: dict[str, Any], cells: Sequence[Cell], damaged: list[str]) -> Ite
         count, usual = cell.correct.shape[1], images[cell.result.get("held_out")][0][0]
         odd = belonging.differences(study, cell.result)
         odd += [f"{count} validation images, not {usual}"] * (count != usual)
+        arm, seed = cell.key
+        learned = repr([row["val/loss"] for row in cell.rows]).encode() + cell.correct.tobytes()
+        same = first.setdefault((arm, schema.digest(learned)), seed)
+        odd += [f"it is seed {same}, copied"] * (same != seed)
         if not odd:
             yield cell
             continue
@@ -178,14 +196,20 @@ def _failed(out: Path, damaged: list[str]) -> list[Result]:
 
 
 def _beside(out: Path) -> Iterator[str]:
-    """What is damaged of that which does not count: tokens and profiles."""
+    """What is damaged of that which does not count, tokens and profiles; and folders that nobody may look into."""
+    folders = (out / "cells", *sorted(out.glob("cells/*")), *sorted(out.glob("cells/*/seed*")))
+    yield from (f"'{f}' cannot be read (permission denied)" for f in folders if os.path.isdir(f) and not _open(f))
     reads: list[Callable[[], object]] = [partial(outcomes.tokens, path) for path in _files(out, "tokens.npz")]
-    reads += [partial(schema.read, p, schema.ProfileFile) for p in sorted(out.glob("cells/*/profile/profile.json"))]
+    reads += [partial(profiling.load, p.parent) for p in sorted(out.glob("cells/*/profile/profile.json"))]
     for read in reads:
         try:
             read()
         except Damaged as error:
             yield str(error)
+
+
+def _open(folder: Path) -> bool:
+    return os.access(folder, os.R_OK | os.X_OK)
 
 
 def _files(out: Path, name: str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import json
 from fnmatch import fnmatch
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,9 @@ class Recorder:
 
     def correct(self, table: Tensor) -> None:
         """Keep which validation images were classified correctly after each epoch: bool [epochs, images]."""
-        np.savez_compressed(self.folder / "correct.npz", correct=table.numpy())
+        content = BytesIO()
+        np.savez_compressed(content, correct=table.numpy())
+        files.write(self.folder / "correct.npz", content.getvalue())
 
     def finish(self, result: Result, settings: dict[str, str | int | float | bool]) -> None:
         """Close the cell: HParams in the cell's own event file, then the result."""

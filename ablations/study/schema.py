@@ -120,6 +120,9 @@ class Outcome(Checked):
     kept_by_op: dict[str, Bytes]
     mfu: Positive
     batch_size: Count
+    stopped_seconds: float = 0.0
+    reserved_bytes: Bytes = 0
+    flops_per_image: Bytes = 0
     held_out: int | None = None
     identity: Same | None = None
     settings: str | None = None
@@ -129,6 +132,8 @@ class Outcome(Checked):
     def _whole(self) -> Self:
         if self.files and self.files.keys() != {*BESIDE}:
             raise ValueError(f"files are {', '.join(self.files)}, not {' and '.join(BESIDE)}")
+        if self.kept_bytes != sum(self.kept_by_op.values()):
+            raise ValueError(f"kept_bytes {self.kept_bytes} are not those of kept_by_op")
         if odd := [key for key, value in (self.model_extra or {}).items() if not _is_finite(value)]:
             raise ValueError(f"{odd[0]} is not finite")
         return self
@@ -179,7 +184,7 @@ class Called(Checked):
 
     name: str
     category: str
-    calls: float
+    calls: Annotated[float, Field(ge=0)]
     ms: float
     mib: float
 
@@ -194,12 +199,14 @@ class ProfileFile(Checked):
     profiled_ms: Positive
     operations: Annotated[list[Called], Field(min_length=1)]
     at_ms: Annotated[list[float], Field(min_length=1)]
-    live: list[int]
+    live: list[Annotated[int, Field(gt=-(2**63), lt=2**63)]]
 
     @model_validator(mode="after")
     def _alike(self) -> Self:
         if len(self.at_ms) != len(self.live):
             raise ValueError(f"{len(self.at_ms)} times of {len(self.live)} sizes")
+        if self.at_ms != sorted(self.at_ms):
+            raise ValueError("times that go back")
         return self
 
 
@@ -244,6 +251,8 @@ def content(path: Path) -> bytes:
         if not stat.S_ISREG(path.stat().st_mode):
             raise Damaged(f"'{path}' is no regular file")
         return path.read_bytes()
+    except MemoryError as error:
+        raise Damaged(f"'{path}' cannot be read (it does not fit into memory)") from error
     except (OSError, ValueError) as error:  # the latter: of a name that cannot be one
         raise Damaged(f"'{path}' cannot be read ({error})") from error
 

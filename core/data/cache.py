@@ -20,11 +20,12 @@ from torch import Tensor
 from core import files
 from core.data import pictures
 from core.data.splits import Statistics, statistics
+from core.errors import InputError
 
 _FORMAT = 3
 _PARTS = ("train", "val")
 _DECODING = ".decoding-"
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, MemoryError)
 _FRESH = 60.0  # seconds in which a folder may be another process's that does not hold it yet
 
 
@@ -57,7 +58,10 @@ def cached(path: Path, parts: Sequence[Sequence[str]], state: object, root: Path
         for name, of in zip(_PARTS, parts, strict=True):
             pictures.decode(of, side, image is None, temporary / f"{name}.npy")
         made = [_mapped(temporary / f"{name}.npy") for name in _PARTS]
-        about = {"digests": [files.digest(images) for images in made], "statistics": statistics(made[0]), **source}
+        digests = [files.digest(images) for images in made]
+        if digests[0] == digests[1]:
+            raise InputError(f"'{path}' has the same images to learn and to judge by: a copy; hold out others")
+        about = {"digests": digests, "statistics": statistics(made[0]), **source}
         files.write(temporary / "about.json", json.dumps(about | {"sha256": _seal(about)}).encode())
         try:
             temporary.rename(folder)
@@ -130,7 +134,7 @@ def _remove_leftovers(cache: Path) -> None:
 
 def _remove_stale(folder: Path, source: Mapping[str, object]) -> None:
     """Caches of the same folder at the same side as it was before."""
-    for other in folder.parent.glob("*/about.json"):
+    for other in filter(Path.is_file, folder.parent.glob("*/about.json")):
         try:
             about = json.loads(other.read_bytes())
             same = {key: about[key] for key in source} == source

@@ -175,7 +175,8 @@ def _plugged(name: str, image: int | None) -> Data:
     """(train, val, class names) of a plugin's function, each split uint8 images [N,C,S,S] and int64 labels [N]."""
     try:
         train, val, classes = PLUGGED[name.removeprefix("plugin:")]()
-        splits = [Split(*map(torch.as_tensor, split)) for split in (train, val)]
+        splits = [Split(*(torch.as_tensor(part).to_dense().cpu() for part in split)) for split in (train, val)]
+        names = [str(c) for c in classes]
     except (Exception, SystemExit) as error:
         raise InputError(f"data '{name}' raises {code.said(error)}; {_WANTED}") from error
     for images, labels in splits:
@@ -183,10 +184,12 @@ def _plugged(name: str, image: int | None) -> Data:
         if not shaped or images.dtype != torch.uint8 or not len(images):
             raise InputError(f"data '{name}' has images of {images.dtype} {list(images.shape)}; {_WANTED}")
         right = labels.dtype == torch.int64 and labels.shape == images.shape[:1]
-        if not right or not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+        if not right or not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
             raise InputError(f"data '{name}' has labels of {labels.dtype} {list(labels.shape)}; {_WANTED}")
+    if len({*names}) < max(2, len(names)):
+        raise InputError(f"data '{name}' has the classes {', '.join(names[:5])}; it needs two or more, each once")
     train, val = (Split(_resize(split.images, image or splits[0].images.shape[-1]), split.labels) for split in splits)
-    return _described(name, train, val, [str(c) for c in classes])
+    return _described(name, train, val, names)
 
 
 _WANTED = (

@@ -56,6 +56,8 @@ def _renamed(state: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) ->
         name = old
         for pattern, new in rules:
             name = re.sub(pattern, new, name)
+        if name in out:
+            raise InputError(f"the weights have two tensors for {name}; keep those of one library's names")
         out[name] = tensor
     return out
 

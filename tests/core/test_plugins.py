@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from core import plugins
 from core.data import sets
@@ -82,6 +83,9 @@ def test_files_that_bring_nothing_right(tmp_path, text, message):
         ("3", "raises TypeError"),
         ("(torch.zeros(4, 3, 8, 8), y), (x, y), 'ab'", r"images of torch.float32 \[4, 3, 8, 8\]"),
         ("(x, y + 2), (x, y), 'ab'", "labels of torch.int64"),
+        ("(x.to('meta'), y), (x, y), 'ab'", "raises NotImplementedError"),
+        ("(x, y), (x, y), 'aa'", "the classes a, a; it needs two or more, each once"),
+        ("(x, y), (x, y), 'a'", "the classes a; it needs"),
     ],
 )
 def test_data_of_another_form(tmp_path, returned, message):
@@ -90,8 +94,22 @@ def test_data_of_another_form(tmp_path, returned, message):
         f"DATA = {{'mine': lambda: ({returned})}}"
     )
     plugins.load([str(tmp_path / "mine.py")])
-    with pytest.raises(InputError, match=f"data 'plugin:mine' .*{message}.*; its function returns"):
+    with pytest.raises(InputError, match=f"data 'plugin:mine' .*{message}"):
         sets.load("plugin:mine")
+
+
+def test_what_a_file_sets_for_all_is_set_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["run.py", "--plugin", "mine.py"])
+    (tmp_path / "mine.py").write_text(
+        "import os, sys, torch\nos.chdir('/')\nsys.argv.clear()\ntorch.set_default_dtype(torch.float64)\n"
+        "torch.set_grad_enabled(False)\nDATA = {'mine': lambda: None}"
+    )
+    plugins.load(["mine.py"])
+    assert Path.cwd() == tmp_path
+    assert sys.argv == ["run.py", "--plugin", "mine.py"]
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.is_grad_enabled()
 
 
 def test_a_study_without_its_plugin_says_what_to_pass():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from faults.hostile import JSON, refusable, tries
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from synthetic import study
 
 from ablations.analysis.comparisons import compare
-from ablations.reporting import compose, sections
+from ablations.reporting import compose, profiles, sections
 from ablations.reporting.words import pays, sentences
 from ablations.study import outcomes, reading, schema, store
 
@@ -145,6 +146,8 @@ def test_forged_values_are_refused_or_told(tried, whole, data):
         ({"best_val_accuracy": 1.0}, "another best_val_accuracy than metrics.jsonl"),
         ({"final_train_loss": 0.0}, "another final_train_loss than metrics.jsonl"),
         ({"train_seconds": 1e-3}, "another train_seconds than metrics.jsonl"),
+        ({"kept_bytes": 5}, "kept_bytes 5 are not those of kept_by_op"),
+        ({"flops_per_image": "many"}, "flops_per_image: Input should be a valid integer"),
     ],
 )
 def test_a_result_that_was_forged_and_sealed_is_not_its_studys(tried, whole, change, told):
@@ -158,6 +161,55 @@ def test_a_result_that_was_forged_and_sealed_is_not_its_studys(tried, whole, cha
     finally:
         (at / "result.json").write_bytes(intact)
     tried["forged results"] += 1
+
+
+def test_a_seed_that_was_copied_does_not_count_twice(tried, whole, tmp_path):
+    """And is sealed as another."""
+    shutil.copytree(whole, out := tmp_path / "study", ignore=shutil.ignore_patterns("report"))
+    shutil.copytree(store.cell_folder(out, "mrt", 1), at := store.cell_folder(out, "mrt", 7))
+    store.write_result(at, json.loads((at / "result.json").read_bytes()) | {"seed": 7})
+    read = reading.read([out])
+    assert [cell.key[1] for cell in read.arms["mrt"]] == [0, 1]
+    assert ["it is seed 1, copied" in line for line in read.damaged] == [True]
+    tried["forged results"] += 1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"arm": "mrt"}, "is of another arm (mrt)"),
+        ({"at_ms": [1.0, 0.0]}, "times that go back"),
+        ({"operations": [{"name": "x", "category": "y", "calls": 1, "ms": 1.0, "mib": 0.0}]}, "of no category (y)"),
+    ],
+)
+def test_a_profile_that_was_forged_and_sealed_is_told(tried, whole, change, told):
+    path = store.profile_folder(whole, "flash") / "profile.json"
+    intact = path.read_bytes()
+    store.write_json(path, json.loads(intact) | change)
+    try:
+        assert [told in line for line in reading.read([whole]).damaged] == [True]
+        assert not profiles.profiled(reading.read([whole]))
+    finally:
+        path.write_bytes(intact)
+    tried["forged profiles"] += 1
+
+
+def test_a_folder_that_nobody_may_look_into_is_told(tried, whole, monkeypatch):
+    """The tests may be root's, who may look into all."""
+    monkeypatch.setattr(reading, "_open", lambda folder: folder.name != "mrt")
+    assert ["cells/mrt' cannot be read (permission denied)" in line for line in reading.read([whole]).damaged] == [True]
+    tried["damaged files of a study"] += 1
+
+
+def test_a_file_that_no_memory_holds_is_told(tried, whole, monkeypatch):
+    def full(path):
+        raise MemoryError
+
+    path = whole / "timing.json"
+    monkeypatch.setattr(type(path), "read_bytes", full)
+    with pytest.raises(schema.Damaged, match=r"timing.json' cannot be read \(it does not fit into memory\)"):
+        schema.content(path)
+    tried["damaged files of a study"] += 1
 
 
 @pytest.mark.parametrize("arm", ["decatt+decatt", "mrt+flash", "flash@"])

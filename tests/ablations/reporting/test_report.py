@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 from pathlib import Path
 from threading import Thread
@@ -223,6 +224,14 @@ def test_a_listing_that_points_elsewhere_removes_nothing(tmp_path, undrawn):
     assert precious.exists()
 
 
+def test_a_listing_that_is_no_file_is_not_waited_for(tmp_path, undrawn):
+    folder = study(tmp_path / "s", ["baseline"], [0])
+    (folder / "report").mkdir()
+    os.mkfifo(folder / "report" / ".written.json")
+    with pytest.raises(InputError, match="written.json' is a device or a pipe"):
+        report.write([folder])
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
@@ -264,12 +273,14 @@ def test_a_baseline_of_another_size_is_left_out_of_the_effects(tmp_path, undrawn
     assert all(abs(value) < 0.1 for value in effects.values())
 
 
-def test_studies_of_other_seeds_are_joined(tmp_path, undrawn):
+def test_studies_of_other_seeds_are_joined(tmp_path, undrawn, monkeypatch):
     names = ["baseline", "flash", "mrt", "flash+mrt"]
     a, b = (study(tmp_path / n, names, seeds) for n, seeds in (("a", range(2)), ("b", range(2, 5))))
     whole = study(tmp_path / "whole", names, range(5))
     written = report.write([a, b])
     assert written[0] == tmp_path / "a+b" / "report" / "report.md"
+    monkeypatch.chdir(a)
+    assert report.write([Path("."), Path("../b")]) == written  # not into a study
     report.write([whole])
     joined, alone = ((f / "report" / "effects.csv").read_text() for f in (tmp_path / "a+b", whole))
     assert joined == alone

@@ -74,12 +74,15 @@ def test_a_damaged_study_is_one_message(tmp_path, content):
         ({"preset": "matched"}, "preset 'quick' and 'matched'"),
         ({"data": "cifar10"}, "data 'digits' and 'cifar10'"),
         ({"learning_rate": 1.0, "mlp": 7}, "mlp 128 and 7, learning_rate 0.005 and 1.0"),
-        ({}, "two of the studies have 'baseline' at seed 0; train other seeds (run.py --first-seed)"),
+        (
+            {},
+            "two of the studies have 'baseline' at seed 0, '{a}' and '{b}'; pass each once, and train other",
+        ),
     ],
 )
 def test_studies_that_differ_are_not_joined(tmp_path, configuration, expected):
     a, b = (study(tmp_path / n, ["baseline"], [0], **given) for n, given in (("a", {}), ("b", configuration)))
-    with pytest.raises(InputError, match=re.escape(expected)):
+    with pytest.raises(InputError, match=re.escape(expected.format(a=a, b=b))):
         report.write([a, b])
     assert not (tmp_path / "a+b").exists()
 

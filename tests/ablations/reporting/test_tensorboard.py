@@ -128,7 +128,9 @@ def test_of_many_arms_the_most_important_ones_are_runs(synthetic, tmp_path):
 def test_profiles_lie_in_the_run_of_their_arm(synthetic, tmp_path):
     folder = synthetic(tmp_path / "study", arms=("baseline", "flash"), seeds=1, epochs=1)
     for arm in ("baseline", "flash"):
-        made = Profile(arm, "cpu", 3, 7.0, 8.0, (Operation("mm", "matmul", 1.0, 1.0, 0.0),), [0.0, 1.0], [2**20, 2**21])
+        made = Profile(
+            arm, "cpu", 3, 7.0, 8.0, (Operation("mm", "matrix product", 1.0, 1.0, 0.0),), [0.0, 1.0], [2**20, 2**21]
+        )
         place = cell_folder(folder, arm, 0).parent / "profile"
         place.mkdir()
         (place / "trace.json.gz").write_text(arm)

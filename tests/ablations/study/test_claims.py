@@ -80,6 +80,16 @@ def test_an_unread_parent_does_not_keep_a_dead_process_alive(tmp_path):
     dead.wait()
 
 
+def test_without_a_thread_nothing_is_claimed(tmp_path, monkeypatch):
+    def none(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(claims.Thread, "start", none)
+    with pytest.raises(OSError, match="no thread can be started"), claims.claimed(tmp_path / "x"):
+        pass
+    assert not [*tmp_path.iterdir()]
+
+
 def test_an_owner_that_slept_learns_that_it_lost(tmp_path, monkeypatch):
     what = tmp_path / "seed0"
     with claims.claimed(what) as slow:

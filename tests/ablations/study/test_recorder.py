@@ -1,5 +1,6 @@
 """What TensorBoard will find in the cells, read back with its own reader."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from ablations.study import recorder
 from ablations.study.store import cell_folder
+from core.errors import InputError
 
 CELLS = tuple(cell_folder(Path(), arm, 0).as_posix() for arm in ("baseline", "decatt+mrt", "crs@0.5+flash"))
 
@@ -40,6 +42,14 @@ def test_links_that_lead_nowhere_cost_no_cell(tmp_path):
     made.finish(dict.fromkeys((*recorder.METRICS, "peak_bytes", "kept_bytes", "epochs"), 1), {})
     assert (tmp_path / "result.json").is_file()
     assert (tmp_path / "mine").is_symlink()
+
+
+def test_what_is_in_the_place_of_a_table_is_not_waited_for(tmp_path):
+    made = recorder.Recorder(tmp_path)
+    os.mkfifo(tmp_path / "correct.npz")
+    with pytest.raises(InputError, match="correct.npz' is a device or a pipe"):
+        made.correct(torch.ones(1, 2, dtype=torch.bool))
+    made.close()
 
 
 def test_hparams_of_every_arm(study):

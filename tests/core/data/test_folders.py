@@ -210,6 +210,12 @@ def test_what_is_learned_is_not_what_is_judged(image_folder, tmp_path):
     refused(f"folder:{image_folder}", tmp_path / "root", "are one file, by a link")
 
 
+def test_a_copy_of_what_is_learned_judges_nothing(image_folder, tmp_path):
+    shutil.rmtree(image_folder / "val")
+    shutil.copytree(image_folder / "train", image_folder / "val")
+    refused(f"folder:{image_folder}", tmp_path / "root", "has the same images to learn and to judge by: a copy")
+
+
 def test_one_class_is_refused(image_folder, tmp_path):
     for part in ("train", "val"):
         shutil.rmtree(image_folder / part / "dark")
@@ -262,6 +268,12 @@ def test_caches_of_what_was_are_removed(image_folder, tmp_path):
     assert len(data.load(name, root).train.labels) == 23
     assert len(list((root / "cache").iterdir())) == 2  # at its own size and at 6 pixels
     assert len(kept.train.images) == 24
+
+
+def test_what_is_no_file_among_caches_is_not_waited_for(image_folder, tmp_path):
+    (tmp_path / "cache" / "mine").mkdir(parents=True)
+    os.mkfifo(tmp_path / "cache" / "mine" / "about.json")
+    assert len(data.load(f"folder:{image_folder}", tmp_path).train.labels) == 24
 
 
 def test_what_killed_processes_decoded_is_removed(image_folder, tmp_path):

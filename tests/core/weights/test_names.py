@@ -3,6 +3,7 @@ import torch
 from torch.func import functional_call
 
 from core import rng, vit
+from core.errors import InputError
 from core.weights import checkpoints
 from core.weights.names import rename
 
@@ -34,6 +35,12 @@ def test_from_hugging_face(config, images):
     model = transformers.ViTForImageClassification(description).eval().double()
     params = checkpoints.check(rename(model.state_dict()), config)
     torch.testing.assert_close(vit.forward(params, images, config).logits, model(images).logits, rtol=0, atol=1e-10)
+
+
+def test_a_name_of_two_libraries_is_refused():
+    zero = torch.zeros(1)
+    with pytest.raises(InputError, match="two tensors for cls_token; keep those of one"):
+        rename({"cls_token": zero, "class_token": zero})
 
 
 def test_hugging_face_names_of_version_4(config):
