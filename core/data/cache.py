@@ -25,7 +25,7 @@ from core.errors import InputError
 _FORMAT = 3
 _PARTS = ("train", "val")
 _DECODING = ".decoding-"
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, MemoryError)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, MemoryError, OverflowError)
 _FRESH = 60.0  # seconds in which a folder may be another process's that does not hold it yet
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -60,9 +61,13 @@ def load(path: Path) -> tuple[Params, dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             params = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = file.metadata() or {}
+        for name, tensor in params.items():
+            tensor.flatten()[:1].to(torch.complex128)  # of a type that torch computes with
+            if tensor.ndim > 64:
+                raise ValueError(f"{name} has {tensor.ndim} axes")
         text = metadata.get("about", "{}")
         about = json.loads(text)
-    except (SafetensorError, OSError, ValueError, RecursionError, AttributeError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError, AttributeError, RuntimeError, MemoryError) as error:
         raise InputError(f"'{path}' is not a safetensors file of weights ({error})") from error
     if not isinstance(about, dict):
         raise InputError(f"'{path}' describes itself as {text[:40]}, which is no table")

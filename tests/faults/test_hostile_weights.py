@@ -121,6 +121,15 @@ def test_a_pickle_is_not_loaded(tried, weights):
     tried["weights that are none"] += 1
 
 
+@pytest.mark.parametrize(("kind", "shape"), [("F4", [8]), ("F32", [1] * 100)])
+def test_what_torch_does_not_compute_with(tried, weights, kind, shape):
+    other = weights.with_name("odd.safetensors")
+    header = json.dumps({"cls_token": {"dtype": kind, "shape": shape, "data_offsets": [0, 4]}}).encode()
+    other.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    assert loads(other) == [False, False]
+    tried["weights that are none"] += 1
+
+
 def test_a_header_that_claims_more_than_there_is(tried, weights):
     other = weights.with_name("claims.safetensors")
     for length in (0, 1, 2**20, 2**40, 2**63, 2**64 - 1):

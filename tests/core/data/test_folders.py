@@ -231,7 +231,9 @@ def test_classes_may_be_called_anything(image_folder, tmp_path, name):
     assert len(loaded.digest()) == 64
 
 
-@pytest.mark.parametrize("fault", ["flipped", "swapped", "fewer", "emptied", "gone", "undescribed", "misdescribed"])
+@pytest.mark.parametrize(
+    "fault", ["flipped", "swapped", "fewer", "emptied", "gone", "undescribed", "misdescribed", "negative"]
+)
 def test_a_damaged_cache_is_made_anew(image_folder, tmp_path, fault):
     name, root = f"folder:{image_folder}", tmp_path / "root"
     before = data.load(name, root)
@@ -247,6 +249,8 @@ def test_a_damaged_cache_is_made_anew(image_folder, tmp_path, fault):
         val.write_bytes(train.read_bytes())
     elif fault == "fewer":
         np.save(train, np.load(train)[:-1])
+    elif fault == "negative":
+        train.write_bytes(train.read_bytes().replace(b"(24,", b"(-4,"))
     elif fault == "undescribed":
         about.write_text("[]")
     elif fault == "misdescribed":
