@@ -63,7 +63,7 @@ def words() -> list[str]:
     return [re.sub(r"^(--[\w-]+=)?~(?=/)", lambda start: (start[1] or "") + home, word) for word in sys.argv[1:]]
 
 
-def asked(kind: type[Options], arguments: Sequence[str], **default: Options) -> Options:
+def asked(kind: type[Options], arguments: Sequence[str], **default: Any) -> Options:
     """What a command line asks for, with all values of what takes several: of an option that is given again tyro keeps
     the last ones. InputError, in one line, for what tyro refuses, and for such an option without a value."""
     told = StringIO()
