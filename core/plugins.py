@@ -82,6 +82,9 @@ def _file(file: str) -> list[str]:
         return [name for name, where in _from.items() if where == origin and name in REGISTRY]
     with _as_it_was():
         defined = vars(code.run(file, "plugin"))
+    if sys.stdout.closed:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
+        raise InputError(f"{origin} closes the standard output; mend it")
     found = {kind: defined.get(kind, {}) for kind in ("TRANSFORMS", "DATA")}
     if not any(found.values()) or not all(isinstance(value, dict) for value in found.values()):
         raise InputError(

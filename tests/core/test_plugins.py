@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,13 @@ def test_what_a_file_sets_for_all_is_set_back(tmp_path, monkeypatch):
     assert sys.argv == ["run.py", "--plugin", "mine.py"]
     assert torch.get_default_dtype() == torch.float32
     assert torch.is_grad_enabled()
+
+
+def test_a_file_that_closes_the_output_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdout", StringIO())
+    (tmp_path / "mine.py").write_text("import sys\nsys.stdout.close()\nDATA = {'mine': lambda: None}")
+    with pytest.raises(InputError, match="mine.py' closes the standard output; mend it"):
+        plugins.load([str(tmp_path / "mine.py")])
 
 
 def test_a_study_without_its_plugin_says_what_to_pass():
