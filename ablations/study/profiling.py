@@ -222,7 +222,8 @@ def load(folder: Path) -> Profile:
         raise schema.Damaged(f"'{path}' is of another arm ({saved['arm']})")
     if odd := next((o["category"] for o in saved["operations"] if o["category"] not in CATEGORIES), None):
         raise schema.Damaged(f"'{path}' has operations of no category ({odd})")
-    return Profile(**saved | {"operations": [Operation(**o) for o in saved["operations"]]})
+    called = [Operation(**{name: o[name] for name in Operation.__annotations__}) for o in saved["operations"]]
+    return Profile(**{name: saved[name] for name in Profile.__annotations__} | {"operations": called})
 
 
 def finished(folder: Path) -> bool:

@@ -194,6 +194,17 @@ def test_a_profile_that_was_forged_and_sealed_is_told(tried, whole, change, told
     tried["forged profiles"] += 1
 
 
+def test_further_keys_of_a_profile_are_let_be(whole):
+    """As a flipped bit in the name of its seal makes one."""
+    path = store.profile_folder(whole, "flash") / "profile.json"
+    intact = path.read_bytes()
+    path.write_bytes(intact.replace(b'"sha256"', b'"rha256"').replace(b'"mib"', b'"more": 1, "mib"'))
+    try:
+        assert len(profiles.profiled(reading.read([whole]))) == 1
+    finally:
+        path.write_bytes(intact)
+
+
 def test_a_folder_that_nobody_may_look_into_is_told(tried, whole, monkeypatch):
     """The tests may be root's, who may look into all."""
     monkeypatch.setattr(reading, "_open", lambda folder: folder.name != "mrt")

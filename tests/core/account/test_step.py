@@ -140,9 +140,10 @@ def test_a_scorers_network_is_there_before(tmp_path):
 
     torch.save(shufflenet_v2_x0_5().state_dict(), tmp_path / "weights.pth")
     config = replace(SMALL, image=64, patch=8)
-    settings = {"tokens": 28, "min_patch": 8, "max_patch": 16, "weights": str(tmp_path / "weights.pth")}
+    settings = {"tokens": 28, "min_patch": 8, "max_patch": 16}
     blur, features = (
-        account(config, parse("mrt", {"mrt": settings | {"scorer": scorer}}).ops, 2) for scorer in ("blur", "features")
+        account(config, parse("mrt", {"mrt": settings | scorer}).ops, 2)
+        for scorer in ({"scorer": "blur"}, {"scorer": "features", "weights": str(tmp_path / "weights.pth")})
     )
     assert features.kept_bytes == blur.kept_bytes
     assert features.flops > blur.flops  # convolutions
