@@ -6,8 +6,6 @@ import signal
 import sys
 from typing import Any
 
-from core import code
-
 _LEAST = 6 << 30  # bytes of addresses; torch takes 3.3 GB when it loads, a tiny study 5
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the memory pass would print a banner
@@ -25,6 +23,8 @@ def _unfit() -> str | None:
     try:
         import torch  # noqa: F401
     except Exception as error:  # also of what its variables say, such as TORCH_LOGS
+        from core import code
+
         return f"torch cannot be loaded ({code.said(error)}); mend that first"
     return None
 

@@ -66,6 +66,8 @@ def words() -> list[str]:
 def asked(kind: type[Options], arguments: Sequence[str], **default: Any) -> Options:
     """What a command line asks for, with all values of what takes several: of an option that is given again tyro keeps
     the last ones. InputError, in one line, for what tyro refuses, and for such an option without a value."""
+    if re.fullmatch(r"0*1?[0-9]", os.environ.get("COLUMNS", "")):  # where a word has no room tyro never ends
+        os.environ["COLUMNS"] = "20"
     told = StringIO()
     try:
         with redirect_stderr(told):

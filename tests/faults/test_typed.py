@@ -161,3 +161,12 @@ def test_a_home_that_the_shell_left_is_the_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setattr("sys.argv", ["run.py", "--out", "~/a", "--data-root=~/b", "--arms", "~x/~/y"])
     assert speaking.words() == ["--out", "/home/me/a", "--data-root=/home/me/b", "--arms", "~x/~/y"]
+
+
+@pytest.mark.parametrize("columns", ["1", "0", "07"])
+def test_help_on_a_terminal_too_narrow_for_a_word(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit) as end:
+        speaking.asked(evaluate.Command, ["--help"])
+    assert not end.value.code
+    assert "--data-root" in capsys.readouterr().out
