@@ -114,7 +114,7 @@ class Followed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Around:
+class Around:
     """What is another optimizer's of one around it: its rates."""
 
     inner: Optimizer
@@ -130,7 +130,7 @@ class _Around:
 
 
 @dataclass(frozen=True)
-class Averaged(_Around):
+class Averaged(Around):
     """An optimizer that keeps an exponential moving average of the parameters as well (Polyak and Juditsky, SIAM J.
     Control Optim. 30, 1992), as timm's ModelEmaV3: after the first update the parameters themselves.
 
@@ -164,7 +164,7 @@ class Averaged(_Around):
 
 
 @dataclass(frozen=True)
-class Clipped(_Around):
+class Clipped(Around):
     """An optimizer of gradients that are scaled down to the global norm `largest` if theirs is above it (Pascanu et
     al., ICML 2013), as torch.nn.utils.clip_grad_norm_ does. norm: that of all from the norms [n] of a process's.
 
@@ -192,7 +192,7 @@ class Clipped(_Around):
 
 def changed(optimizer: Optimizer, ops: Ops) -> Optimizer:
     """The optimizer as `ops` want it: what they make of it is averaged, and takes clipped gradients, as it was."""
-    if isinstance(optimizer, _Around):
+    if isinstance(optimizer, Averaged | Clipped):
         return replace(optimizer, inner=changed(optimizer.inner, ops))
     return ops.optimizer(optimizer)
 

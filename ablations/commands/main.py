@@ -20,11 +20,12 @@ def main() -> None:
     stop = Stop()
     try:
         with one_message(processes.named):
-            plugins.load(all_values("--plugin", words()))
-            if "--list" in words():
+            arguments = words()
+            plugins.load(all_values("--plugin", arguments))
+            if "--list" in arguments:
                 describe(console)
                 return
-            command = read(words(), console)
+            command = read(arguments, console)
             commands = each(command)
             if command.plan:
                 (foresee_hours if command.hours else foresee)(command, console)

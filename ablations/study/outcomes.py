@@ -1,13 +1,14 @@
 """A cell read back from its folder: finished, failed or damaged."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from itertools import pairwise
 from math import isclose
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,11 +143,8 @@ def _rows(path: Path, epochs: int) -> list[Row]:
 
 
 def _correct(path: Path, rows: Sequence[Row]) -> NDArray[np.bool_]:
-    content = schema.content(path)
-    try:
-        table: NDArray[np.bool_] = np.load(BytesIO(content))["correct"]
-    except Exception as error:  # a damaged archive raises nearly anything
-        raise Damaged(f"'{path}' cannot be read ({type(error).__name__}: {error})") from error
+    with _arrays(path) as archive:
+        table: NDArray[np.bool_] = archive["correct"]
     if table.dtype != bool or table.ndim != 2 or len(table) != len(rows) or not table.size:
         raise Damaged(f"'{path}' has {table.dtype} {list(table.shape)}, not whether each image was right, by epoch")
     if not np.allclose(table.mean(1), [row["val/accuracy"] for row in rows], atol=1e-6):
@@ -154,18 +152,24 @@ def _correct(path: Path, rows: Sequence[Row]) -> NDArray[np.bool_]:
     return table
 
 
-def tokens(path: Path) -> Tokens:
-    """How a cell cuts images. Damaged where the file is not what `write_tokens` writes."""
+@contextmanager
+def _arrays(path: Path) -> Iterator[Any]:
+    """What `write_arrays` wrote. Damaged for whatever goes wrong with it: a damaged archive raises nearly anything."""
     content = schema.content(path)
     try:
-        archive = np.load(BytesIO(content))
+        yield np.load(BytesIO(content))
+    except Exception as error:
+        raise Damaged(f"'{path}' cannot be read ({type(error).__name__}: {error})") from error
+
+
+def tokens(path: Path) -> Tokens:
+    """How a cell cuts images. Damaged where the file is not what `write_tokens` writes."""
+    with _arrays(path) as archive:
         images, patches = archive["images"], archive["patches"]
         (_, channels, height, side), (count, _, _) = images.shape, patches.shape
         corners, sizes = patches[..., :2], patches[..., 2:]
         inside = corners.min() >= 0 and sizes.min() >= 1 and (corners + sizes).max() <= side
         right = (images.dtype, height, count, inside) == (np.uint8, side, len(images), True) and channels in (1, 3)
-    except Exception as error:  # a damaged archive raises nearly anything
-        raise Damaged(f"'{path}' cannot be read ({type(error).__name__}: {error})") from error
     if not right or sizes.shape[-1] != 1 or not np.issubdtype(patches.dtype, np.integer):
         raise Damaged(f"'{path}' has no images with the patches that they are cut into")
     return Tokens(images, patches)

@@ -133,8 +133,8 @@ def _joined(studies: Sequence[Study]) -> dict[tuple[str, int], Cell]:
 def _comparable(study: Study) -> dict[str, Any]:
     """What studies must share to be joined: settings, machine, and what their cells, or without one they, say of data
     and weights."""
-    said = [cell.result.get("identity") for cell in study.cells]
-    of: dict[str, Any] = next(filter(None, [*said, read_study(study.folders[0]).get("identity")]), {})
+    said = filter(None, (cell.result.get("identity") for cell in study.cells))
+    of: dict[str, Any] = next(said, {}) or read_study(study.folders[0]).get("identity") or {}
     same = {f"digest of {key}": of[key] for key in ("data", "weights") if key in of}
     return schema.whole(study.configuration) | {k: study.environment[k] for k in COMPARABLE} | same
 

@@ -2,13 +2,11 @@
 
 import json
 from fnmatch import fnmatch
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
-from ablations.study.store import Result, Row, write_result
+from ablations.study.store import Result, Row, write_arrays, write_result
 from core import files
 
 LAYOUT = {
@@ -59,9 +57,7 @@ class Recorder:
 
     def correct(self, table: Tensor) -> None:
         """Keep which validation images were classified correctly after each epoch: bool [epochs, images]."""
-        content = BytesIO()
-        np.savez_compressed(content, correct=table.numpy())
-        files.write(self.folder / "correct.npz", content.getvalue())
+        write_arrays(self.folder / "correct.npz", correct=table)
 
     def finish(self, result: Result, settings: dict[str, str | int | float | bool]) -> None:
         """Close the cell: HParams in the cell's own event file, then the result."""

@@ -26,7 +26,7 @@ from ablations.study.signals import NUMBERS, Stop, Stopped
 from ablations.study.snapshots import Snapshots
 from ablations.study.store import Result, cell_folder, open_study, read_study, write_json, write_tokens
 from ablations.study.training import tokens, train
-from core import files, measure, model, plugins
+from core import measure, model, plugins
 from core.data import sets
 from core.data.splits import Data
 from core.foreign import sources
@@ -115,7 +115,6 @@ def record(study: Study, preset: str, out: Path, deterministic: bool, accept_cha
     """Make the study's folder, or continue it; returns the study with what its cells are made by, whatever study.json
     says later (--accept-changes elsewhere). InputError if the folder is another study's."""
     settings, made_by = configuration(study, preset, deterministic), identity.of(study.data, study.recipe.weights)
-    files.folder(out)
     with claims.waited(out / "study"):  # two first starts at once
         made = {"configuration": settings, "environment": environment(study.recipe.device), "identity": made_by}
         parameters = {cell.arm.name: model.parameters(cell.config, cell.ops) for cell in study.cells}

@@ -55,9 +55,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_tokens(folder: Path, images: Tensor, patches: Tensor) -> None:
     """Write how a cell cuts images: uint8 [B,C,S,S], and the patches of each [B,L,3] (x0, y0, size)."""
+    write_arrays(folder / "tokens.npz", images=images, patches=patches)
+
+
+def write_arrays(path: Path, **tensors: Tensor) -> None:
+    """Replace an archive of arrays by name (numpy's npz) atomically."""
     content = BytesIO()
-    np.savez_compressed(content, images=images.cpu().numpy(), patches=patches.cpu().numpy())
-    files.write(folder / "tokens.npz", content.getvalue())
+    arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    np.savez_compressed(content, **arrays)
+    files.write(path, content.getvalue())
 
 
 def write_result(folder: Path, result: Result) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from core.foreign.forward import PLAIN
 from core.foreign.model import Foreign, split
 from core.foreign.readout import readout
 from core.ops import SITES, Ops, Params, Part, composed
-from core.optimizers import Optimizer
+from core.optimizers import Around
 from core.vit import VitConfig
 
 REACHED = ("linear", "norm", "attend", "observe", "penalty")
@@ -77,10 +77,10 @@ def _renamed(part: Part, ours: Mapping[str, str]) -> Part:
     )
 
 
-class _Renamed(NamedTuple):
+@dataclass(frozen=True)
+class _Renamed(Around):
     """An optimizer that sees parameters by our names."""
 
-    inner: Optimizer
     ours: Mapping[str, str]
 
     def init(self, params: Params) -> Any:
@@ -89,13 +89,6 @@ class _Renamed(NamedTuple):
     def update(self, params: Params, gradients: Params, state: Any, step: Tensor) -> tuple[Params, Any]:
         new, state = self.inner.update(self._renamed(params), self._renamed(gradients), state, step)
         return {name: new[self.ours.get(name, name)] for name in params}, state
-
-    @property
-    def learning_rate(self) -> float:
-        return self.inner.learning_rate
-
-    def rate(self, step: Tensor) -> Tensor:
-        return self.inner.rate(step)
 
     def _renamed(self, tree: Params) -> Params:
         return {self.ours.get(name, name): tensor for name, tensor in tree.items()}
