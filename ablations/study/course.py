@@ -50,8 +50,8 @@ class Course:
 
     @property
     def seconds(self) -> list[float]:
-        """Of every step; of one that the process was stopped in (Ctrl-Z, a machine that was paused) the median of all,
-        so that training time is that of work: one that took more than GAP seconds and TIMES the median."""
+        """Of every step; of one that the process was stopped in (Ctrl-Z, a machine that was paused) the median of all so
+        far, so that training time is that of work: one that took more than GAP seconds and TIMES the median."""
         usual = median(self.intervals)
         return [usual if taken > max(GAP, TIMES * usual) else taken for taken in self.intervals]
 
@@ -73,12 +73,12 @@ class Course:
     def evaluate(self, evaluated: Evaluation, batch_size: int, peak: int) -> Row:
         """An epoch ends; returns its metrics. FloatingPointError for a validation loss that is not finite."""
         metrics = Metrics(*(torch.cat(column) for column in zip(*self.pieces, strict=True)))
-        seconds = self.seconds
-        row = _row(len(self.history) + 1, metrics, seconds[-len(metrics.loss) :], batch_size) | {
+        seconds = self.seconds[-len(metrics.loss) :]  # those before stay what they were told to be
+        row = _row(len(self.history) + 1, metrics, seconds, batch_size) | {
             "val/accuracy": evaluated.accuracy,
             "val/loss": evaluated.loss,
             "memory/peak_mib": peak / 2**20,
-            "seconds": sum(seconds),
+            "seconds": sum(seconds, self.history[-1]["seconds"] if self.history else 0.0),
         }
         self.history.append(row)
         self.times.append(time.time())

@@ -113,7 +113,7 @@ def _steps(cell: Prepared, course: Course, order: Tensor, end: Callable[[], bool
 
 
 def _result(cell: Prepared, memory: WarmedUp, course: Course) -> Result:
-    recipe, account, last, seconds = cell.recipe, cell.costs, course.history[-1], course.seconds
+    recipe, account, last = cell.recipe, cell.costs, course.history[-1]
     return {
         "parameters": account.parameters,
         "epochs": recipe.epochs,
@@ -121,10 +121,10 @@ def _result(cell: Prepared, memory: WarmedUp, course: Course) -> Result:
         "final_val_accuracy": last["val/accuracy"],
         "final_val_loss": last["val/loss"],
         "final_train_loss": last["train/loss"],
-        "train_seconds": sum(seconds),
-        "stopped_seconds": sum(course.intervals) - sum(seconds),
-        "images_per_second": len(seconds) * recipe.batch_size / sum(seconds),
-        "step_ms_median": median(seconds) * 1000,
+        "train_seconds": last["seconds"],
+        "stopped_seconds": max(0.0, round(sum(course.intervals) - last["seconds"], 6)),
+        "images_per_second": course.steps * recipe.batch_size / last["seconds"],
+        "step_ms_median": median(course.seconds) * 1000,
         "peak_bytes": memory.peak,
         "reserved_bytes": memory.reserved,
         "predicted_peak_bytes": account.peak_bytes,

@@ -196,3 +196,13 @@ def test_what_a_process_was_stopped_for_is_no_training_time(config):
     assert stopped.seconds == [0.01, 0.02, 0.02, 0.02, 0.01]
     for slow in ([2.0, 3.0, 9.0, 2.0], [0.001] * 9 + [0.9]):
         assert Course(state, state.params, intervals=slow).seconds == slow
+
+
+def test_training_time_grows_whatever_counts_as_a_stop_later(config):
+    """Half of the first epoch's steps wait for a cold disk: beside those of the second they would be stops."""
+    state, good = start(vit.init(config, 0), AdamW(), rng.key(0)), torch.ones(20)
+    course = Course(state, state.params)
+    for seconds in ([1.5, 0.05] * 10, [0.05] * 20):
+        course.advance(state, Metrics(good, good, good, good, good), seconds)
+        course.evaluate(Evaluation(torch.tensor([True]), 1.0), 32, 0)
+    assert [row["seconds"] for row in course.history] == pytest.approx([15.5, 16.5])
