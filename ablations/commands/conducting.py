@@ -130,6 +130,8 @@ def _introduce(console: Console, study: running.Study, out: Path, cells: int, le
         f"threads, data {data.name} ({len(data.train.labels):,} + {len(data.val.labels):,} images)",
         soft_wrap=True,
     )
+    if data.note:
+        console.print(data.note, soft_wrap=True)
     if isinstance(first := study.cells[0].config, Foreign):
         console.print(first.sentence, highlight=False, markup=False, soft_wrap=True)
 

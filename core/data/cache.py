@@ -22,7 +22,7 @@ from core.data import pictures
 from core.data.splits import Statistics, statistics
 from core.errors import InputError
 
-_FORMAT = 3
+_FORMAT = 4
 _PARTS = ("train", "val")
 _DECODING = ".decoding-"
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, MemoryError, OverflowError)
@@ -31,12 +31,13 @@ _FRESH = 60.0  # seconds in which a folder may be another process's that does no
 
 class Decoded(NamedTuple):
     """Images of both splits, uint8 [N,3,S,S], on disk and read when they are used; the digests of these; the training
-    images' statistics."""
+    images' statistics; and which validation images are the same as which training images."""
 
     train: Tensor
     val: Tensor
     digests: tuple[str, str]
     known: Statistics
+    copies: list[tuple[int, int]]
 
 
 def cached(path: Path, parts: Sequence[Sequence[str]], state: object, root: Path, image: int | None) -> Decoded:
@@ -61,7 +62,7 @@ def cached(path: Path, parts: Sequence[Sequence[str]], state: object, root: Path
         digests = [files.digest(images) for images in made]
         if digests[0] == digests[1]:
             raise InputError(f"'{path}' has the same images to learn and to judge by: a copy; hold out others")
-        about = {"digests": digests, "statistics": statistics(made[0]), **source}
+        about = {"digests": digests, "statistics": statistics(made[0]), "copies": _copies(*made), **source}
         files.write(temporary / "about.json", json.dumps(about | {"sha256": _seal(about)}).encode())
         try:
             temporary.rename(folder)
@@ -84,7 +85,16 @@ def _read(folder: Path) -> Decoded:
     if list(digests) != about["digests"] or about["sha256"] != _seal(about):
         raise ValueError(f"'{folder}' is damaged")
     mean, std = about["statistics"]
-    return Decoded(train, val, digests, (tuple(mean), tuple(std)))
+    return Decoded(train, val, digests, (tuple(mean), tuple(std)), [(i, j) for i, j in about["copies"]])
+
+
+def _copies(train: Tensor, val: Tensor) -> list[tuple[int, int]]:
+    learned = {_fingerprint(image): j for j, image in enumerate(train)}
+    return [(i, learned[key]) for i, key in enumerate(map(_fingerprint, val)) if key in learned]
+
+
+def _fingerprint(image: Tensor) -> bytes:
+    return hashlib.blake2b(image.numpy(), digest_size=16).digest()
 
 
 def _seal(about: Mapping[str, object]) -> str:

@@ -48,14 +48,27 @@ def load(name: str, root: Path, image: int | None) -> Data:
         Split(images, torch.tensor([index[label] for _, label in samples]))
         for images, samples in zip(found[:2], (train, val), strict=True)
     )
-    return Data(name, train_split, val_split, tuple(names), *found.known, pixels=found.digests)
+    note = _copied(*files, found.copies)
+    return Data(name, train_split, val_split, tuple(names), *found.known, pixels=found.digests, note=note)
 
 
-def _states(path: Path, train: list[str], val: list[str]) -> list[tuple[str, int, int]]:
-    """(file, size, time of its last change) of every image. InputError for one that is twice among them, by links: it
-    would be of two classes, count twice, or be learned before it is judged."""
+def _copied(train: list[str], val: list[str], copies: list[tuple[int, int]]) -> str:
+    """What is told of validation images that are training images too."""
+    if not copies:
+        return ""
+    i, j = copies[0]
+    return (
+        f"{len(copies):,} of the {len(val):,} validation images are learned, too, such as '{val[i]}', which is "
+        f"'{train[j]}': accuracy is told too high; hold out others"
+    )
+
+
+def _states(path: Path, train: list[str], val: list[str]) -> list[tuple[str | int, ...]]:
+    """Of every image the file, its number on the disk, size, and times of the last change: those out of an archive may
+    all have one size and time, and two of them, or their folders, change places. InputError for one that is twice among
+    them, by links: it would be of two classes, count twice, or be learned before it is judged."""
     seen: dict[tuple[int, int], str] = {}
-    states = []
+    states: list[tuple[str | int, ...]] = []
     for file in train + val:
         try:
             stat = os.stat(file)
@@ -64,7 +77,7 @@ def _states(path: Path, train: list[str], val: list[str]) -> list[tuple[str, int
         other = seen.setdefault((stat.st_dev, stat.st_ino), file)
         if other != file:
             raise InputError(f"'{path}': '{file}' and '{other}' are one file, by a link; keep one of them")
-        states.append((file, stat.st_size, stat.st_mtime_ns))
+        states.append((file, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     return states
 
 

@@ -29,7 +29,7 @@ class Data:
     """A data set: its splits, class names in label order, and the training images' mean and deviation per
     channel (of pixels in [0, 1]). mirrors: whether a mirrored image keeps its class. fifth: where seeds hold out
     different images, the fifth of every training and then validation image [N]. pixels: the digests of the splits'
-    images, where these are known already."""
+    images, where these are known already. note: what whoever uses it should know."""
 
     name: str
     train: Split
@@ -40,6 +40,7 @@ class Data:
     mirrors: bool = True
     fifth: Tensor | None = None
     pixels: tuple[str, str] | None = None
+    note: str = ""
 
     def digest(self) -> str:
         """SHA-256 of all images, labels and class names."""

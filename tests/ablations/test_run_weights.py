@@ -106,7 +106,9 @@ def test_several_data_sets(image_folder, tmp_path, monkeypatch, capsys):
     assert "gives two studies one folder" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
     shutil.copytree(image_folder, tmp_path / "others")
+    shutil.copy("others/train/dark/0.png", "others/val/dark/0.png")
     assert train(f"folder:{image_folder},folder:others") == 0
+    assert "\n1 of the 8 validation images are learned, too" in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "runs").iterdir()} == {"quick-images", "quick-others"}
     monkeypatch.setattr(
         "ablations.commands.main.execute", lambda command, console, stop: int(command.recipe.data == "digits")

@@ -39,11 +39,34 @@ def test_folder_is_decoded_once(image_folder, tmp_path, monkeypatch):
     assert (first.mean, first.std) == (again.mean, again.std)
 
 
-def test_a_changed_file_is_decoded_again(image_folder, tmp_path):
-    before = data.load(f"folder:{image_folder}", tmp_path / "root")
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(image_folder / "train" / "bright" / "0.png")
-    after = data.load(f"folder:{image_folder}", tmp_path / "root")
-    assert not torch.equal(before.train.images, after.train.images)
+def _swap(one, other):
+    one.rename(one.with_name("t"))
+    other.rename(one)
+    one.with_name("t").rename(other)
+
+
+CHANGES = {
+    "another": lambda train: Image.new("RGB", (8, 8)).save(train / "bright" / "0.bmp"),
+    "swapped files": lambda train: _swap(train / "bright" / "0.bmp", train / "dark" / "0.bmp"),
+    "swapped classes": lambda train: _swap(train / "bright", train / "dark"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_file_is_decoded_again(image_folder, tmp_path, change):
+    """Of one size and one time, as they come out of an archive."""
+    for file in sorted(image_folder.rglob("*.png")):
+        Image.open(file).save(file.with_suffix(".bmp"))
+        file.unlink()
+
+    def loaded():
+        for file in image_folder.rglob("*.bmp"):
+            os.utime(file, (1e9, 1e9))
+        return data.load(f"folder:{image_folder}", tmp_path / "root")
+
+    before = loaded()
+    CHANGES[change](image_folder / "train")
+    assert not torch.equal(before.train.images, loaded().train.images)
 
 
 def test_grey_and_odd_sized_images_become_square_rgb(image_folder, tmp_path):
@@ -214,6 +237,17 @@ def test_a_copy_of_what_is_learned_judges_nothing(image_folder, tmp_path):
     shutil.rmtree(image_folder / "val")
     shutil.copytree(image_folder / "train", image_folder / "val")
     refused(f"folder:{image_folder}", tmp_path / "root", "has the same images to learn and to judge by: a copy")
+
+
+def test_single_copies_are_told(image_folder, tmp_path):
+    """Byte by byte, or the same pixels in another file."""
+    assert not data.load(f"folder:{image_folder}", tmp_path / "root").note
+    learned, judged = image_folder / "train" / "dark" / "3.png", image_folder / "val" / "bright"
+    shutil.copy(learned, judged / "1.png")
+    Image.open(learned).save(judged / "z.bmp")
+    told = f"2 of the 9 validation images are learned, too, such as '{judged}/1.png', which is '{learned}'"
+    for _ in ("decoded", "cached"):
+        assert told in data.load(f"folder:{image_folder}", tmp_path / "root").note
 
 
 def test_one_class_is_refused(image_folder, tmp_path):
