@@ -22,6 +22,8 @@ from ablations.study.presets import PRESETS
 from ablations.study.signals import Stop
 from core import plugins
 from core.errors import InputError, choose
+from core.foreign import sources
+from core.weights import pretrained
 
 
 class Study(NamedTuple):
@@ -79,6 +81,8 @@ def run(
         schema.Settings.model_validate(vars(changed))
     except ValidationError as error:
         raise InputError(f"recipe value {schema.said(error)}") from error
+    pretrained.load.cache_clear()  # of what a file held at an earlier call
+    sources.load.cache_clear()
     out, text = Path(out).expanduser(), str(arms)
     whole = Command(arms=text, preset=recipe, seeds=seeds, out=out, data_root=Path(data_root), recipe=changed)
     execute(checked(whole), Console(quiet=quiet), Stop())

@@ -1,5 +1,6 @@
 """Code: Python files of a user's, run where he names them and nowhere else; what an error says; functions copied."""
 
+import hashlib
 import importlib.util
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 from core.errors import InputError
 
-ran: set[Path] = set()  # the files that this process ran
+ran: dict[Path, str] = {}  # the files that this process ran, and the SHA-256 of what they held then
 
 
 def run(file: str, what: str) -> ModuleType:
@@ -25,8 +26,9 @@ def run(file: str, what: str) -> ModuleType:
         raise InputError(f"{what}: '{file}' is no Python file; name one that ends in .py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        ran.add(path)
+        content = path.read_bytes()
+        exec(compile(content, path, "exec"), vars(module))  # not what was compiled when it had this time and size
+        ran[path] = hashlib.sha256(content).hexdigest()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # exit() too: the command would end as if all were well

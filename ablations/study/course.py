@@ -50,8 +50,8 @@ class Course:
 
     @property
     def seconds(self) -> list[float]:
-        """Of every step; of one that the process was stopped in (Ctrl-Z, a machine that was paused) the median of all so
-        far, so that training time is that of work: one that took more than GAP seconds and TIMES the median."""
+        """Of every step; of one that the process was stopped in (Ctrl-Z, a machine that was paused) the median so far,
+        so that training time is that of work: one that took more than GAP seconds and TIMES the median."""
         usual = median(self.intervals)
         return [usual if taken > max(GAP, TIMES * usual) else taken for taken in self.intervals]
 

@@ -1,39 +1,54 @@
 """What makes the cells of a study comparable: digests of the code, the data and the weights that they come from."""
 
 import hashlib
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core import files, model
 from core.code import ran
 from core.data.splits import Data
+from core.errors import InputError
+from core.foreign.model import Foreign, trained
 from core.weights import pretrained
 
-_ROOT = Path(__file__).parents[2]
 _SOURCES = ("core", "ablations/study")  # what a cell is computed by; a report may be made by later code
 
 Identity = dict[str, str | None]
 
 
-def of(data: Data, weights: str | None) -> Identity:
-    """SHA-256 of the sources, of the data and of the pretrained weights (None without any)."""
-    return {
-        "code": code(),
-        "data": data.digest(),
-        "weights": None if weights is None else pretrained.load(weights).digest(),
-    }
+def of(data: Data, weights: str | None, config: model.Config, own: Sequence[str]) -> Identity:
+    """SHA-256 of the code, of the data, and of the pretrained weights (None without any), or what a model of others
+    begins with at seed 0. own: the user's files that were run."""
+    begin = None if weights is None else pretrained.load(weights).digest()
+    if isinstance(config, Foreign):
+        begin = files.digests(model.state_dict(config, trained(config.module)))
+    return {"code": code(own), "data": data.digest(), "weights": begin}
 
 
-def code() -> str:
-    """SHA-256 of this project's source files, whatever is committed of them, by name, installed without git too; and of
-    the user's files that were run."""
-    found = hashlib.sha256()
-    own = sorted(path for part in _SOURCES for path in (_ROOT / part).rglob("*.py"))
-    for path in [*own, *sorted(ran, key=lambda path: path.name)]:
-        content = path.read_bytes()
-        name = path.name if path in ran else path.relative_to(_ROOT).as_posix()
-        found.update(f"{name} {len(content)}\n".encode() + content)
-    return found.hexdigest()
+def code(own: Sequence[str] = ()) -> str:
+    """SHA-256 of this project's source files as they were loaded, whatever is committed of them, by name, installed
+    without git too; and of these files of the user's. InputError for one that was changed since this process ran it."""
+    paths = [Path(os.path.realpath(file)) for file in own]
+    if odd := [path for path in paths if not path.is_file() or _digest(path) != ran.get(path)]:
+        raise InputError(f"'{odd[0]}' was changed since this process ran it; start the command, or Python, anew")
+    listed = [*_OWN, *sorted((path.name, ran[path]) for path in paths)]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def sources(root: Path) -> list[tuple[str, str]]:
+    """This project's source files below a folder: name and SHA-256."""
+    paths = sorted(path for part in _SOURCES for path in (root / part).rglob("*.py"))
+    return [(path.relative_to(root).as_posix(), _digest(path)) for path in paths]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+_OWN = sources(Path(__file__).parents[2])
 
 
 def differences(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> list[str]:

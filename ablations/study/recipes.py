@@ -214,6 +214,12 @@ class Recipe:
         )
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The user's Python files that it runs."""
+        kind, _, rest = (self.model or "").partition(":")
+        return (*self.plugin, rest.rpartition(":")[0]) if kind == "module" else self.plugin
+
+    @property
     def terms(self) -> str:
         """What is done to the images: "of 64 pixels (patch 8, mixup 0.8)"."""
         names = ("patch", "crop", "mixup", "smoothing", "ema")[self.model is not None :]

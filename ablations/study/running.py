@@ -114,9 +114,10 @@ def configuration(study: Study, preset: str, deterministic: bool) -> dict[str, A
 def record(study: Study, preset: str, out: Path, deterministic: bool, accept_changes: bool) -> Study:
     """Make the study's folder, or continue it; returns the study with what its cells are made by, whatever study.json
     says later (--accept-changes elsewhere). InputError if the folder is another study's."""
-    settings, made_by = configuration(study, preset, deterministic), identity.of(study.data, study.recipe.weights)
+    settings, recipe = configuration(study, preset, deterministic), study.recipe
+    made_by = identity.of(study.data, recipe.weights, study.cells[0].config, recipe.files)
     with claims.waited(out / "study"):  # two first starts at once
-        made = {"configuration": settings, "environment": environment(study.recipe.device), "identity": made_by}
+        made = {"configuration": settings, "environment": environment(recipe.device), "identity": made_by}
         parameters = {cell.arm.name: model.parameters(cell.config, cell.ops) for cell in study.cells}
         open_study(out, made | {"parts": study.data.parts, "parameters": parameters}, accept_changes)
         digest = schema.settings(read_study(out))
@@ -194,9 +195,10 @@ def _attempt(
         if claim.died >= DEATHS:
             raise Died(f"its process died {claim.died} times at step {snapshots.reached(folder)}, without a message")
         kept = Snapshots(folder, {**about, "settings": made_by["settings"], **made_by["identity"]}, progress.note)
+        ceiling = timing.ceiling(out, cell)  # a study.json that is gone is told before hours of training
         with closing(Recorder(folder)) as recorder:
             result, best = train(cell, seed, recorder, progress, kept, stop, claim.check)
-            result["mfu"] = cell.plain_flops * 1000 / result["step_ms_median"] / timing.ceiling(out, cell)
+            result["mfu"] = cell.plain_flops * 1000 / result["step_ms_median"] / ceiling
             result = {**about, "data": cell.data.name, **made_by, **result}
             told = describe(cell.arm, seed, cell.config, cell.recipe, cell.data, result["best_val_accuracy"])
             checkpoints.save(folder / "best.safetensors", model.state_dict(cell.config, best), told)

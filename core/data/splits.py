@@ -43,10 +43,11 @@ class Data:
     note: str = ""
 
     def digest(self) -> str:
-        """SHA-256 of all images, labels and class names."""
+        """SHA-256 of all images, labels and class names, and of how seeds divide them."""
         splits = self.train, self.val
         pixels = self.pixels or [files.digest(split.images) for split in splits]
-        whole = [*pixels, *(files.digest(split.labels) for split in splits), self.classes]
+        parts = None if self.fifth is None else files.digest(self.fifth)
+        whole = [*pixels, *(files.digest(split.labels) for split in splits), self.classes, parts]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
     @property

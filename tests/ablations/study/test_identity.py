@@ -1,21 +1,31 @@
 """A study goes on with the same code, data and weights, or says what differs."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
 import torch
 from synthetic import study
 
+from ablations import library
 from ablations.analysis.comparisons import compare
 from ablations.reporting.words import sentences
 from ablations.study import identity, reading, schema, store
 from ablations.study.presets import PRESETS
-from core import vit
+from core import code, vit
 from core.data import sets
 from core.errors import InputError
+from core.foreign import sources
 from core.weights import checkpoints
 
+MODEL = """from torch import nn
+
+def build(classes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.GELU(), nn.Linear(8, classes))
+    nn.init.constant_(net[1].weight, {value})
+    return net
+"""
 RECIPE = vars(PRESETS["quick"])
 MACHINE = {"torch": "2", "device_name": "a processor", "threads": "1"}
 SAME = {"code": "c" * 64, "data": "d" * 64, "weights": None}
@@ -57,18 +67,36 @@ def test_settings_count_in_any_order(tmp_path):
         opened(tmp_path / "s", set=("decatt.weight=15", "mrt.scorer=blur"))
 
 
-def test_every_source_file_counts(tmp_path, monkeypatch):
+def test_every_source_file_counts(tmp_path):
     (tmp_path / "core").mkdir()
     (tmp_path / "core" / "a.py").write_text("x = 1")
-    monkeypatch.setattr(identity, "_ROOT", tmp_path)
-    found = [identity.code()]
+    found = [identity.sources(tmp_path)]
     (tmp_path / "core" / "a.py").write_text("x = 2")
-    found.append(identity.code())
+    found.append(identity.sources(tmp_path))
     (tmp_path / "core" / "a.py").rename(tmp_path / "core" / "b.py")
-    found.append(identity.code())
+    found.append(identity.sources(tmp_path))
     (tmp_path / "core" / "b.pyc").write_text("")
-    assert len({*found}) == 3
-    assert identity.code() == found[-1]
+    assert len({*map(tuple, found)}) == 3
+    assert identity.sources(tmp_path) == found[-1]
+
+
+def test_a_users_files_count_as_they_ran_and_not_those_of_other_studies(tmp_path):
+    files = [tmp_path / name / "mine.py" for name in "ab"]
+    for file, value in zip(files, (1, 2), strict=True):
+        file.parent.mkdir()
+        file.write_text(f"x = {value}")
+        os.utime(file, (1e9, 1e9))
+        assert code.run(str(file), "plugin").x == value
+    both = identity.code(files)
+    assert len({both, identity.code(files[:1]), identity.code(files[1:]), identity.code()}) == 4
+    assert identity.code(files[::-1]) == both
+    files[0].write_text("x = 3")  # of the same size
+    os.utime(files[0], (1e9, 1e9))
+    identity.code(files[1:])
+    with pytest.raises(InputError, match=r"a/mine.py' was changed since this process ran it; start"):
+        identity.code(files)
+    assert code.run(str(files[0]), "plugin").x == 3
+    assert identity.code(files) != both
 
 
 def test_every_image_label_and_class_counts(image_folder, tmp_path):
@@ -84,6 +112,8 @@ def test_every_image_label_and_class_counts(image_folder, tmp_path):
         replace(plain, train=data.val, val=data.train),
     ]
     assert len({data.digest(), *(other.digest() for other in others)}) == 5
+    digits = sets.load("digits")
+    assert replace(digits, fifth=digits.fifth.flip(0)).digest() != digits.digest()
 
 
 def test_weights_count_by_value(tmp_path):
@@ -94,6 +124,27 @@ def test_weights_count_by_value(tmp_path):
         checkpoints.save(tmp_path / f"{name}.safetensors", state, {"config": vars(config)})
         found.append(identity.pretrained.load.__wrapped__(str(tmp_path / f"{name}.safetensors")).digest())
     assert found[0] == found[1] != found[2]
+
+
+def test_what_a_model_of_others_begins_with_counts(tmp_path):
+    """Weights that a function of a file reads are in no file that is known here."""
+    image_data, found = sets.outline("digits", image=8), []
+    for name, value in (("a", 0.5), ("b", 0.5), ("c", 0.25)):
+        (tmp_path / f"{name}.py").write_text(MODEL.format(value=value))
+        config = sources.load(f"module:{tmp_path}/{name}.py:build", 8, 3, 10)
+        found.append(identity.of(image_data, None, config, ())["weights"])
+    assert found[0] == found[1] != found[2]
+
+
+def test_from_python_weights_are_those_of_their_file_now(tmp_path, monkeypatch):
+    file, found = tmp_path / "w.safetensors", []
+    monkeypatch.setattr(library, "execute", lambda *_: found.append(identity.pretrained.load(str(file)).digest()))
+    monkeypatch.setattr(library, "load", lambda *_, **__: None)
+    config = vit.VitConfig(image=8, patch=4, width=8, depth=1, heads=2, mlp=16, classes=2)
+    for seed in (0, 1):
+        checkpoints.save(file, vit.init(config, seed), {"config": vars(config)})
+        library.run(tmp_path / "s", weights=str(file))
+    assert found[0] != found[1]
 
 
 def made_by(folder, arm, seed, same):
