@@ -56,12 +56,7 @@ def foresee_hours(command: Command, console: Console) -> None:
 
     study = running.foresee(command.arms, command.recipe, command.data_root, present=command.recipe.parallel is None)
     out, each = folder(command, study.data.name), study.recipe.processes or 1
-    if (out / "study.json").is_file():
-        before = store.read_study(out)["configuration"]
-        settings = running.configuration(study, command.preset, command.deterministic)
-        if study.recipe.weights and study.recipe.eps is None:  # as they have it, and they are not fetched
-            settings["eps"] = before.get("eps")
-        store.refuse_other(out, before, settings)
+    running.refuse_other_settings(study, command.preset, out, command.deterministic)
     seconds, source = hours.step_seconds(study, out)
     planned = study.planned(range(command.first_seed, command.first_seed + command.seeds), command.every_arm)
     done = {(cell, seed): outcomes.finished(store.cell_folder(out, cell.arm.name, seed)) for cell, seed in planned}

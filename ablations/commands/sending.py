@@ -16,6 +16,7 @@ def launch(command: Command, console: Console) -> int:
     """The same with every cell trained elsewhere; this process only sends them, and writes the report."""
     study = running.foresee(command.arms, command.recipe, command.data_root, present=False)
     out, seeds, planned, folders = lay_out(command, study)
+    running.refuse_other_settings(study, command.preset, out, command.deterministic)
     retry(command, out, folders)
     terminal = Terminal(console, folders, bar=False)
     where = Path.cwd()

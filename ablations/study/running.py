@@ -24,7 +24,7 @@ from ablations.study.recipes import Recipe
 from ablations.study.recorder import Recorder
 from ablations.study.signals import NUMBERS, Stop, Stopped
 from ablations.study.snapshots import Snapshots
-from ablations.study.store import Result, cell_folder, open_study, read_study, write_json, write_tokens
+from ablations.study.store import Result, cell_folder, open_study, read_study, refuse_other, write_json, write_tokens
 from ablations.study.training import tokens, train
 from core import measure, model, plugins
 from core.data import sets
@@ -109,6 +109,17 @@ def configuration(study: Study, preset: str, deterministic: bool) -> dict[str, A
     """The settings of a study, as study.json has them."""
     settings = {"preset": preset, **asdict(study.recipe)} | ({"deterministic": True} if deterministic else {})
     return dict(json.loads(json.dumps(settings)))
+
+
+def refuse_other_settings(study: Study, preset: str, out: Path, deterministic: bool) -> None:
+    """InputError for another study's folder, as far as its settings tell: nothing is fetched or written."""
+    if not (out / "study.json").is_file():
+        return
+    before = schema.whole(read_study(out)["configuration"])
+    settings = configuration(study, preset, deterministic)
+    if study.recipe.weights and study.recipe.eps is None:  # as they have it
+        settings["eps"] = before.get("eps")
+    refuse_other(out, before, settings)
 
 
 def record(study: Study, preset: str, out: Path, deterministic: bool, accept_changes: bool) -> Study:

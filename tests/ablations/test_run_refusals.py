@@ -25,6 +25,14 @@ def test_other_settings_in_the_same_folder_are_refused(command, refused):
     error = refused("--arms", "flash", "--learning-rate", "0.1", "--mlp", "48")
     assert "mlp 32 -> 48, learning_rate 0.005 -> 0.1" in error
     assert not (command.out / "cells" / "flash").exists()
+    (command.out / "cells" / "baseline" / "seed0" / "result.json").rename(kept := command.out / "kept")
+    failure = command.out / "cells" / "baseline" / "seed0" / "failed.json"
+    store.write_json(failure, {"arm": "baseline", "seed": 0, "error": "no"})
+    sent = ["--launcher", "slurm", "--slurm", "cluster=debug", "--arms", "baseline", "--mlp", "48"]
+    assert "mlp 32 -> 48" in refused(*sent, "--retry-failed")
+    assert failure.exists()
+    kept.rename(failure.with_name("result.json"))
+    assert "mlp 32 -> 48" in refused(*sent)  # nothing is left to send, and no job refuses it
 
 
 def test_cells_of_another_machine_are_not_continued(command, refused):
