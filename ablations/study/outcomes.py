@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ablations.study import schema
 from ablations.study.arms import optimizations, parse
-from ablations.study.schema import Damaged
+from ablations.study.schema import Damaged, Unread
 from ablations.study.store import Result, Row
 from core import plugins
 from core.errors import InputError
@@ -53,21 +53,24 @@ class Cell:
 
 
 def finished(folder: Path) -> bool:
-    """Whether the cell has a result, and what belongs to it, undamaged."""
+    """Whether the cell has a result, and what belongs to it, undamaged. Unread if that cannot be told."""
     return (folder / "result.json").is_file() and damage(folder) is None
 
 
 def failed(folder: Path) -> bool:
-    """Whether the cell was tried and has a failure instead of a result."""
+    """Whether the cell was tried and has a failure instead of a result. Unread if that cannot be told."""
     try:
         own(folder / "failed.json", schema.Failure)
+    except Unread:
+        raise
     except Damaged:  # or none
         return False
     return not finished(folder)
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a cell that has a result; None where nothing is."""
+    """What is wrong with the files of a cell that has a result; None where nothing is. Unread if one cannot be read:
+    it may be whole."""
     files = (folder / name for name in ("result.json", *schema.BESIDE))
     stats = [path.stat() if path.exists() else None for path in files]
     return _damage(folder, tuple((s.st_ino, s.st_size, s.st_mtime_ns) if s else None for s in stats))
@@ -78,6 +81,8 @@ def _damage(folder: Path, state: object) -> str | None:
     """The same of files in this state: read once, for a run asks of all its cells again and again."""
     try:
         read(folder)
+    except Unread:
+        raise
     except Damaged as error:
         return str(error)
     return None

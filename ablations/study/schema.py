@@ -4,6 +4,7 @@ Whatever a study writes as JSON carries the SHA-256 of its content (`sealed`), s
 JSON is found too; without one, as in a file written by hand, the content alone is checked.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]+$")]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f/]+$")]
 
 SEAL = "sha256"
+_NO_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 BESIDE = ("metrics.jsonl", "correct.npz")  # what a result tells the digests of
 _REPORTED = (  # settings that a report needs; an earlier version may not have had the others
     *("data", "image", "baseline_width", "baseline_heads", "epochs", "batch_size", "device", "engine", "precision"),
@@ -39,6 +41,10 @@ _REPORTED = (  # settings that a report needs; an earlier version may not have h
 
 class Damaged(InputError):
     """A file that is not what the program wrote."""
+
+
+class Unread(Damaged):
+    """A file that may be whole: this process cannot read it, now."""
 
 
 class Checked(BaseModel):
@@ -244,7 +250,7 @@ def read(path: Path, kind: type[Checked]) -> dict[str, Any]:
 
 
 def content(path: Path) -> bytes:
-    """A file's bytes; Damaged if it cannot be read."""
+    """A file's bytes; Damaged if there is no such file, Unread if there is and the system does not give them."""
     if not os.path.lexists(path):
         raise Damaged(f"'{path}' is not there")
     try:
@@ -252,9 +258,10 @@ def content(path: Path) -> bytes:
             raise Damaged(f"'{path}' is no regular file")
         return path.read_bytes()
     except MemoryError as error:
-        raise Damaged(f"'{path}' cannot be read (it does not fit into memory)") from error
+        raise Unread(f"'{path}' cannot be read (it does not fit into memory)") from error
     except (OSError, ValueError) as error:  # the latter: of a name that cannot be one
-        raise Damaged(f"'{path}' cannot be read ({error})") from error
+        kind = Damaged if getattr(error, "errno", None) in _NO_FILE else Unread
+        raise kind(f"'{path}' cannot be read ({error})") from error
 
 
 def parse(text: bytes, kind: type[Checked], name: str) -> dict[str, Any]:

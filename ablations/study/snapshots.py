@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from fnmatch import fnmatch
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,10 @@ class Snapshots:
 
     def load(self, check: Callable[[dict[str, Tensor], dict[str, Any]], None] = lambda *_: None) -> Content | None:
         """The last one that is whole and of this cell; None if there is none. Damaged ones are told of and removed,
-        those of another cell told of and set aside. check: raises ValueError for what no snapshot of it can hold."""
+        those of another cell told of and set aside. check: raises ValueError for what no snapshot of it can hold.
+
+        Raises Unread, or OSError for the folder, where the system does not let them be read: they may be whole.
+        """
         for path in reversed(_paths(self.folder)):
             try:
                 data = schema.content(path)
@@ -80,7 +84,9 @@ class Snapshots:
                 if of == self._of:
                     check(*content)
                     return content
-            except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+            except schema.Unread:
+                raise
+            except (ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
                 self._note(
                     f"snapshot {path} is damaged ({schema.said(error)}): the one before it is used, or the cell starts "
                     "again"
@@ -119,8 +125,9 @@ def reached(cell: Path) -> int:
 
 
 def _paths(folder: Path) -> list[Path]:
-    """In a folder of ours: what a link leads to is not."""
-    return [] if folder.is_symlink() else sorted(folder.glob(f"{'[0-9]' * 9}-*.safetensors"))
+    """In a folder of ours: what a link leads to is not. OSError if nobody may look into it."""
+    there = [] if folder.is_symlink() or not folder.is_dir() else folder.iterdir()
+    return sorted(path for path in there if fnmatch(path.name, f"{'[0-9]' * 9}-*.safetensors"))
 
 
 def _digest(data: bytes) -> str:

@@ -1,5 +1,6 @@
 """Files of a study, damaged or forged: named and left out, and nothing else changes."""
 
+import errno
 import json
 import re
 import shutil
@@ -220,6 +221,25 @@ def test_a_file_that_no_memory_holds_is_told(tried, whole, monkeypatch):
     monkeypatch.setattr(type(path), "read_bytes", full)
     with pytest.raises(schema.Damaged, match=r"timing.json' cannot be read \(it does not fit into memory\)"):
         schema.content(path)
+    tried["damaged files of a study"] += 1
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl", "correct.npz"])
+def test_a_cell_whose_files_may_be_whole_is_not_trained_again(tried, whole, monkeypatch, name):
+    """Too many files are open, or a network's file system is away."""
+    folder, read = store.cell_folder(whole, "mrt", 1), type(whole).read_bytes
+
+    def away(path):
+        if path.name == name:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(path)
+
+    outcomes._damage.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(type(whole), "read_bytes", away)
+        with pytest.raises(schema.Unread, match=f"{name}' cannot be read .*Stale file handle"):
+            outcomes.finished(folder)
+    assert outcomes.finished(folder)
     tried["damaged files of a study"] += 1
 
 

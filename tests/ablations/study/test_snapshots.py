@@ -1,11 +1,13 @@
 """Snapshots: what comes back is what went in, or is told to be damaged; they cost no more than their share."""
 
+import errno
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from ablations.study import snapshots
+from ablations.study import schema, snapshots
 from ablations.study.course import Course
 from ablations.study.evaluation import Evaluation
 from ablations.study.snapshots import Snapshots
@@ -74,6 +76,18 @@ def test_what_is_in_the_way_of_those_set_aside_stays(kept, there):
     assert "set aside in" in kept.told[0]
     assert aside.lstat() == was
     assert [found.name for found in aside.with_name("seed0.set-aside-2").iterdir()] == [path.name]
+
+
+def test_one_that_may_be_whole_is_not_taken_for_damaged(kept, tmp_path, monkeypatch):
+    """The system may give it another time."""
+    (path,) = save(kept, 1)
+    for name, refused in (("read_bytes", kept.load), ("iterdir", lambda: snapshots.reached(tmp_path / "seed0"))):
+        with monkeypatch.context() as patched:
+            patched.setattr(type(path), name, Mock(side_effect=OSError(errno.EMFILE, "Too many open files")))
+            with pytest.raises((schema.Unread, OSError), match="Too many open files"):
+                refused()
+    assert not kept.told
+    assert kept.load()[1] == {"step": 1}
 
 
 def test_what_a_link_leads_to_is_not_ours(kept, tmp_path):
