@@ -2,10 +2,9 @@
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -83,13 +82,14 @@ def _replacing(out: Path, own: bool) -> Iterator[Path]:
     nothing else unless that is for reports alone."""
     files.folder(out)
     own = own and not out.is_symlink()
-    for left in out.glob(f"{_WRITING}*/{_UNFINISHED}"):  # by a process that was killed
-        shutil.rmtree(left.parent, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=_WRITING) as name:
-        made = Path(name).absolute()  # pandas takes ~ at the beginning of a path for another folder
+    for left in out.glob(f"{_WRITING}*"):  # by a process that was killed
+        with suppress(OSError):
+            if (left / _UNFINISHED).is_file() or not os.listdir(left):
+                _clear(left)
+    made = Path(tempfile.mkdtemp(dir=out, prefix=_WRITING)).absolute()  # pandas takes ~ at its beginning for a home
+    try:
         (made / _UNFINISHED).touch()
         yield made
-        (made / _UNFINISHED).unlink()
         before, after = _listed(out), _files(made)
         placed = [*((name, own or name in before) for name in after), (_LISTING, True)]
         if foreign := next(filter(None, (_foreign(out, *of) for of in placed)), None):
@@ -103,6 +103,20 @@ def _replacing(out: Path, own: bool) -> Iterator[Path]:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             _move(made / name, out / name)
         write_text(out / _LISTING, json.dumps(after))
+    finally:
+        _clear(made)
+
+
+def _clear(made: Path) -> None:
+    """Remove where a report was written: what tells that it is one goes last."""
+    mark = made / _UNFINISHED
+    for path in sorted(made.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        elif path != mark:
+            path.unlink()
+    mark.unlink(missing_ok=True)
+    made.rmdir()
 
 
 def _foreign(out: Path, name: str, own: bool) -> Path | None:
@@ -135,7 +149,8 @@ def _listed(out: Path) -> list[str]:
 
 
 def _files(out: Path) -> list[str]:
-    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not os.path.isdir(path))
+    paths = (path.relative_to(out).as_posix() for path in out.rglob("*") if not os.path.isdir(path))
+    return sorted(path for path in paths if path != _UNFINISHED)
 
 
 def _sections(comparisons: Comparisons, drawn: Drawn, target: float) -> list[Section]:

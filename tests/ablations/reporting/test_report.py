@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+from itertools import count
 from pathlib import Path
 from threading import Thread
 
@@ -178,6 +179,29 @@ def test_a_report_replaces_what_it_wrote_and_nothing_else(tmp_path):
     assert all(path.read_text() == "mine" for path in mine)
     assert not killed.parent.exists()
     assert not (folder / "report").exists()
+
+
+@pytest.mark.parametrize("after", range(0, 14, 2))
+def test_whatever_ends_a_report_the_next_one_clears_up(tmp_path, monkeypatch, undrawn, after):
+    folder, calls = study(tmp_path / "s", ["baseline"], [0]), count()
+
+    def ending(do):
+        def done(path, *how, **ways):
+            if ".writing-" in str(path) and next(calls) >= after:
+                raise KeyboardInterrupt
+            do(path, *how, **ways)
+
+        return done
+
+    with monkeypatch.context() as patched:
+        for owner, name in ((Path, "unlink"), (Path, "rmdir"), (os, "replace")):
+            patched.setattr(owner, name, ending(getattr(owner, name)))
+        with pytest.raises(KeyboardInterrupt):
+            report.write([folder])
+    (left,) = (folder / "report").glob(".writing-*")
+    assert (left / ".unfinished").is_file() or not [*left.iterdir()]
+    report.write([folder])
+    assert not [*(folder / "report").glob(".writing-*")]
 
 
 @pytest.mark.parametrize("name", ["figures", "tensorboard", "report.md/"])
