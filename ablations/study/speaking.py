@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import fields, is_dataclass, replace
@@ -15,6 +16,7 @@ import tyro
 from core.errors import InputError
 
 Options = TypeVar("Options")
+_NO_THREAD = "start new thread|Resource temporarily unavailable"  # as Python and C++ say it
 
 
 class Console(rich.console.Console):
@@ -35,6 +37,7 @@ def one_message(who: Callable[[], str] = str) -> Iterator[None]:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open to the end)
         if isinstance(stream := getattr(sys, name), TextIOWrapper):
             stream.reconfigure(errors="replace")
+    threading.excepthook = _said_of_thread
     try:
         try:
             yield
@@ -42,7 +45,9 @@ def one_message(who: Callable[[], str] = str) -> Iterator[None]:
             sys.stdout.flush()
             raise
         sys.stdout.flush()
-    except (InputError, OSError, MemoryError, UnicodeEncodeError) as error:  # the last: of no text in this locale
+    except (InputError, OSError, MemoryError, UnicodeEncodeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search(_NO_THREAD, str(error)):
+            raise
         told = error if isinstance(error, InputError) else InputError(_said(error))  # in one line, whatever the name
         with suppress(OSError):  # nobody is told, but by the status
             print(f"{who()}error: {told}", file=sys.stderr)
@@ -121,6 +126,11 @@ def _unboxed(told: str) -> str:
     return f"{said}{meant}; --help lists what there is"
 
 
+def _said_of_thread(of: threading.ExceptHookArgs) -> None:
+    """TensorBoard's, when a folder is gone or the disk is full: who writes next is told the same and ends by it."""
+    print(f"{of.thread and of.thread.name}: {of.exc_type.__name__}: {of.exc_value}", file=sys.stderr)
+
+
 def _said(error: Exception) -> str:
     """What an error says; of the standard output, which has no name, that it was this."""
     if isinstance(error, OSError) and error.filename is None:
@@ -129,6 +139,8 @@ def _said(error: Exception) -> str:
         except OSError as full:
             _silence(sys.stdout)
             return f"the standard output cannot be written: {full.strerror}"
+    if isinstance(error, RuntimeError):
+        return f"no thread can be started ({error}); allow this user more processes (ulimit -u)"
     return str(error) or "there is no memory left"
 
 

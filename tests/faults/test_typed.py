@@ -142,6 +142,17 @@ def test_the_installed_command_ends_without_words_until_it_listens(name, left):
     assert done.stdout == f"{left}\n"
 
 
+@pytest.mark.parametrize("said", ["can't start new thread", "Resource temporarily unavailable"])
+def test_no_thread_is_one_message(capsys, said):
+    with pytest.raises(SystemExit, match="2"), speaking.one_message():
+        raise RuntimeError(said)
+    assert capsys.readouterr().err == (
+        f"error: no thread can be started ({said}); allow this user more processes (ulimit -u)\n"
+    )
+    with pytest.raises(RuntimeError, match="a defect"), speaking.one_message():
+        raise RuntimeError("a defect")
+
+
 def test_no_memory_is_one_message(capsys):
     with pytest.raises(SystemExit, match="2"), speaking.one_message():
         raise MemoryError

@@ -1,6 +1,10 @@
 """What TensorBoard will find in the cells, read back with its own reader."""
 
 import os
+import re
+import shutil
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from ablations.study import recorder
+from ablations.study.speaking import one_message
 from ablations.study.store import cell_folder
 from core.errors import InputError
 
@@ -42,6 +47,19 @@ def test_links_that_lead_nowhere_cost_no_cell(tmp_path):
     made.finish(dict.fromkeys((*recorder.METRICS, "peak_bytes", "kept_bytes", "epochs"), 1), {})
     assert (tmp_path / "result.json").is_file()
     assert (tmp_path / "mine").is_symlink()
+
+
+def test_a_folder_that_is_removed_meanwhile_is_told_in_lines(tmp_path, capsys, monkeypatch):
+    """By TensorBoard's thread in one, and by whoever writes next."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    made = recorder.Recorder(tmp_path / "seed0")
+    made._writer.flush()
+    shutil.rmtree(tmp_path / "seed0")
+    with pytest.raises(SystemExit, match="2"), one_message(), closing(made):
+        made._writer.add_scalar("train/loss", 1.0, 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.sub(r"^Thread-\d+", "Thread", line).partition(":")[0] for line in lines] == ["Thread", "error"]
+    assert all("No such file or directory" in line for line in lines)
 
 
 def test_what_is_in_the_place_of_a_table_is_not_waited_for(tmp_path):
