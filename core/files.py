@@ -2,9 +2,9 @@
 
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def write(path: Path, content: bytes) -> None:
     """Give a file this content: on the disk when this returns, and until then what it was. OSError names the file;
     InputError for a folder in its place."""
     refuse_folder(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.partial")  # processes of two machines may have one number
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -27,8 +27,9 @@ def write(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:  # whatever ends it, a signal too
+        temporary.unlink(missing_ok=True)
 
 
 def refuse_folder(path: Path) -> None:
@@ -52,9 +53,10 @@ def clear(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove what is there: a file, a link (not what it points to), a folder and all in it; or nothing."""
+    """Remove what is there: a file, a link (not what it points to), or nothing. OSError for a folder that has something
+    in it: no file of ours."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        path.rmdir()
     else:
         path.unlink(missing_ok=True)
 

@@ -107,7 +107,8 @@ def _pauses(held: Callable[[], Path | None]) -> Iterator[None]:
 def described(path: Path) -> str:
     """Whose a claim is, and how to go on without it."""
     content = _read(path)
-    who = f"process {content['pid']} on {content['host']!r}" if content else "a process that it does not name"
+    name = content.get("host", "").partition(" ")[0]
+    who = f"process {content['pid']} on {name!r}" if content else "a process that it does not name"
     return (
         f"'{path}' is the claim of {who}; it is free when that ends or shows nothing for {SILENCE:.0f} s. If no such "
         "process runs, remove the file"
@@ -132,9 +133,11 @@ def working_here(out: Path) -> Path | None:
 
 
 def host() -> str:
-    """This machine, and on Linux the space in which its process ids hold."""
+    """This machine, and on Linux since when it runs, for another may have its name, and the space in which its process
+    ids hold."""
     try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+        since = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {since} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
 

@@ -35,6 +35,29 @@ def test_a_full_disk_leaves_what_was(tmp_path, monkeypatch, at):
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
 
 
+def test_a_signal_leaves_what_was(tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    files.write(tmp_path / "a", b"old")
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.write(tmp_path / "a", b"new")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def test_nothing_is_removed_that_holds_something(tmp_path):
+    (mine := tmp_path / "result.json" / "mine").mkdir(parents=True)
+    (link := tmp_path / "link").symlink_to(mine.parent)
+    for gone in (link, tmp_path / "nothing", mine):
+        files.remove(gone)
+        assert not os.path.lexists(gone)
+    mine.touch()
+    with pytest.raises(OSError, match="not empty: .*result.json"):
+        files.remove(mine.parent)
+    assert mine.exists()
+
+
 def test_digests_tell_values_shapes_types_and_names():
     a = torch.arange(6, dtype=torch.float32)
     different = [a, a + 1, a.reshape(2, 3), a.double(), a.to(torch.bfloat16), a[:0]]

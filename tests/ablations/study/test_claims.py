@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -69,6 +70,9 @@ def test_a_claim_of_this_machine_is_free_when_its_process_is_gone(tmp_path):
     other(tmp_path / "seed1", host=claims.host(), pid=os.getpid())
     assert claims.taken(tmp_path / "seed1")
     assert claims.host().startswith(socket.gethostname())
+    booted = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    other(tmp_path / "seed2", host=claims.host().replace(booted, "another"), pid=gone.pid)  # of a machine of this name
+    assert claims.taken(tmp_path / "seed2")
 
 
 def test_an_unread_parent_does_not_keep_a_dead_process_alive(tmp_path):
