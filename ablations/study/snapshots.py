@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from fnmatch import fnmatch
 from itertools import chain, count
@@ -59,7 +59,7 @@ class Snapshots:
         if shutil.disk_usage(self.folder).free < len(data):
             size = f"{len(data) / 2**20:,.1f} MiB"
             raise OSError(errno.ENOSPC, f"no room for a snapshot of {size}; the same command continues", self.folder)
-        for left in self.folder.glob(".*.partial"):  # by a process that was killed
+        for left in self._torn():
             files.remove(left)
         files.write(self.folder / f"{step:09d}-{_digest(data)}.safetensors", data)
         for path in _paths(self.folder)[:-2]:
@@ -101,9 +101,15 @@ class Snapshots:
         return None
 
     def remove(self) -> None:
-        """Remove them all: the cell has its result."""
+        """Remove them all: the cell has its result. What else is in their folder stays, and so the folder."""
         with suppress(OSError):
+            for path in [*_paths(self.folder), *self._torn()]:
+                files.remove(path)
             files.remove(self.folder)
+
+    def _torn(self) -> Iterable[Path]:
+        """By processes that were killed while they wrote."""
+        return self.folder.glob(".*.partial")
 
 
 def _aside(folder: Path) -> Path:

@@ -68,7 +68,7 @@ def cached(path: Path, parts: Sequence[Sequence[str]], state: object, root: Path
             temporary.rename(folder)
         except OSError:  # another process was first, or what is there is damaged
             if _damaged(folder):
-                files.remove(folder)
+                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
                 temporary.rename(folder)
     _remove_stale(folder, source)
     return _read(folder)

@@ -38,6 +38,11 @@ def test_the_last_two_are_kept_and_the_last_is_read(kept, tmp_path):
     tensors, about = kept.load()
     assert (tensors["step"].item(), about["step"]) == (300, 300)
     assert snapshots.reached(tmp_path / "seed0") == 300
+    (kept.folder / ".torn.safetensors.1.partial").touch()
+    (mine := kept.folder / "mine.txt").touch()
+    kept.remove()
+    assert [*kept.folder.iterdir()] == [mine]
+    mine.unlink()
     kept.remove()
     assert not kept.folder.exists()
 
