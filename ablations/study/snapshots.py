@@ -91,7 +91,8 @@ class Snapshots:
                     f"snapshot {path} is damaged ({schema.said(error)}): the one before it is used, or the cell starts "
                     "again"
                 )
-                files.remove(path)
+                with suppress(OSError):  # of a folder that is not ours
+                    files.remove(path)
                 continue
             aside = _aside(self.folder)
             aside.mkdir(exist_ok=True)

@@ -83,6 +83,14 @@ def test_what_is_in_the_way_of_those_set_aside_stays(kept, there):
     assert [found.name for found in aside.with_name("seed0.set-aside-2").iterdir()] == [path.name]
 
 
+def test_a_folder_in_the_place_of_one_is_told_and_stays(kept):
+    save(kept, 1)
+    (mine := kept.folder / "000000002-0.safetensors" / "mine").mkdir(parents=True)
+    assert kept.load()[1] == {"step": 1}
+    assert "no regular file" in kept.told[0]
+    assert mine.is_dir()
+
+
 def test_one_that_may_be_whole_is_not_taken_for_damaged(kept, tmp_path, monkeypatch):
     """The system may give it another time."""
     (path,) = save(kept, 1)
