@@ -127,23 +127,27 @@ def load(cell: Path, model_of: str | None = None) -> Trained:
             f"'{cell}' is not a checkpoint of a study of this version ({schema.said(error)}); pass a cell's folder, "
             "such as runs/NAME/cells/ARM/seed0"
         ) from error
-    arm = parse(about["arm"], read_settings(recipe.set))
-    config = _config(cell, arm, recipe, about, model_of)
-    params = model.from_state_dict(config, params)
-    params = checkpoints.check(params, config, model.fit(arm.ops, config))
+    try:
+        arm = parse(about["arm"], read_settings(recipe.set))
+        recipe.dtype(arm)
+        config = _config(arm, recipe, about, model_of)
+        params = model.from_state_dict(config, params)
+        params = checkpoints.check(params, config, model.fit(arm.ops, config))
+    except InputError as error:
+        raise InputError(f"'{cell}': {error}") from error
     return Trained(arm, {name: tensor.float() for name, tensor in params.items()}, config, recipe, about)
 
 
-def _config(cell: Path, arm: Arm, recipe: Recipe, about: dict[str, Any], model_of: str | None) -> model.Config:
+def _config(arm: Arm, recipe: Recipe, about: dict[str, Any], model_of: str | None) -> model.Config:
     """What the recipe makes of the arm on such images; InputError if the checkpoint says that it is of another one."""
     if model_of is None and recipe.model is not None and recipe.model.startswith("module:"):
-        raise InputError(f"the checkpoint's model is code in a file; pass --model {recipe.model} to run it")
+        raise InputError(f"its model is code in a file; pass --model {recipe.model} to run it")
     data = outlined(about["data"], about["recipe"]["image"], len(about["mean"]), about["classes"], (1, 1))
     config = replace(recipe, model=model_of or recipe.model, device="cpu").config(arm, data)
     made, said = model.described(config), about["config"]
     if odd := [k for k in {**made, **said} if made.get(k) != said.get(k)]:
         changes = ", ".join(f"{k} {said.get(k)}, and by the recipe {made.get(k)}" for k in odd)
-        raise InputError(f"'{cell}' says that its model has {changes}: it is damaged; train the cell again")
+        raise InputError(f"it says that its model has {changes}: it is damaged; train the cell again")
     return config
 
 

@@ -74,6 +74,9 @@ def test_bad_input_is_one_message(trained, image_folder, capsys, what, expected)
         ({"depth": 2}, {}, "depth 1, and by the recipe 2"),
         ({}, {"classes": ["a"] * 9}, "classes 10, and by the recipe 9"),
         ({}, {"mean": [0.5]}, "1 means and 3 deviations of channels"),
+        ({"set": ["rubbish"]}, {}, "cannot read setting 'rubbish'; write NAME.PARAMETER=VALUE"),
+        ({"heads": 7}, {}, "heads 7 do not divide width 16"),
+        ({"precision": "fp8"}, {}, "unknown precision 'fp8'"),
     ],
 )
 def test_a_checkpoint_is_what_its_recipe_makes(trained, capsys, recipe, about, expected):
@@ -82,6 +85,7 @@ def test_a_checkpoint_is_what_its_recipe_makes(trained, capsys, recipe, about, e
     assert call(evaluate.main, trained / "forged.safetensors") == 2
     error = capsys.readouterr().err
     assert expected in error
+    assert f"'{trained / 'forged.safetensors'}'" in error
     assert len(error.splitlines()) == 1
 
 
