@@ -1,10 +1,12 @@
 """Data sets by name, as uint8 tensors: digits, MNIST and CIFAR through torchvision, and any folder of images."""
 
 import gzip
+import hashlib
 import importlib.metadata
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,25 +107,47 @@ def _digits(image: int) -> Data:
 
 def _mnist(name: str, root: Path, image: int | None) -> Data:
     """The files as they are published (IDX), of Debian's package, or of torchvision's folder and download."""
-    kind = getattr(_torchvision_datasets(), _GREY[name])
+    datasets = _torchvision_datasets()
+    kind = getattr(datasets, _GREY[name])
     raw = root / _GREY[name] / "raw"
     folders = [root / name, root, raw, DEBIAN / name]
     here = next((f for f in folders if (f / "t10k-labels-idx1-ubyte.gz").is_file()), None)
     if here is None:
         try:
-            kind(str(root), download=True)
+            with _fetching(raw):
+                kind(str(root), download=True)
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"{name} is not in '{root}' and could not be downloaded ({error}); put its four .gz files into "
                 f"'{root / name}' (Debian's package dataset-{name} has them), or pass --data digits"
             ) from error
         here = raw
+    for other in set(_GREY) - {name}:  # whose files have the same names
+        if _md5(here / "train-images-idx3-ubyte.gz") in dict(getattr(datasets, _GREY[other]).resources).values():
+            raise InputError(f"'{here}' has the files of {other}; put those of {name} into '{root / name}'")
 
     def split(part: str) -> Split:
         images, labels = (_idx(here / f"{part}-{what}-ubyte.gz") for what in ("images-idx3", "labels-idx1"))
         return Split(_resize(images[:, None], image), labels.long())
 
     return _described(name, split("train"), split("t10k"), [str(c) for c in kind.classes], name != "mnist")
+
+
+@contextmanager
+def _fetching(folder: Path) -> Iterator[None]:
+    """Within, a folder is filled; of what is not, the folders that this made are gone."""
+    made = [at for at in (folder, *folder.parents) if not at.exists()]
+    try:
+        yield
+    except BaseException:
+        for at in made:
+            with suppress(OSError):
+                at.rmdir()
+        raise
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _idx(path: Path) -> Tensor:
@@ -155,7 +179,8 @@ def _cifar(name: str, root: Path, image: int | None) -> Data:
     datasets = _torchvision_datasets()
     kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
     try:
-        train, val = (kind(str(root), train=part, download=True) for part in (True, False))
+        with _fetching(root):
+            train, val = (kind(str(root), train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"{name} is not in '{root}' and could not be downloaded ({error}); put {kind.filename} there, or pass "

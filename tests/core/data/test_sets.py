@@ -1,6 +1,8 @@
 import builtins
 import gzip
+import hashlib
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,13 +108,32 @@ def test_labels_that_are_not_of_the_images_are_one_message(tmp_path, idx, labels
         data.load("fashion-mnist", tmp_path / "root")
 
 
-def test_mnist_that_cannot_be_fetched_is_one_message(tmp_path, monkeypatch, idx):
-    def offline(*args, **options):
-        raise RuntimeError("no network")
+@pytest.mark.parametrize(
+    ("name", "kind", "makes", "instead"),
+    [("mnist", "MNIST", "MNIST/raw", "put its four .gz files into"), ("cifar10", "CIFAR10", "", "put it there")],
+)
+def test_what_cannot_be_fetched_is_one_message(tmp_path, monkeypatch, idx, name, kind, makes, instead):
+    class Offline:
+        filename = "it"
 
-    monkeypatch.setattr(data._torchvision_datasets(), "MNIST", offline)
-    with pytest.raises(InputError, match=r"could not be downloaded \(no network\); put its four .gz files into"):
-        data.load("mnist", tmp_path)
+        def __init__(self, root, **options):
+            Path(root, makes).mkdir(parents=True)
+            raise RuntimeError("no network")
+
+    monkeypatch.setattr(data._torchvision_datasets(), kind, Offline)
+    with pytest.raises(InputError, match=rf"could not be downloaded \(no network\); {instead}"):
+        data.load(name, tmp_path / "new" / "root")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_files_of_the_other_set_are_not_taken_for_it(tmp_path, monkeypatch, idx):
+    """They have the same names."""
+    idx(root := tmp_path / "root")
+    of = hashlib.md5((root / "train-images-idx3-ubyte.gz").read_bytes()).hexdigest()
+    monkeypatch.setattr(data._torchvision_datasets().FashionMNIST, "resources", [("train-images-idx3-ubyte.gz", of)])
+    assert data.load("fashion-mnist", root).classes[0] == "T-shirt/top"
+    with pytest.raises(InputError, match=r"' has the files of fashion-mnist; put those of mnist into '.*/mnist'$"):
+        data.load("mnist", root)
 
 
 def test_outlines_are_as_the_data_are(tmp_path, idx):
