@@ -32,12 +32,13 @@ def measured(
     """What needs the machine alone: the timing pass, where there is none of all arms yet or it is asked for, and the
     profiles; returns how many arms failed there."""
     if not profiled and not timing_due(cells, out, timing_only):
+        claims.clear(timing_claim(out))
         return 0
     failed = 0
     with alone(out):
         if timing_due(cells, out, timing_only):
             failed += timing.measure_arms(cells, made_by, out, progress, asked=timing_only)
-        return failed + (profile(cells, out, progress) if profiled else 0)
+        return failed + (profile(cells, made_by, out, progress) if profiled else 0)
 
 
 def timing_due(cells: Sequence[Prepared], out: Path, asked: bool) -> bool:
@@ -46,7 +47,7 @@ def timing_due(cells: Sequence[Prepared], out: Path, asked: bool) -> bool:
     return asked or (timed and not timing.complete(out, cells))
 
 
-def profile(cells: Sequence[Prepared], out: Path, progress: Terminal) -> int:
+def profile(cells: Sequence[Prepared], made_by: Result, out: Path, progress: Terminal) -> int:
     """A pass of its own over each arm's step (see profiling.py), where there is none yet; returns how many failed. Of
     the engine graphed it shows the compiled step that the graph replays."""
     failed = 0
@@ -58,7 +59,8 @@ def profile(cells: Sequence[Prepared], out: Path, progress: Terminal) -> int:
         try:
             if not profiling.finished(folder):
                 state = cell.start(0, rng.key(0, cell.device))
-                profiling.profile(cell.step, state, cell.batch(cell.recipe.batch_size), folder, name)
+                batch = cell.batch(cell.recipe.batch_size)
+                profiling.profile(cell.step, state, batch, folder, name, made_by=made_by)
             progress.note(f"profile of {name}: {folder / 'profile.json'}")
         except (Exception, SystemExit) as error:  # recorded and counted; the other arms go on
             failed += 1

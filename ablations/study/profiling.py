@@ -7,11 +7,12 @@ ablations/reporting draws of it.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from statistics import mean, median
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ import torch.profiler
 from torch.autograd import DeviceType
 
 from ablations.study import schema
-from ablations.study.store import write_json
+from ablations.study.store import read_study, write_json
 from core.errors import InputError
 from core.measure import Ticks, tensor_bytes
 from core.step import Batch, State
@@ -109,11 +110,17 @@ def category(name: str) -> str:
 
 
 def profile(
-    step: Callable[[State, Batch], Any], state: State, batch: Batch, folder: Path, arm: str, steps: int = 3
+    step: Callable[[State, Batch], Any],
+    state: State,
+    batch: Batch,
+    folder: Path,
+    arm: str,
+    steps: int = 3,
+    made_by: Mapping[str, Any] = MappingProxyType({}),
 ) -> Profile:
     """Profile `steps` steps, after one to warm up and as many without the profiler; write what was seen into `folder`.
 
-    The step is pure: all start from one state. InputError for fewer than one step.
+    The step is pure: all start from one state. made_by: of what study it is. InputError for fewer than one step.
     """
     if steps < 1:
         raise InputError(f"{steps} profiled steps are too few: at least 1")
@@ -140,7 +147,7 @@ def profile(
     at_ms, live = _timeline(raw, min(spans, key=lambda span: span[1] - span[0]), cuda, tensor_bytes((state, batch)))
     operations = _operations(trace.events(), cuda, steps)
     made = Profile(arm, str(device), steps, wall_ms, profiled_ms, operations, at_ms, live)
-    write_json(folder / "profile.json", asdict(made) | {"operations": [o._asdict() for o in operations]})
+    write_json(folder / "profile.json", {**made_by, **asdict(made), "operations": [o._asdict() for o in operations]})
     return made
 
 
@@ -214,10 +221,17 @@ def _timeline(raw: Sequence[Any], span: tuple[int, int], cuda: bool, held: int) 
 
 
 def load(folder: Path) -> Profile:
-    """The profile in a folder; Damaged if there is none, if it cannot be read, or if it is of another arm than the
-    folder is."""
+    """The profile in a folder; Damaged if there is none, if it cannot be read, if it is of another arm than the folder
+    is, or if it says that it was made under others than study.json has."""
     path = folder / "profile.json"
     saved = schema.read(path, schema.ProfileFile)
+    if "settings" in saved:
+        study = read_study(folder.parents[2])
+        if (saved["settings"], saved.get("identity")) != (schema.settings(study), study.get("identity")):
+            raise schema.Damaged(
+                f"'{path}' was made under other settings, code, data or weights than study.json has; --profile, with "
+                "the same options, makes it again"
+            )
     if saved["arm"] != folder.parent.name:
         raise schema.Damaged(f"'{path}' is of another arm ({saved['arm']})")
     if odd := next((o["category"] for o in saved["operations"] if o["category"] not in CATEGORIES), None):

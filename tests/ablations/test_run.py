@@ -269,4 +269,10 @@ def test_profiles_are_a_pass_of_their_own(command, monkeypatch, capsys):
     assert "profile of baseline: failed: RuntimeError: no profiler" in capsys.readouterr().out
     assert "no profiler" in (command.out / "cells" / "baseline" / "profile" / "failed.json").read_text()
     assert (command.out / "cells" / "flash" / "profile" / "profile.json").stat().st_mtime_ns == before
+    study = store.read_study(command.out)
+    store.write_json(command.out / "study.json", study | {"identity": study["identity"] | {"code": "0" * 64}})
+    assert not profiling.finished(command.out / "cells" / "flash" / "profile")  # it would stand beside later code's
+    compose.write([command.out])
+    assert "flash/profile/profile.json' was made under other" in (command.out / "report" / "report.md").read_text()
+    assert not (command.out / "report" / "profiles" / "flash" / "operations.md").exists()
     assert len(reading.results(command.out)) == 2
