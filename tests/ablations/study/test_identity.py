@@ -65,6 +65,9 @@ def test_settings_count_in_any_order(tmp_path):
     opened(tmp_path / "s", set=("mrt.scorer=blur", "decatt.weight=1", "decatt.weight=150.0"))
     with pytest.raises(InputError, match="set .*weight=150"):
         opened(tmp_path / "s", set=("decatt.weight=15", "mrt.scorer=blur"))
+    opened(tmp_path / "t", set=("rubbish",))
+    with pytest.raises(InputError, match=r"/t' holds a study with other settings \(set \['rubbish'\] -> \['mrt.scorer"):
+        opened(tmp_path / "t", set=("mrt.scorer=blur",))
 
 
 def test_every_source_file_counts(tmp_path):
