@@ -86,6 +86,8 @@ def _replacing(out: Path, own: bool) -> Iterator[Path]:
         with suppress(OSError):
             if (left / _UNFINISHED).is_file() or not os.listdir(left):
                 _clear(left)
+    for left in out.glob(f".{_LISTING}.*.partial"):
+        files.remove(left)
     made = Path(tempfile.mkdtemp(dir=out, prefix=_WRITING)).absolute()  # pandas takes ~ at its beginning for a home
     try:
         (made / _UNFINISHED).touch()

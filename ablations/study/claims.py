@@ -126,6 +126,12 @@ def holder(what: Path) -> Path | None:
     return None if path is None or _dead(path) else path
 
 
+def clear(what: Path) -> None:
+    """Remove the claim of a process that died, where nothing is left to do."""
+    if (path := _newest(what)) and _dead(path):
+        files.remove(path)
+
+
 def working_here(out: Path) -> Path | None:
     """The claim by which a process of this machine has a cell of the study."""
     claims = (path for path in out.glob("cells/*/seed*.claim-*") if _read(path).get("host") == host())

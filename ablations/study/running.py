@@ -150,7 +150,11 @@ def run(cells: Sequence[tuple[Prepared, int]], made_by: Result, out: Path, progr
         for cell in {cell for cell, _ in cells} - {cell for cell, _ in left}:
             cell.release()
         if not left:
+            for folder in filter(finished, folders.values()):  # a process may have been killed just then
+                Snapshots(folder, {}, progress.note).remove()
+                claims.clear(folder)
             return sum(failed(folder) for folder in folders.values())
+        read_study(out)  # InputError for one that is gone: nothing is trained for hours that no result could be of
         left.sort(key=lambda key: (key[1], not key[0].met))  # processes divide arms, whose preparation costs a second
         for cell, seed in left:
             if run_cell(cell, seed, made_by, out, progress, stop):
@@ -232,6 +236,7 @@ def _attempt(
         if _full(error):
             raise OSError(errno.ENOSPC, "no space left; free some, and the same command continues", str(out)) from error
         failure, cause = about | passes.failure(error), error
+    read_study(out)  # of one that is gone it is no failure of the cell
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "failed.json", failure)
     progress.done(failure)

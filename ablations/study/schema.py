@@ -256,12 +256,21 @@ def content(path: Path) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise Damaged(f"'{path}' is no regular file")
-        return path.read_bytes()
+        return _bytes(path)
     except MemoryError as error:
-        raise Unread(f"'{path}' cannot be read (it does not fit into memory)") from error
+        raise Damaged(f"'{path}' cannot be read (it does not fit into memory)") from error
     except (OSError, ValueError) as error:  # the latter: of a name that cannot be one
         kind = Damaged if getattr(error, "errno", None) in _NO_FILE else Unread
-        raise kind(f"'{path}' cannot be read ({error})") from error
+        raise kind(f"'{path}' cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return path.read_bytes()  # on NFS: another machine replaced it while it was read
 
 
 def parse(text: bytes, kind: type[Checked], name: str) -> dict[str, Any]:

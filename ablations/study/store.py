@@ -77,6 +77,7 @@ def read_study(out: Path) -> dict[str, Any]:
     are of."""
     path = out / "study.json"
     if not path.is_file():
+        _refuse_lost(out)
         raise InputError(f"'{out}' holds no study (no study.json); pass a folder that ablations/run.py wrote")
     refuse_old(out)
     try:
@@ -95,7 +96,10 @@ def open_study(out: Path, made: Mapping[str, Any], accept: bool = False) -> None
     for name in ("timing.json", "margins.json"):  # before hours, after which they could not be written
         files.refuse_folder(out / name)
     path = out / "study.json"
+    for left in out.glob(f".{path.name}.*.partial"):  # by a process that was killed: only one at a time writes it
+        files.remove(left)
     if not path.is_file():
+        _refuse_lost(out)
         if out.exists() and any(not _own(entry) for entry in out.iterdir()):
             raise InputError(f"'{out}' is not empty and holds no study; pass another --out")
         files.folder(out)
@@ -119,6 +123,15 @@ def open_study(out: Path, made: Mapping[str, Any], accept: bool = False) -> None
     known = {"identity": made["identity"], "parts": made["parts"], "parameters": parameters}
     if study | known != study:
         write_json(path, study | known)
+
+
+def _refuse_lost(out: Path) -> None:
+    """InputError for cells whose study.json is gone."""
+    if (out / "cells").is_dir():
+        raise InputError(
+            f"'{out / 'study.json'}' is gone, which tells what the cells beside it are of; restore it, or train again: "
+            f"python ablations/run.py --out {out}-again"
+        )
 
 
 def refuse_other(out: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

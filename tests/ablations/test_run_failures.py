@@ -4,11 +4,13 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 from ablations.commands import conducting
 from ablations.reporting import terminal
 from ablations.study import cells, outcomes, reading, running
+from ablations.study.passes import timing_claim
 
 
 def test_a_killed_cell_is_trained_again_from_scratch(command, monkeypatch):
@@ -59,6 +61,33 @@ def test_a_result_that_cannot_be_read_back_fails_its_cell(command, monkeypatch):
     failure = json.loads((command.out / "cells" / "baseline" / "seed0" / "failed.json").read_text())
     assert "its result cannot be read back" in failure["error"]
     assert "mfu: Input should be less than" in failure["error"]
+
+
+def test_a_study_that_is_gone_ends_and_goes_on_when_it_is_restored(command, monkeypatch, capsys):
+    """Its cells have not failed, and no more are trained; what a killed process left is cleared up."""
+    train, kept = running.train, command.out.with_name("kept.json")
+
+    def removing(*arguments):
+        (command.out / "study.json").rename(kept)
+        return train(*arguments)
+
+    monkeypatch.setattr(running, "train", removing)
+    for _ in range(2):
+        assert command("--arms", "baseline,decatt") == 2
+        assert "study.json' is gone, which tells what the cells beside it are of; restore it" in capsys.readouterr().err
+    assert not list(command.out.glob("cells/*/seed0/failed.json"))
+    assert not (command.out / "cells" / "decatt").exists()
+    monkeypatch.setattr(running, "train", train)
+    kept.rename(command.out / "study.json")
+    assert command("--arms", "baseline,decatt") == 0
+    of = command.out / "cells" / "decatt"
+    (of / "seed0.snapshots").mkdir()
+    left = command.out / ".study.json.0.partial", of / "seed0.claim-1", Path(f"{timing_claim(command.out)}.claim-7")
+    for path in left:
+        path.touch()
+        os.utime(path, (0, 0))
+    assert command("--arms", "baseline,decatt") == 0
+    assert not [path for path in (*left, of / "seed0.snapshots") if path.exists()]
 
 
 def test_a_loss_that_is_not_finite_fails_the_cell(command):

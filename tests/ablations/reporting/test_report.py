@@ -170,6 +170,7 @@ def test_a_report_replaces_what_it_wrote_and_nothing_else(tmp_path):
     killed = out / ".writing-0" / ".unfinished"
     killed.parent.mkdir()
     killed.touch()
+    (torn := out / "..written.json.0.partial").touch()
     (out / "figures" / "effects.png").rename(tmp_path / "moved.png")
     report.write([folder], out)
     assert (out / "figures" / "effects.png").exists()
@@ -178,6 +179,7 @@ def test_a_report_replaces_what_it_wrote_and_nothing_else(tmp_path):
     assert len(list((out / "tensorboard").glob("*/events*"))) == 3  # the report's, the baseline's and mine
     assert all(path.read_text() == "mine" for path in mine)
     assert not killed.parent.exists()
+    assert not torn.exists()
     assert not (folder / "report").exists()
 
 

@@ -1,7 +1,10 @@
 """What a study's files must hold."""
 
+import errno
 import json
 import shutil
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +38,21 @@ def test_every_bit_of_a_sealed_file_counts():
         except schema.Damaged:
             continue
     assert all({k: v for k, v in of.items() if k in GOOD} == GOOD for of in told)  # the seal's own name was hit
+
+
+@pytest.mark.parametrize("often", [1, 2])
+def test_a_file_that_another_machine_replaces_while_it_is_read_is_read_again(tmp_path, monkeypatch, often):
+    (path := tmp_path / "a.json").write_text("{}")
+    read, stale = Path.read_bytes, [OSError(errno.ESTALE, "Stale file handle")] * often
+
+    def replaced(path):
+        if stale:
+            raise stale.pop()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", replaced)
+    with nullcontext() if often == 1 else pytest.raises(schema.Unread, match="a.json' cannot be read"):
+        assert schema.content(path) == b"{}"
 
 
 @pytest.mark.parametrize(
