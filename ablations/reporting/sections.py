@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from itertools import takewhile
 from math import inf, isnan
 from typing import Any
 
@@ -16,6 +17,7 @@ from ablations.reporting.formatting import by_response, judged, spread, table, t
 from ablations.reporting.words import pays, sure
 from ablations.study.arms import BASELINE
 from ablations.study.presets import PRESETS
+from ablations.study.recipes import EQUAL
 from core.transforms.registry import REGISTRY
 
 COLUMNS: dict[str, tuple[str, float, str]] = {  # of a result: key, divisor, form
@@ -32,6 +34,7 @@ COLUMNS: dict[str, tuple[str, float, str]] = {  # of a result: key, divisor, for
     "kept MiB": ("kept_bytes", 2**20, ",.0f"),
     "MFU": ("mfu", 1, ".2f"),
 }
+_DECIDED = ("image", "patch", "flip", "eps", "processes")  # where a preset leaves them open: by data, weights, command
 _LEARNED = ("best_val_accuracy", "final_val_accuracy", "final_val_loss", "final_train_loss")
 
 
@@ -128,8 +131,14 @@ def terms(comparisons: Comparisons) -> str:
     changed = [
         f"{k} {preset[k]} -> {v}"
         for k, v in configuration.items()
-        if k in preset and k not in ("set", "engine", "device") and preset[k] not in (v, "auto", None)
+        if k in preset
+        and k not in ("set", "engine", "device")
+        and preset[k] not in (v, "auto")
+        and not (preset[k] is None and k in _DECIDED)
     ]
+    decided = takewhile(lambda setting: setting.partition("=")[0] in EQUAL, configuration["set"][: len(EQUAL)])
+    known = {*preset["set"], *decided}
+    changed += [setting for setting in configuration["set"] if setting not in known]
     overrides = f" Changed from the preset: {', '.join(changed)}." if changed else ""
     return (
         f"Preset {configuration['preset']}: {configuration['epochs']} epochs, batch {configuration['batch_size']}, "

@@ -28,6 +28,8 @@ OURS = (  # fields of our own model alone
     *("baseline_width", "baseline_heads", "eps", "weights"),
 )
 
+EQUAL = ("uniform.patch", "mrt.tokens", "mrt.min_patch", "mrt.max_patch")  # which a study's settings begin with
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -177,11 +179,9 @@ class Recipe:
         patch = self.patch_of(image)
         if patch < 1:
             raise InputError(f"patch {patch} is too small: at least 1")
-        same = (f"uniform.patch={patch}",)
-        if patch % 2 or image % (2 * patch):
-            return same
-        tokens = (image // patch) ** 2
-        return (*same, f"mrt.tokens={tokens}", f"mrt.min_patch={patch // 2}", f"mrt.max_patch={2 * patch}")
+        fits = patch % 2 == 0 and image % (2 * patch) == 0
+        values = (patch, (image // patch) ** 2, patch // 2, 2 * patch)
+        return tuple(f"{name}={value}" for name, value in zip(EQUAL, values, strict=True))[: None if fits else 1]
 
     def patch_of(self, image: int) -> int:
         """The patch for images of this side: the one that is given, or suits."""
