@@ -59,7 +59,8 @@ def foresee_hours(command: Command, console: Console) -> None:
     running.refuse_other_settings(study, command.preset, out, command.deterministic)
     seconds, source = hours.step_seconds(study, out)
     planned = study.planned(range(command.first_seed, command.first_seed + command.seeds), command.every_arm)
-    done = {(cell, seed): outcomes.finished(store.cell_folder(out, cell.arm.name, seed)) for cell, seed in planned}
+    ended = outcomes.finished if command.retry_failed else running.settled
+    done = {(cell, seed): ended(store.cell_folder(out, cell.arm.name, seed)) for cell, seed in planned}
     cells = hours.cells([cell for cell in planned if not done[cell]], seconds)
     if command.json:
         print(json.dumps({"step_seconds": seconds, "source": source, **hours.summary(cells, each)}, indent=2))

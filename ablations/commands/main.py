@@ -8,7 +8,7 @@ from ablations.commands.foreseeing import describe, foresee, foresee_hours
 from ablations.commands.options import each, read
 from ablations.commands.sending import launch
 from ablations.study import jobs, machine, processes, running
-from ablations.study.signals import Stop, Stopped, minutes_left
+from ablations.study.signals import Stop, Stopped, take_minutes
 from ablations.study.speaking import Console, all_values, one_message, words
 from core import plugins
 
@@ -41,7 +41,7 @@ def main() -> None:
                         )
                 except running.Poisoned as error:
                     print(f"{error}: the next cell begins in a fresh process", file=sys.stderr, flush=True)
-                    left = minutes_left()
+                    left = take_minutes()
                     os.execv(sys.executable, jobs.command(*(["--max-minutes", str(left)] if left else [])))
     except KeyboardInterrupt as error:
         told = error.status if isinstance(error, Stopped) else 130

@@ -61,6 +61,8 @@ def _send(
     if command.margin or command.until:
         decide_by(command, out)
     progress.note(f"{out}: {len(planned)} cells, by {command.launcher}")
+    if study.data.note:
+        progress.note(study.data.note)
     failed = train_until(command, study, seeds, out, progress, train) if command.until and planned else train(planned)
     if command.profile or passes.timing_due(study.cells, out, command.timing_only):
         orders.one(send, order, "measure", command.timing_only, command.profile)

@@ -71,9 +71,16 @@ def failed(folder: Path) -> bool:
 def damage(folder: Path) -> str | None:
     """What is wrong with the files of a cell that has a result; None where nothing is. Unread if one cannot be read:
     it may be whole."""
-    files = (folder / name for name in ("result.json", *schema.BESIDE))
-    stats = [path.stat() if path.exists() else None for path in files]
-    return _damage(folder, tuple((s.st_ino, s.st_size, s.st_mtime_ns) if s else None for s in stats))
+    return _damage(folder, tuple(_state(folder / name) for name in ("result.json", *schema.BESIDE)))
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What tells what a file holds from what it held; None without one, such as of a cell that others begin again."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @cache

@@ -70,6 +70,7 @@ class Stop:
             self.check()
 
 
-def minutes_left() -> float | None:
-    """Until SIGALRM; None if there is none to come."""
-    return signal.getitimer(signal.ITIMER_REAL)[0] / 60 or None
+def take_minutes() -> float | None:
+    """Until SIGALRM, which does not come any more: a process in the place of this one would end by it without a word.
+    None if there is none to come."""
+    return signal.setitimer(signal.ITIMER_REAL, 0)[0] / 60 or None

@@ -79,3 +79,13 @@ def test_hours_beside_another_study_are_refused(command, refused):
     synthetic.study(command.out, ["baseline"])
     told = refused("--arms", "baseline", "--plan", "--hours")
     assert re.search(r"holds a study with other settings \(.*epochs 4 -> 2", told)
+
+
+def test_failed_cells_are_no_hours_unless_they_are_trained_again(command, capsys):
+    folder = store.cell_folder(command.out, "baseline", 0)
+    folder.mkdir(parents=True)
+    store.write_json(folder / "failed.json", {"arm": "baseline", "seed": 0, "error": "no"})
+    for more, cells in ((), 0), (("--retry-failed",), 1):
+        capsys.readouterr()
+        assert command("--arms", "baseline", "--plan", "--hours", "--json", *more) == 0
+        assert json.loads(capsys.readouterr().out)["cells"] == cells

@@ -80,6 +80,20 @@ def test_a_result_is_finite_and_of_its_cell(tmp_path, change, what):
     assert not outcomes.finished(folder) or "gpu" in change
 
 
+def test_a_file_that_goes_while_it_is_looked_at_is_damage(tmp_path, monkeypatch):
+    """Another process begins a damaged cell again."""
+    folder = store.cell_folder(study(tmp_path / "s", ["mrt"], seeds=1, epochs=2), "mrt", 0)
+    stat = Path.stat
+
+    def seen(path, **options):
+        found = stat(path, **options)
+        (folder / "result.json").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "stat", seen)
+    assert "result.json' is not there" in outcomes.damage(folder)
+
+
 def test_digests_are_of_both_files_and_of_no_others(tmp_path):
     folder = store.cell_folder(study(tmp_path / "s", ["mrt"], seeds=1, epochs=2), "mrt", 0)
     result = json.loads((folder / "result.json").read_text())

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 
 from ablations.study import running
-from ablations.study.signals import Stop, Stopped, minutes_left
+from ablations.study.signals import Stop, Stopped, take_minutes
 
 
 def told(stop, number, finishing, reached):
@@ -44,14 +44,12 @@ def test_told_once_nothing_begins_any_more(tmp_path):
 
 
 def test_the_time_is_over():
-    stop, left = Stop(), []
+    with pytest.raises(Stopped, match="the time is over"), Stop().listening(minutes=0.05 / 60):
+        time.sleep(5)
 
-    def work():
-        with stop.listening(minutes=0.05 / 60):
-            left.append(minutes_left())
-            time.sleep(5)
 
-    with pytest.raises(Stopped, match="the time is over"):
-        work()
-    assert 0 < left[0] <= 0.05 / 60
-    assert minutes_left() is None
+def test_time_that_is_left_to_another_process_does_not_end_it():
+    with Stop().listening(minutes=1):
+        assert 0.9 < take_minutes() <= 1
+        assert take_minutes() is None
+    assert take_minutes() is None
