@@ -43,12 +43,14 @@ def main() -> None:
         plugins.load(command.plugin)
         model = evaluation.load(command.cell, command.model)
         data = sets.load(command.data or model.about["data"], command.data_root, model.recipe.image)
+        trained_on = (model.about.get("identity") or {}).get("data")
+        changed = command.data is None and trained_on not in (None, data.digest())
         data = data.holding_out(model.about["seed"])
         result = evaluation.accuracy(model, data, device)
         print(
             f"{model.arm.name}, seed {model.about['seed']}, on {data.name}: {100 * result.accuracy:.2f} % of "
             f"{len(result.correct):,} validation images, loss {result.loss:.4f} (recorded on {model.about['data']}: "
-            f"{100 * model.about['accuracy']:.2f} %)"
+            f"{100 * model.about['accuracy']:.2f} %{', whose images or labels were others then' * changed})"
         )
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self, get_type_hints
 
 from pydantic import ConfigDict, Field, create_model, model_validator
 
-from ablations.study.schema import Bytes, Checked, Count, Name, Settings, Share
+from ablations.study.schema import Bytes, Checked, Count, Name, Same, Settings, Share
 from core.data.sets import MOST
 from core.foreign.places import Shape
 from core.vit import VitConfig
@@ -41,6 +41,7 @@ class About(Checked):
     std: Annotated[list[Annotated[Pixel, Field(gt=0)]], Field(min_length=1, max_length=4)]
     config: Ours | Others
     recipe: Resolved
+    identity: Same | None = None
 
     @model_validator(mode="after")
     def _of_the_same_channels(self) -> Self:

@@ -216,6 +216,7 @@ def _attempt(
             result["mfu"] = cell.plain_flops * 1000 / result["step_ms_median"] / ceiling
             result = {**about, "data": cell.data.name, **made_by, **result}
             told = describe(cell.arm, seed, cell.config, cell.recipe, cell.data, result["best_val_accuracy"])
+            told |= {"identity": made_by["identity"]}
             checkpoints.save(folder / "best.safetensors", model.state_dict(cell.config, best), told)
             if cut := tokens(cell.holding_out(seed)):
                 write_tokens(folder, *cut)

@@ -89,6 +89,14 @@ def test_a_checkpoint_is_what_its_recipe_makes(trained, capsys, recipe, about, e
     assert len(error.splitlines()) == 1
 
 
+def test_data_that_changed_since_are_told(trained, capsys):
+    params, own = weights.load(trained / "cells" / "baseline" / "seed0" / "best.safetensors")
+    for name, of in (("same", own["identity"]["data"]), ("other", "0" * 64)):
+        weights.save(trained / f"{name}.safetensors", params, own | {"identity": own["identity"] | {"data": of}})
+        assert call(evaluate.main, trained / f"{name}.safetensors") == 0
+        assert (", whose images or labels were others then)" in capsys.readouterr().out) == (name == "other")
+
+
 def test_the_checkpoint_of_another_cell_is_refused(trained, tmp_path, capsys):
     moved = shutil.copytree(trained / "cells" / "baseline" / "seed0", tmp_path / "cells" / "baseline" / "seed1")
     assert call(evaluate.main, moved) == 2
