@@ -46,6 +46,19 @@ def test_a_signal_leaves_what_was(tmp_path, monkeypatch):
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
+def test_a_file_system_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def unable(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(22, "Invalid argument")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", unable)
+    files.write(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
 def test_nothing_is_removed_that_holds_something(tmp_path):
     (mine := tmp_path / "result.json" / "mine").mkdir(parents=True)
     (link := tmp_path / "link").symlink_to(mine.parent)
