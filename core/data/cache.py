@@ -94,7 +94,7 @@ def _copies(train: Tensor, val: Tensor) -> list[tuple[int, int]]:
 
 
 def _fingerprint(image: Tensor) -> bytes:
-    return hashlib.blake2b(image.numpy(), digest_size=16).digest()
+    return hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
 
 
 def _seal(about: Mapping[str, object]) -> str:

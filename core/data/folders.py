@@ -48,7 +48,7 @@ def load(name: str, root: Path, image: int | None) -> Data:
         Split(images, torch.tensor([index[label] for _, label in samples]))
         for images, samples in zip(found[:2], (train, val), strict=True)
     )
-    note = _copied(*files, found.copies)
+    note = _copied(files[0], files[1], found.copies)
     return Data(name, train_split, val_split, tuple(names), *found.known, pixels=found.digests, note=note)
 
 
