@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -118,7 +119,8 @@ def run(cells: Sequence[Cell], order: Order, send: Send, progress: Terminal) -> 
                 progress.note("{} seed {}: ".format(*cell) + f"its process ended at step {step} ({death}); sent again")
         for cell in filter(lambda cell: running.settled(folders[cell]), list(left)):
             left.remove(cell)
-            progress.done(_outcome(folders[cell]))
+            with suppress(FileNotFoundError):  # --retry-failed elsewhere, just now
+                progress.done(_outcome(folders[cell]))
     return sum(running.failed(folder) for folder in folders.values())
 
 

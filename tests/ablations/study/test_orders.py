@@ -67,6 +67,13 @@ def test_a_cell_of_another_process_is_waited_for(tmp_path, monkeypatch):
     assert (sent, watch.outcomes) == ([], [{"arm": "baseline", "seed": 0, "error": "a test"}])
 
 
+def test_a_failure_that_is_forgotten_elsewhere_ends_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "PAUSE", 0)
+    looks = iter([False, False])
+    monkeypatch.setattr(running, "settled", lambda folder: next(looks, True))
+    assert orders.run(CELLS[:1], order(tmp_path), lambda calls: [ended(None) for _ in calls], Watch()) == 0
+
+
 def test_a_process_takes_the_threads_of_its_order(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     monkeypatch.setitem(orders.TASKS, "ask", lambda study, *about: about[-1].append(torch.get_num_threads()))
