@@ -49,7 +49,7 @@ def load(*folders: str | Path, plugin: Sequence[str] = ()) -> Study:
     if not folders:
         raise InputError("no study given; write ablations.load('runs/NAME')")
     plugins.load(plugin)
-    found = compare([Path(folder) for folder in folders])
+    found = compare([_path("folder", folder) for folder in folders])
     failed = pd.DataFrame(found.study.failed)
     return Study(found.verdicts, found.effect_table, found.means, found.cells, failed)
 
@@ -83,7 +83,16 @@ def run(
         raise InputError(f"recipe value {schema.said(error)}") from error
     pretrained.load.cache_clear()  # of what a file held at an earlier call
     sources.load.cache_clear()
-    out, text = Path(out).expanduser(), str(arms)
-    whole = Command(arms=text, preset=recipe, seeds=seeds, out=out, data_root=Path(data_root), recipe=changed)
+    if not isinstance(seeds, int):
+        raise InputError(f"seeds {seeds!r} is no whole number; write for example seeds=3")
+    out, root = _path("out", out), _path("data_root", data_root)
+    whole = Command(arms=str(arms), preset=recipe, seeds=seeds, out=out, data_root=root, recipe=changed)
     execute(checked(whole), Console(quiet=quiet), Stop())
     return load(out, plugin=changed.plugin)
+
+
+def _path(name: str, value: Any) -> Path:
+    try:
+        return Path(value).expanduser()
+    except TypeError as error:
+        raise InputError(f"{name} {value!r} is no path; write for example 'runs/NAME'") from error

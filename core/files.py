@@ -50,7 +50,7 @@ def clear(path: Path) -> None:
     """InputError if there cannot be a folder, for something else is there or above it."""
     if (at := next(filter(os.path.lexists, (path, *path.parents)), None)) and not os.path.isdir(at):
         what = "a link to nothing" if not at.exists() else "a file"
-        raise InputError(f"'{at}' is {what}, where a folder has to be; move it, or pass another --out")
+        raise InputError(f"'{at}' is {what}, where a folder has to be; move it, or pass another --out or --data-root")
 
 
 def remove(path: Path) -> None:

@@ -138,8 +138,11 @@ class Ops:
         out: dict[str, Parameter] = {}
         for part in self.parts:
             own = part.parameters(config) if part.parameters else {}
-            if foreign := [name for name in own if part.name not in name]:
-                raise ValueError(f"{part.name} brings {', '.join(foreign)}: such names contain the transform's own")
+            for name, p in own.items():
+                if not isinstance(p, Parameter) or not all(isinstance(n, int) and n >= 0 for n in p.shape):
+                    raise InputError(f"{part.name} brings {name} as {p}; write Parameter(shape, initial)")
+                if part.name not in name:
+                    raise InputError(f"{part.name} brings {name}: such a name contains the transform's own; rename it")
             out |= own
         return out
 
@@ -160,6 +163,13 @@ class Ops:
                 rest = composed(self.exact or self, tuple(p for p in ops.parts if p is not part))
                 ops = part.plan(rest, config, cost)
         return ops
+
+
+def joined(own: Mapping[str, Parameter], brought: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """A model's parameters, then those that transforms bring; InputError for one that both have."""
+    if taken := [name for name in brought if name in own]:
+        raise InputError(f"a transform brings {taken[0]}, which the model has; give it another name")
+    return {**own, **brought}
 
 
 Rewrite = Callable[[Ops], Ops]

@@ -6,15 +6,11 @@ or vit_ablations.data. Files come after packages, so that a package's file may b
 """
 
 import inspect
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 from core import code
@@ -63,28 +59,11 @@ def missing(names: Sequence[str], files: Sequence[str]) -> str | None:
     return f"optimization {', '.join(unknown)} is not registered here; pass {option}"
 
 
-@contextmanager
-def _as_it_was() -> Iterator[None]:
-    """What a file sets for the whole process is set back: no other arm, and no option, is another for it."""
-    words, folder, dtype, gradients = [*sys.argv], os.getcwd(), torch.get_default_dtype(), torch.is_grad_enabled()
-    try:
-        yield
-    finally:
-        sys.argv[:] = words
-        os.chdir(folder)
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(gradients)
-
-
 def _file(file: str) -> list[str]:
     origin = f"plugin '{file}'"
     if origin in _from.values():
         return [name for name, where in _from.items() if where == origin and name in REGISTRY]
-    with _as_it_was():
-        defined = vars(code.run(file, "plugin"))
-    if sys.stdout.closed:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
-        raise InputError(f"{origin} closes the standard output; mend it")
+    defined = vars(code.run(file, "plugin"))
     found = {kind: defined.get(kind, {}) for kind in ("TRANSFORMS", "DATA")}
     if not any(found.values()) or not all(isinstance(value, dict) for value in found.values()):
         raise InputError(

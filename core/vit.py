@@ -18,7 +18,7 @@ from core import rng
 from core.errors import InputError, choose, within
 from core.initializers import draw, normal, uniform
 from core.layers import EXACT
-from core.ops import Carry, Ops, Parameter, Params, Site
+from core.ops import Carry, Ops, Parameter, Params, Site, joined
 
 HEADS = ("linear", "mlp")
 MOST = {  # far above what was ever trained: larger ones are slips, and would take hours to be refused by the memory
@@ -116,7 +116,7 @@ def layout(config: VitConfig, ops: Ops = EXACT) -> dict[str, Parameter]:
         linear("head.fc2", config.classes, D // 2)
     else:
         linear("head", config.classes, D)
-    return out | ops.parameters(config)
+    return joined(out, ops.parameters(config))
 
 
 def init(config: VitConfig, seed: int, ops: Ops = EXACT, device: torch.device | str | None = None) -> Params:

@@ -1,6 +1,7 @@
 """What is told without training: what there is, what arms cost, how long cells take."""
 
 import json
+from typing import IO
 
 from rich.console import Console
 
@@ -30,8 +31,8 @@ def describe(console: Console) -> None:
     console.print("\n".join(lines))
 
 
-def foresee(command: Command, console: Console) -> None:
-    """Print the account of every arm."""
+def foresee(command: Command, console: Console, told: IO[str]) -> None:
+    """Print the account of every arm; as JSON there."""
     budget = None if command.budget is None else read_bytes(command.budget)
     study = running.foresee(command.arms, command.recipe, command.data_root, present=False)
     planned = []
@@ -40,7 +41,7 @@ def foresee(command: Command, console: Console) -> None:
         if not command.json and console.is_terminal:
             console.print(f"{len(planned)} of {len(study.cells)}: {entry['arm']}", end="\r")
     if command.json:
-        print(json.dumps(planned, indent=2))
+        print(json.dumps(planned, indent=2), file=told)
     else:
         recipe = study.recipe
         share = f"{study.cells[0].images} of " if recipe.parallel else ""
@@ -49,8 +50,8 @@ def foresee(command: Command, console: Console) -> None:
         plans.show(console, planned, f"{share}{recipe.batch_size} images {recipe.terms}{where}", budget)
 
 
-def foresee_hours(command: Command, console: Console) -> None:
-    """Print how long the cells take that are left."""
+def foresee_hours(command: Command, console: Console, told: IO[str]) -> None:
+    """Print how long the cells take that are left; as JSON there."""
     from ablations.analysis import factors  # statistics, which no refusal should wait for
     from ablations.reporting import words
 
@@ -63,7 +64,8 @@ def foresee_hours(command: Command, console: Console) -> None:
     done = {(cell, seed): ended(store.cell_folder(out, cell.arm.name, seed)) for cell, seed in planned}
     cells = hours.cells([cell for cell in planned if not done[cell]], seconds)
     if command.json:
-        print(json.dumps({"step_seconds": seconds, "source": source, **hours.summary(cells, each)}, indent=2))
+        summary = {"step_seconds": seconds, "source": source, **hours.summary(cells, each)}
+        print(json.dumps(summary, indent=2), file=told)
         return
     plans.show_hours(console, cells, seconds, source, each)
     margin = margins(command)["margin"].get("accuracy", 0.5)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import nullcontext, redirect_stdout
 
 from ablations.commands.conducting import execute
 from ablations.commands.foreseeing import describe, foresee, foresee_hours
@@ -28,7 +29,9 @@ def main() -> None:
             command = read(arguments, console)
             commands = each(command)
             if command.plan:
-                (foresee_hours if command.hours else foresee)(command, console)
+                told = sys.stdout
+                with redirect_stdout(sys.stderr) if command.json else nullcontext():  # what a user's code prints, too
+                    (foresee_hours if command.hours else foresee)(command, console, told)
                 return
             with stop.listening(command.max_minutes):
                 if command.worker:

@@ -209,7 +209,9 @@ def each(command: Command) -> list[Command]:
         raise InputError(f"--data '{command.recipe.data}' has an empty name; write them as A,B")
     if len(names) > 1 and (command.out or command.plan):
         option = "--out" if command.out else "--plan"
-        raise InputError(f"{option} is for one data set, and --data has {len(names)}; leave it out, or pass one")
+        raise InputError(
+            f"{option} is for one data set, and --data has {len(names)}; leave it out, or pass one without a comma"
+        )
     folders = [_file_name(name) for name in names]
     if len(set(folders)) < len(names):
         raise InputError(f"--data {','.join(names)} gives two studies one folder; run them one by one, with --out")

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from core import code
+from core import code, process
 from core.errors import InputError, choose
 from core.layers import EXACT
 from core.ops import Ops, Rewrite
@@ -109,6 +109,7 @@ def _part(text: str, settings: Settings) -> tuple[str, str, dict[str, Any]]:
     return name, base, given
 
 
+@process.as_it_was()
 def _built(base: str, given: Mapping[str, Any]) -> tuple[Rewrite, dict[str, Any]]:
     """The transform and all its parameters; InputError, with its name, for one from outside that raises, exits, or is
     none."""

@@ -14,7 +14,7 @@ from ablations.study.arms import Arm, Conflict
 from ablations.study.evaluation import Evaluation, evaluate, fetch
 from ablations.study.initialization import initial
 from ablations.study.recipes import Recipe
-from core import engine, measure, model, parallel, rng, sizes
+from core import code, engine, measure, model, parallel, process, rng, sizes
 from core.account.step import Account, account, planned
 from core.data.splits import Data
 from core.errors import InputError
@@ -170,13 +170,23 @@ class Prepared:
         if on_cpu and 4 * _plain_costs(self.plain, self.images, self.dtype).peak_bytes > sizes.memory("cpu"):
             sizes.need(self.costs.peak_bytes, f"arm '{name}': a step of its {self.images:,} images", instead)
 
+    @process.as_it_was()
     def check(self) -> None:
-        """InputError, with the arm's name, for what cannot run: the loss of two images is tried. Whatever else it
-        raises is left to its cells, which meet it again and record it, while the other arms run."""
+        """InputError, with the arm's name, for what cannot run: the loss of two images is tried, twice, for nobody
+        could continue what is another each time. Whatever else it raises is left to its cells, which meet it again and
+        record it, while the other arms run."""
         try:
             loss = objective(self.config, self.ops, self.prepare, self.dtype, targets=self.targets)
             given = self.start_whole(0, rng.key(0)).params, self.batch(2), rng.key(0, self.device)
-            loss(*given)
+            before = {name: tensor.clone() for name, tensor in given[0].items()}
+            first, again = (loss(*given)[0] for _ in range(2))
+            if odd := [name for name, tensor in before.items() if not tensor.equal(given[0][name])]:
+                raise InputError(f"it changes {odd[0]} whenever it is computed; compute from it, and change nothing")
+            if not torch.allclose(first, again, rtol=1e-4, equal_nan=True):
+                raise InputError(
+                    f"its loss of the same images is {first:g} and then {again:g}; draw from site.key(…) alone, and "
+                    "keep nothing from one call to the next"
+                )
             if isinstance(self.config, Foreign) and self.recipe.engine != "eager" and not self.ops.parts:
                 engine.refuse_breaks(f"model '{self.config}'", loss, *given)
         except InputError as error:
@@ -198,6 +208,7 @@ def _plain_costs(config: model.Config, batch: int, dtype: torch.dtype) -> Accoun
     return account(config, EXACT, batch, dtype)
 
 
+@process.as_it_was()
 def prepared(arm: Arm, recipe: Recipe, data: Data) -> Prepared:
     """What these make together; InputError, with the arm's name, if they do not fit."""
     try:
@@ -209,6 +220,10 @@ def prepared(arm: Arm, recipe: Recipe, data: Data) -> Prepared:
         cell = Prepared(arm, recipe, data, config, plain, *how)
     except InputError as error:
         raise InputError(f"arm '{arm.name}': {error}") from error
+    except Exception as error:
+        if not arm.ops.parts:
+            raise
+        raise InputError(f"arm '{arm.name}' cannot be made ({code.said(error)}); mend it, or leave it out") from error
     try:
         _ = cell.ops
     except InputError as error:

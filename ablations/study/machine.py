@@ -11,6 +11,7 @@ import torch
 from core.errors import InputError, choose
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
+PATIENCE = 10.0  # seconds for git's answer
 DEVICES = ("auto", "cpu", "cuda")
 COMPARABLE = ("torch", "device_name", "threads")  # cells that differ in one of these cannot be compared
 
@@ -46,8 +47,9 @@ def environment(device: str) -> dict[str, str]:
     """Versions, hardware and source revision."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(git, capture_output=True, check=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+        revision = done.stdout.decode(errors="replace").strip()
+    except (OSError, subprocess.SubprocessError):
         revision = "unknown"
     return {
         "torch": torch.__version__,

@@ -10,7 +10,7 @@ from ablations.study.arms import BASELINE
 from ablations.study.cells import Prepared
 from ablations.study.progress import Terminal
 from ablations.study.store import Result, profile_folder, write_json
-from core import rng
+from core import process, rng
 
 
 def timing_claim(out: Path) -> Path:
@@ -26,6 +26,7 @@ def alone(out: Path) -> Iterator[None]:
         yield
 
 
+@process.as_it_was()
 def measured(
     cells: Sequence[Prepared], made_by: Result, out: Path, progress: Terminal, timing_only: bool, profiled: bool
 ) -> int:

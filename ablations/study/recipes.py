@@ -9,6 +9,7 @@ from ablations.study.arms import AGAIN, BASELINE, PRECISIONS, Arm, parse
 from ablations.study.machine import named
 from core import engine
 from core.account.step import account
+from core.code import said
 from core.data.augment import preparation
 from core.data.splits import Data
 from core.errors import InputError, choose, within
@@ -166,7 +167,15 @@ class Recipe:
 
     def resolve_engine(self, data: Data) -> tuple["Recipe", str]:
         """With the engine decided, and why: by the FLOPs of training a cell without any optimization."""
-        counted = account(self.config(parse(BASELINE), data), EXACT, self.batch_size)
+        try:
+            counted = account(self.config(parse(BASELINE), data), EXACT, self.batch_size)
+        except RuntimeError as error:
+            if self.model is None:
+                raise
+            raise InputError(
+                f"model '{self.model}' cannot be counted without values ({said(error)}); take out what reads them, as "
+                "item() does and an if of a tensor"
+            ) from error
         steps = self.epochs * (len(data.train.labels) // self.batch_size)
         name, why = engine.resolve(self.engine, self.device, float(counted.flops) * steps)
         if self.parallel and name == "graphed":

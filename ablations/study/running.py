@@ -26,7 +26,7 @@ from ablations.study.signals import NUMBERS, Stop, Stopped
 from ablations.study.snapshots import Snapshots
 from ablations.study.store import Result, cell_folder, open_study, read_study, refuse_other, write_json, write_tokens
 from ablations.study.training import tokens, train
-from core import measure, model, plugins
+from core import measure, model, plugins, process
 from core.data import sets
 from core.data.splits import Data
 from core.foreign import sources
@@ -142,6 +142,7 @@ def run(cells: Sequence[tuple[Prepared, int]], made_by: Result, out: Path, progr
 
     Raises OSError if the disk is full, and Poisoned after a failure that this process cannot go on after.
     """
+    out = out.absolute()  # an arm's code may change the folder
     folders = {(cell, seed): cell_folder(out, cell.arm.name, seed) for cell, seed in cells}
     waiting = 0
     while True:
@@ -200,6 +201,7 @@ def settled(folder: Path) -> bool:
     return finished(folder) or failed(folder)
 
 
+@process.as_it_was()
 def _attempt(
     cell: Prepared, seed: int, made_by: Result, out: Path, progress: Terminal, stop: Stop, claim: Claim
 ) -> None:

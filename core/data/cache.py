@@ -22,7 +22,7 @@ from core.data import pictures
 from core.data.splits import Statistics, statistics
 from core.errors import InputError
 
-_FORMAT = 4
+_FORMAT = 5
 _PARTS = ("train", "val")
 _DECODING = ".decoding-"
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, MemoryError, OverflowError)
@@ -52,7 +52,7 @@ def cached(path: Path, parts: Sequence[Sequence[str]], state: object, root: Path
         return _read(folder)
     except _UNREADABLE:
         pass  # not there, or damaged: decoded anew
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    files.folder(folder.parent)
     _remove_leftovers(folder.parent)
     with _decoding(folder.parent) as temporary:
         side = image or pictures.native(parts[0][0])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,7 +26,8 @@ def load(name: str, root: Path, image: int | None) -> Data:
     except UnicodeEncodeError as error:
         raise InputError(f"folder '{path}' has a name that is no text (UTF-8); rename it, or link to it") from error
     if not path.is_dir():
-        raise InputError(f"folder '{path}' does not exist; pass --data folder:PATH with train/ and val/ or test/ in it")
+        what = "is no folder" if path.exists() else "does not exist"
+        raise InputError(f"folder '{path}' {what}; pass --data folder:PATH with train/ and val/ or test/ in it")
     held_out = next((path / part for part in ("val", "test") if (path / part).is_dir()), None)
     if not (path / "train").is_dir() or held_out is None:
         raise InputError(f"'{path}' needs a folder train/ and one of val/, test/, with one folder a class in each")
@@ -33,9 +35,9 @@ def load(name: str, root: Path, image: int | None) -> Data:
     other, val = _listing(held_out)
     if classes != other:
         odd = sorted(set(classes) ^ set(other))
-        raise InputError(
-            f"'{path}': train/ and {held_out.name}/ have different classes; in one of them only: {', '.join(odd[:5])}"
-        )
+        alike = len({unicodedata.normalize("NFC", c) for c in odd}) < len(odd)  # letters that only look the same
+        told = ", ".join(map(ascii if alike else repr, odd[:5]))
+        raise InputError(f"'{path}': train/ and {held_out.name}/ have different classes; in one of them only: {told}")
     index = list(range(len(classes)))
     names = classes
     if coarse:
@@ -86,6 +88,11 @@ def _listing(path: Path) -> tuple[list[str], list[tuple[str, int]]]:
     classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
     if not classes:
         raise InputError(f"'{path}' is empty: it needs one folder of images a class")
+    if stray := sorted(e.name for e in path.iterdir() if not e.is_dir() and (e.is_symlink() or _is_image(e.name))):
+        raise InputError(
+            f"'{path / stray[0]}', {len(stray):,} in all, is in no class: an image beside their folders, or a link to "
+            "nothing; move or remove it"
+        )
     files = [_images(path / c) for c in classes]
     if missing := [c for c, of_class in zip(classes, files, strict=True) if not of_class]:
         raise InputError(
@@ -95,7 +102,8 @@ def _listing(path: Path) -> tuple[list[str], list[tuple[str, int]]]:
 
 
 def _images(folder: Path) -> list[str]:
-    """The image files below a folder, sorted; links to folders are followed, each folder once."""
+    """The image files below a folder, sorted; links to folders are followed, each folder once. What is hidden there, or
+    a file server's thumbnails, are copies that nobody put there to be learned."""
     found, seen = [], set()
     for at, below, names in os.walk(folder, onerror=_unreadable, followlinks=True):
         stat = os.stat(at)
@@ -103,6 +111,7 @@ def _images(folder: Path) -> list[str]:
             below.clear()
             continue
         seen.add((stat.st_dev, stat.st_ino))
+        below[:] = [name for name in below if not name.startswith((".", "@eaDir"))]
         found += [os.path.join(at, name) for name in names if _is_image(name)]
     return sorted(found)
 
@@ -112,7 +121,7 @@ def _unreadable(error: OSError) -> NoReturn:
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
 def _coarse(path: Path, classes: list[str]) -> tuple[list[str], list[int]]:

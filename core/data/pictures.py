@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 
 from core.errors import InputError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif"),
+    *(".jp2", ".heic", ".heif"),  # for the last two Pillow needs a plugin, and says that it has none
+)
 
 
 def native(file: str) -> int:
@@ -62,7 +65,8 @@ def decode(files: Sequence[str], side: int, exact: bool, out: Path) -> None:
 
 
 def _open(file: str) -> Any:
-    """The picture in a file, PIL's, in RGB and the right way up (EXIF); 16 bits a pixel are scaled to 8."""
+    """The picture in a file, PIL's, in RGB and the right way up (EXIF), on white if it is transparent; 16 bits a pixel
+    are scaled to 8."""
     from PIL import Image, ImageOps
 
     try:
@@ -75,9 +79,12 @@ def _open(file: str) -> Any:
             if picture.mode == "F":
                 raise InputError("its pixels are floating-point numbers, whose range nothing tells; save 8 or 16 bits")
             upright = ImageOps.exif_transpose(picture)
+            if upright.has_transparency_data:
+                upright = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
             return (Image.fromarray(_deep(upright)) if upright.mode.startswith("I") else upright).convert("RGB")
     except Exception as error:  # a damaged file can raise nearly anything from within a decoder
-        raise InputError(f"'{file}' cannot be decoded as an image ({error}); repair or remove it") from error
+        raise InputError(f"'{file}' cannot be decoded as an image ({error}); repair, convert or remove it") from error
 
 
 def _deep(picture: Any) -> NDArray[np.uint8]:

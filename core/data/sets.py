@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core import code, sizes
+from core import code, process, sizes
 from core.data import folders
 from core.data.cifar100 import COARSE_CLASSES, COARSE_OF_FINE
 from core.data.splits import FIFTHS, Data, Split, outlined, statistics
@@ -32,6 +32,7 @@ DEBIAN = Path("/usr/share/datasets")  # of its packages dataset-fashion-mnist, â
 
 _GREY = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}  # torchvision's names; one channel
 _SIZES = {"digits": (24, (1437, 360)), **dict.fromkeys(_GREY, (28, (60_000, 10_000)))}
+_IDX = ("images-idx3", "labels-idx1")
 _PIECE = 1 << 26  # bytes
 
 
@@ -127,7 +128,7 @@ def _mnist(name: str, root: Path, image: int | None) -> Data:
             raise InputError(f"'{here}' has the files of {other}; put those of {name} into '{root / name}'")
 
     def split(part: str) -> Split:
-        images, labels = (_idx(here / f"{part}-{what}-ubyte.gz") for what in ("images-idx3", "labels-idx1"))
+        images, labels = (_idx(here / f"{part}-{what}-ubyte.gz", int(what[-1])) for what in _IDX)
         return Split(_resize(images[:, None], image), labels.long())
 
     return _described(name, split("train"), split("t10k"), [str(c) for c in kind.classes], name != "mnist")
@@ -150,12 +151,16 @@ def _md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
-def _idx(path: Path) -> Tensor:
+def _idx(path: Path, axes: int) -> Tensor:
     """The bytes of an IDX file in their shape: two zeros, type, number of axes, then each axis and the values
-    (big-endian; yann.lecun.com/exdb/mnist)."""
+    (big-endian; yann.lecun.com/exdb/mnist). axes: how many there have to be, after the first alike."""
     try:
+        if not path.is_file():
+            raise OSError("it is no regular file")
         content = gzip.decompress(path.read_bytes())
         shape = np.frombuffer(content, ">i4", content[3], 4)
+        if content[:4] != bytes([0, 0, 8, axes]) or min(shape) < 0 or len({*shape[1:]}) > 1:
+            raise ValueError(f"{' x '.join(map(str, shape))} values, not bytes of square images or of labels")
         return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape).copy())
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise InputError(f"'{path}' cannot be read ({error}); remove it, or fetch it again") from error
@@ -196,17 +201,20 @@ def _cifar(name: str, root: Path, image: int | None) -> Data:
     return _described(name, split(train), split(val), COARSE_CLASSES if coarse else train.classes)
 
 
+@process.as_it_was()
 def _plugged(name: str, image: int | None) -> Data:
     """(train, val, class names) of a plugin's function, each split uint8 images [N,C,S,S] and int64 labels [N]."""
     try:
         train, val, classes = PLUGGED[name.removeprefix("plugin:")]()
         splits = [Split(*(torch.as_tensor(part).to_dense().cpu() for part in split)) for split in (train, val)]
         names = [str(c) for c in classes]
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise InputError(f"data '{name}' raises {code.said(error)}; {_WANTED}") from error
     for images, labels in splits:
         shaped = images.dim() == 4 and images.shape[-2] == images.shape[-1] and images.shape[1] == splits[0][0].shape[1]
-        if not shaped or images.dtype != torch.uint8 or not len(images):
+        if not shaped or images.dtype != torch.uint8 or not images.numel():
             raise InputError(f"data '{name}' has images of {images.dtype} {list(images.shape)}; {_WANTED}")
         right = labels.dtype == torch.int64 and labels.shape == images.shape[:1]
         if not right or not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
@@ -230,4 +238,6 @@ def _described(name: str, train: Split, val: Split, classes: Sequence[str], mirr
                 f"{name} has {len(images):,} images, {len(labels):,} labels and {len(classes)} classes, which do not "
                 "belong together; remove its files, or fetch them again"
             )
+    if torch.equal(train.images, val.images):
+        raise InputError(f"data '{name}' has the same images to learn and to judge by: a copy; hold out others")
     return Data(name, train, val, tuple(classes), *statistics(train.images), mirrors)

@@ -18,15 +18,20 @@ from core.foreign.places import Watch
 def refuse(name: str, module: nn.Module, image: tuple[int, int, int], classes: int, watch: Watch) -> None:
     """InputError, by name, for a module that is none. Under `watch` two images [C,H,W] go through it."""
     _refuse_parameters(name, module)
-    if len(inputs := needed(module.forward)) > 1:
+    try:
+        inputs = needed(module.forward)
+    except ValueError as error:
+        raise InputError(f"model '{name}' is not written in Python ({said(error)}); pass one that is") from error
+    if len(inputs) > 1:
         raise InputError(f"model '{name}' needs {', '.join(inputs)}; its forward may need the images alone")
     images = torch.linspace(-1, 1, 2 * image[0] * image[1] * image[2]).view(2, *image)
-    before = {n: b.clone() for n, b in module.named_buffers()}
+    before = _state(module)
     try:
         with torch.no_grad(), watch:
             output = module(images.clone())
         with torch.no_grad():
             singly = [module(image[None].clone()) for image in images]
+            same = module(images.clone())
         module.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -39,6 +44,8 @@ def refuse(name: str, module: nn.Module, image: tuple[int, int, int], classes: i
         ) from error
     logits = _logits(name, output, classes)
     _refuse_state(name, module, before)
+    if not logits.equal(_logits(name, same, classes)):
+        raise InputError(f"model '{name}' gives other logits of the same images each time; take out what it draws")
     alone = torch.cat([_logits(name, one, classes, count=1) for one in singly])
     if not torch.allclose(alone, logits, rtol=1e-3, atol=1e-4):
         raise InputError(
@@ -102,14 +109,31 @@ def _logits(name: str, output: Any, classes: int, count: int = 2) -> Tensor:
     return found
 
 
-def _refuse_state(name: str, module: nn.Module, before: dict[str, Tensor]) -> None:
-    changed = [n for n, b in module.named_buffers() if n not in before or not torch.equal(b, before[n])]
+def _state(module: nn.Module) -> dict[str, Tensor | float]:
+    """What a module computes with: parameters, buffers, and the numbers and tensors that are its attributes."""
+    own = {f"{n}.{k}".lstrip("."): v for n, m in module.named_modules() for k, v in vars(m).items()}
+    plain: dict[str, Tensor | float] = {n: v for n, v in own.items() if isinstance(v, int | float)}
+    tensors = {n: v for n, v in own.items() if isinstance(v, Tensor)}
+    tensors |= {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return plain | {n: t.detach().clone() for n, t in tensors.items()}
+
+
+def _refuse_state(name: str, module: nn.Module, before: dict[str, Tensor | float]) -> None:
+    after = _state(module)
+    buffers = [n for n, _ in module.named_buffers() if n not in before]
+    changed = buffers + [n for n, v in before.items() if not _equal(v, after.get(n))]
     statistics = [n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if changed or statistics:
         raise InputError(
             f"model '{name}' has batch statistics or other state that a step changes ({_some(statistics or changed)}); "
             "use LayerNorm"
         )
+
+
+def _equal(one: Tensor | float, other: Tensor | float | None) -> bool:
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    return one == other
 
 
 def _refuse_randomness(name: str, module: nn.Module, logits: Tensor, again: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from core.foreign.places import Place, Shape
 from core.layers import EXACT
-from core.ops import Ops, Parameter, Params
+from core.ops import Ops, Parameter, Params, joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def constants(module: nn.Module) -> Params:
 def layout(config: Foreign, ops: Ops = EXACT) -> dict[str, Parameter]:
     """Every trained parameter (the initial values are the module's own), then those that transforms bring."""
     own = {name: Parameter(tuple(p.shape)) for name, p in trained(config.module).items()}
-    return own | ops.parameters(config.shape)  # type: ignore[arg-type]
+    return joined(own, ops.parameters(config.shape))  # type: ignore[arg-type]
 
 
 def state_dict(config: Foreign, params: Params) -> Params:

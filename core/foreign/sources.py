@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from core import code
+from core import code, process
 from core.code import said
 from core.errors import InputError
 from core.foreign import checks
@@ -24,6 +24,7 @@ WRITE = "write timm:NAME, hf:FOLDER or module:FILE.py:FUNCTION"
 
 
 @lru_cache(maxsize=8)
+@process.as_it_was()
 def load(name: str, image: int, channels: int, classes: int, device: str = "cpu") -> Foreign:
     """The model that `name` means, for images [channels, image, image] and so many classes, its buffers on `device`.
 

@@ -224,8 +224,10 @@ def _shufflenet(weights: str | None) -> tuple[nn.Module, nn.Module]:
         if weights is None:
             net = shufflenet_v2_x0_5(weights=ShuffleNet_V2_X0_5_Weights.DEFAULT)
         else:
+            if not (path := Path(weights).expanduser()).is_file():  # a pipe would be waited for
+                raise FileNotFoundError("no such file")
             net = shufflenet_v2_x0_5()
-            net.load_state_dict(torch.load(Path(weights).expanduser(), weights_only=True))
+            net.load_state_dict(torch.load(path, weights_only=True))
     except Exception as error:  # network, file and pickle errors are of many kinds
         what = "torchvision's shufflenet_v2_x0_5 weights" if weights is None else f"'{weights}'"
         raise InputError(f"scorer 'features' cannot load {what} ({type(error).__name__}: {error}); {others}") from error

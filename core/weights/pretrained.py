@@ -96,6 +96,11 @@ def load(source: str) -> Pretrained:
         told = said.config.model_dump(exclude_none=True) | ({"heads": int(file[2])} if file[2] else {})
         return _described(source, state, told, *(tuple(of) if of else None for of in (said.mean, said.std)))
     scheme, colon, name = source.partition(":")
+    if source.endswith((".pth", ".pt", ".bin", ".ckpt")):
+        raise InputError(
+            f"weights '{source}' may hold code, and only safetensors are read; write them as such: python -c 'import "
+            f'torch, safetensors.torch as s; s.save_file(torch.load("{source}", weights_only=True), "w.safetensors")\''
+        )
     if not colon:
         scheme, name = "torchvision", choose("weights", source, SOURCES)
     fetch = {"torchvision": _torchvision, "timm": _timm, "hf": _hugging_face}

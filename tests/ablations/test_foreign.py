@@ -171,6 +171,8 @@ def test_from_python(tmp_path):
         ({"set": "mrt.scorer=blur"}, r"set='mrt.scorer=blur' is one text; write set=\('mrt.scorer=blur',\)"),
         ({"plugin": "mine.py"}, r"write plugin=\('mine.py',\)"),
         ({"data": None}, "data"),
+        ({"seeds": 1.5}, "seeds 1.5 is no whole number"),
+        ({"data_root": None}, "data_root None is no path"),
     ):
         with pytest.raises(InputError, match=said):
             ablations.run(tmp_path / "other", **values)

@@ -7,10 +7,16 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+import torch
+
 from ablations.commands import conducting
 from ablations.reporting import terminal
 from ablations.study import cells, outcomes, reading, running
 from ablations.study.passes import timing_claim
+from core.errors import InputError
+from core.ops import Parameter, joined, rewrite
+from core.transforms.registry import REGISTRY, Transform
 
 
 def test_a_killed_cell_is_trained_again_from_scratch(command, monkeypatch):
@@ -112,6 +118,47 @@ def test_an_arm_that_breaks_in_the_first_check_fails_alone(command, monkeypatch)
     failure = json.loads((command.out / "cells" / "decatt" / "seed0" / "failed.json").read_text())
     assert failure["error"] == "RuntimeError: no kernel image is available"
     assert [r["arm"] for r in reading.results(command.out)] == ["flash"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"wrap": {"mlp": lambda inner, site, x: inner(site, x) * torch.rand(())}}, "then .*; draw from site.key"),
+        (
+            {"wrap": {"mlp": lambda inner, site, x: inner(site, x) * site.params["mlp.fc2.bias"].data.add_(1)}},
+            "it changes blocks.0.mlp.fc2.bias whenever it is computed",
+        ),
+        ({"config": lambda config: None}, r"cannot be made \(AttributeError: .*\); mend it, or leave it out"),
+        ({"parameters": lambda config: {"mine.x": 3}}, "brings mine.x as 3; write Parameter"),
+        ({"parameters": lambda config: {"x": Parameter((1,))}}, "brings x: such a name contains the transform's own"),
+        ({"parameters": lambda config: {"blocks.0.mine": Parameter(("a",))}}, "brings blocks.0.mine as Parameter"),
+    ],
+)
+def test_an_arm_that_breaks_the_seam_is_refused(command, monkeypatch, capsys, change, told):
+    monkeypatch.setitem(REGISTRY, "mine", Transform(lambda: rewrite("mine", **change), "exact", "x", lattice=False))
+    assert command("--arms", "baseline,mine") == 2
+    assert re.search(f"error: .*mine.*{told}", capsys.readouterr().err)
+    assert not command.out.exists()
+
+
+def test_what_an_arm_sets_for_all_is_set_back(command, monkeypatch):
+    def mlp(inner, site, x):
+        os.chdir("/")
+        torch.set_default_dtype(torch.float64)
+        return inner(site, x)
+
+    monkeypatch.setitem(
+        REGISTRY, "mine", Transform(lambda: rewrite("mine", wrap={"mlp": mlp}), "exact", "x", lattice=False)
+    )
+    monkeypatch.chdir(command.out.parent)
+    assert command("--arms", "mine,baseline", "--out", command.out.name) == 0
+    assert torch.get_default_dtype() == torch.float32
+    assert len(reading.results(command.out)) == 2
+
+
+def test_no_transform_brings_what_the_model_has():
+    with pytest.raises(InputError, match=r"a transform brings head.weight, which the model has; give it another name"):
+        joined({"head.weight": Parameter((1,))}, {"head.weight": Parameter((2,))})
 
 
 def test_after_an_error_that_stays_a_fresh_process_goes_on(command, monkeypatch):

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -87,6 +86,8 @@ def test_files_that_bring_nothing_right(tmp_path, text, message):
         ("(x.to('meta'), y), (x, y), 'ab'", "raises NotImplementedError"),
         ("(x, y), (x, y), 'aa'", "the classes a, a; it needs two or more, each once"),
         ("(x, y), (x, y), 'a'", "the classes a; it needs"),
+        ("(x, y), (x, y), 'ab'", "has the same images to learn"),
+        ("(x[:, :0], y), (x[:, :0], y), 'ab'", r"images of torch.uint8 \[4, 0, 8, 8\]"),
     ],
 )
 def test_data_of_another_form(tmp_path, returned, message):
@@ -99,22 +100,30 @@ def test_data_of_another_form(tmp_path, returned, message):
         sets.load("plugin:mine")
 
 
-def test_what_a_file_sets_for_all_is_set_back(tmp_path, monkeypatch):
+def test_what_a_file_sets_for_all_is_set_back(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["run.py", "--plugin", "mine.py"])
     (tmp_path / "mine.py").write_text(
         "import os, sys, torch\nos.chdir('/')\nsys.argv.clear()\ntorch.set_default_dtype(torch.float64)\n"
-        "torch.set_grad_enabled(False)\nDATA = {'mine': lambda: None}"
+        "torch.set_grad_enabled(False)\ntorch.set_default_device('meta')\ntorch.use_deterministic_algorithms(True)\n"
+        "torch.set_num_threads(torch.get_num_threads() + 1)\nsys.setrecursionlimit(100)\nprint('hello')\n"
+        "sys.stdout = sys.stderr = None\nDATA = {'mine': lambda: os.chdir('/')}"
     )
+    streams, depth, threads = (sys.stdout, sys.stderr), sys.getrecursionlimit(), torch.get_num_threads()
     plugins.load(["mine.py"])
+    assert capsys.readouterr() == ("", "hello\n")
+    with pytest.raises(InputError, match="data 'plugin:mine' raises TypeError"):
+        sets.load("plugin:mine")
+    assert ((sys.stdout, sys.stderr), sys.getrecursionlimit(), torch.get_num_threads()) == (streams, depth, threads)
+    assert torch.zeros(0).device.type == "cpu"
+    assert not torch.are_deterministic_algorithms_enabled()
     assert Path.cwd() == tmp_path
     assert sys.argv == ["run.py", "--plugin", "mine.py"]
     assert torch.get_default_dtype() == torch.float32
     assert torch.is_grad_enabled()
 
 
-def test_a_file_that_closes_the_output_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.stdout", StringIO())
+def test_a_file_that_closes_the_output_is_refused(tmp_path):
     (tmp_path / "mine.py").write_text("import sys\nsys.stdout.close()\nDATA = {'mine': lambda: None}")
     with pytest.raises(InputError, match="mine.py' closes the standard output; mend it"):
         plugins.load([str(tmp_path / "mine.py")])

@@ -116,6 +116,8 @@ def test_coarse_labels(image_folder, tmp_path):
 def test_missing_folder(tmp_path):
     refused("folder:", tmp_path, "data 'folder:' names no folder; write folder:PATH")
     refused(f"folder:{tmp_path}/nowhere", tmp_path, "nowhere' does not exist; pass --data folder:PATH")
+    (tmp_path / "a.zip").touch()
+    refused(f"folder:{tmp_path}/a.zip", tmp_path, "a.zip' is no folder; pass --data folder:PATH")
 
 
 def test_folder_without_splits(tmp_path):
@@ -135,7 +137,10 @@ def test_class_without_images(image_folder, tmp_path):
 
 def test_different_classes(image_folder, tmp_path):
     (image_folder / "val" / "dark").rename(image_folder / "val" / "dim")
-    refused(f"folder:{image_folder}", tmp_path / "root", r"train/ and val/ have different classes.*dark, dim")
+    refused(f"folder:{image_folder}", tmp_path / "root", r"train/ and val/ have different classes.*'dark', 'dim'")
+    for part, name in (("val/dim", "caf\u00e9"), ("train/dark", "cafe\u0301")):
+        (image_folder / part).rename((image_folder / part).with_name(name))
+    refused(f"folder:{image_folder}", tmp_path / "root", r"in one of them only: 'cafe\\u0301', 'caf\\xe9'")
 
 
 def test_undecodable_image(image_folder, tmp_path):
@@ -147,6 +152,32 @@ def test_truncated_image(image_folder, tmp_path):
     file = image_folder / "train" / "dark" / "3.png"
     file.write_bytes(file.read_bytes()[:-40])
     refused(f"folder:{image_folder}", tmp_path / "root", r"dark/3.png' cannot be decoded as an image")
+
+
+@pytest.mark.parametrize("name", ["z.png", "dim"])
+def test_what_is_in_no_class_is_named(image_folder, tmp_path, name):
+    """An image beside the classes; a class that is a link to nothing."""
+    (image_folder / "train" / name).symlink_to("dark/0.png" if name == "z.png" else "nowhere")
+    refused(f"folder:{image_folder}", tmp_path / "root", rf"train/{name}', 1 in all, is in no class")
+
+
+def test_hidden_copies_are_no_images(image_folder, tmp_path):
+    """Those of notebooks, file servers and archives."""
+    for name in (".ipynb_checkpoints/0-checkpoint.png", "@eaDir/0.png/SYNOPHOTO_THUMB_M.png", "._0.png"):
+        (image_folder / "train" / "dark" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image_folder / "train" / "dark" / "0.png", image_folder / "train" / "dark" / name)
+    assert len(data.load(f"folder:{image_folder}", tmp_path / "root").train.labels) == 24
+
+
+def test_what_is_transparent_is_on_white(image_folder, tmp_path):
+    """Black ink, and black where there is none."""
+    ink = np.zeros((8, 8, 4), np.uint8)
+    ink[2, :, 3] = 255
+    add(image_folder, Image.fromarray(ink), "z.gif")
+    loaded = data.load(f"folder:{image_folder}", tmp_path / "root")
+    expected = torch.full((3, 8, 8), 255, dtype=torch.uint8)
+    expected[:, 2] = 0
+    assert sum(torch.equal(image, expected) for image in loaded.train.images) == 1
 
 
 def test_sizes_that_differ(image_folder, tmp_path):

@@ -1,6 +1,7 @@
 import builtins
 import gzip
 import hashlib
+import shutil
 import struct
 from pathlib import Path
 
@@ -99,6 +100,25 @@ def test_a_damaged_idx_file_is_one_message(tmp_path, idx):
         data.load("fashion-mnist", tmp_path / "root")
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(8, (4,)), (8, (4, 28, 20)), (8, (4, 28, 28, 1)), (8, (-1, 28, 28)), (9, (4, 8, 8))]
+)
+def test_an_idx_file_of_something_else_is_one_message(tmp_path, idx, kind, shape):
+    idx(tmp_path / "root")
+    content = struct.pack(f">HBB{len(shape)}i", 0, kind, len(shape), *shape) + bytes(abs(int(np.prod(shape))))
+    (tmp_path / "root" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(InputError, match="train-images-idx3-ubyte.gz' cannot be read .* not bytes of square images"):
+        data.load("fashion-mnist", tmp_path / "root", image=8)
+
+
+def test_what_is_learned_is_not_what_is_judged(tmp_path, idx):
+    idx(tmp_path / "root")
+    for what in ("images-idx3", "labels-idx1"):
+        shutil.copy(*(tmp_path / "root" / f"{part}-{what}-ubyte.gz" for part in ("train", "t10k")))
+    with pytest.raises(InputError, match="data 'fashion-mnist' has the same images to learn and to judge by"):
+        data.load("fashion-mnist", tmp_path / "root")
+
+
 @pytest.mark.parametrize("labels", [[0], [0, 1, 2], [0, 10], []])
 def test_labels_that_are_not_of_the_images_are_one_message(tmp_path, idx, labels):
     idx(tmp_path / "root")
@@ -185,7 +205,7 @@ def write_cifar100(root):
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
     for part in ("train", "test"):
-        entry = {"data": np.zeros((100, 3072), np.uint8), "fine_labels": list(range(100))}
+        entry = {"data": np.full((100, 3072), part == "test", np.uint8), "fine_labels": list(range(100))}
         (folder / part).write_bytes(pickle.dumps(entry))
     names = [f"class{i}" for i in range(100)]
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names, "coarse_label_names": []}))

@@ -123,6 +123,15 @@ def test_what_cannot_be_trained_or_built(tmp_path):
     buffer = "self.register_buffer('n', torch.zeros(()))"
     for first in ("self.n += 1", "self.n += not self.training", "self.n = self.n + 1"):
         refused(written(tmp_path, init=buffer, first=first), r"other state that a step changes \(n\)")
+    shrunk = r"other state that a step changes \(head.weight\)"
+    refused(written(tmp_path, first="self.head.weight.data.mul_(0.5)"), shrunk)
+    for start in ("0", "torch.zeros(())"):
+        counted = written(tmp_path, init=f"self.n = {start}", first="self.n = self.n + 1")
+        refused(counted, r"other state that a step changes \(n\)")
+    noise = "out + 1e-6 * torch.randn_like(out)"
+    refused(written(tmp_path, out=noise), "other logits of the same images each time; take out what it draws")
+    traced = "lambda: torch.jit.trace(Net().eval(), torch.zeros(2, 3, 8, 8))"
+    refused(written(tmp_path, build=traced), "is not written in Python .*; pass one that is")
     drawn = "self.register_buffer('n', torch.randn(3))"
     refused(
         written(tmp_path, init=drawn), r"draws n at random and does not train it, .*; draw it from a torch.Generator"

@@ -181,6 +181,7 @@ def test_a_file_that_does_not_tell_its_heads(width, heads, tmp_path):
         ("tim:vit_tiny", "unknown source of weights 'tim'; legal: torchvision, timm, hf; did you mean 'timm'?"),
         ("timm:vit_tiny_patch16_242", "unknown timm model 'vit_tiny_patch16_242'; did you mean 'vit_tiny_patch16_2"),
         ("nowhere.safetensors", "checkpoint 'nowhere.safetensors' does not exist"),
+        ("mine.pth", r"only safetensors are read; .*save_file\(torch.load\(\"mine.pth\", weights_only=True\)"),
     ],
 )
 def test_unknown_sources_are_refused(source, message):
