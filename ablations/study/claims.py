@@ -45,7 +45,8 @@ class Claim:
     def check(self) -> None:
         """Lost, if it is another process's by now."""
         if _newest(self._what) != self._path or _read(self._path).get("token") != self._token:
-            raise Lost(f"{self._what} is another process's now: this one had stopped for {SILENCE:.0f} s")
+            why = f"its claim was removed, or taken over after {SILENCE:.0f} s in which this one had stopped"
+            raise Lost(f"{self._what} is not this process's any more: {why}")
 
 
 @contextmanager

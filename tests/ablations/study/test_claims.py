@@ -98,7 +98,7 @@ def test_an_owner_that_slept_learns_that_it_lost(tmp_path, monkeypatch):
     what = tmp_path / "seed0"
     with claims.claimed(what) as slow:
         other(what, 2)
-        with pytest.raises(claims.Lost, match="another process's now"):
+        with pytest.raises(claims.Lost, match="not this process's any more: its claim was removed, or taken over"):
             slow.check()
     assert claims.taken(what), "what is another's is not given back"
 
