@@ -118,9 +118,9 @@ def against_baseline(comparisons: Comparisons, target: float) -> list[str]:
         *lines,
         "",
         f"Differences from the baseline after the last epoch (equal steps), with {sure(comparisons)} intervals that "
-        f"hold together for the {len(arms)} arms of a column. Last column: median over seeds of the training seconds "
-        "to the first epoch at an accuracy that the baseline reached at every seed, or that was asked for (--target); "
-        "not reached: by half of the seeds.",
+        f"hold together for the {len(arms)} arms of a column. Last column: median over an arm's own seeds (an exact "
+        "one has the first alone) of the training seconds to the first epoch at an accuracy that the baseline reached "
+        "at every seed, or that was asked for (--target); not reached: by half of the seeds.",
     ]
 
 
