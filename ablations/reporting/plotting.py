@@ -5,6 +5,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from core import code
+from core.errors import InputError
+
 # Okabe and Ito: distinct to colour-blind readers and in grey print.
 GREY, BLUE = "#777777", "#0072B2"
 ORANGE, GREEN, PINK, SKY, AMBER = "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
@@ -17,7 +20,10 @@ _TOLD = "told:"
 
 def pyplot() -> Any:
     """matplotlib.pyplot, without a display; its SVGs keep text as text."""
-    import matplotlib
+    try:
+        import matplotlib
+    except ValueError as error:  # of what its variables or its matplotlibrc say
+        raise InputError(f"matplotlib cannot be loaded ({code.said(error)}); mend or unset MPLBACKEND") from error
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

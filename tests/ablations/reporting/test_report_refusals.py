@@ -1,5 +1,6 @@
 """Cells that failed, are missing or damaged, in a report; and what it refuses."""
 
+import builtins
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from planted import cell, study, timed
 
 from ablations import report as command
 from ablations.reporting import compose as report
+from ablations.reporting import plotting
 from ablations.study import reading
 from ablations.study.store import cell_folder
 from core.errors import InputError
@@ -166,3 +168,16 @@ def test_bad_input_is_one_message(tmp_path, capsys, arguments, expected):
     error = capsys.readouterr().err
     assert expected in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_backend_that_matplotlib_does_not_know_is_one_message(monkeypatch):
+    imported = builtins.__import__
+
+    def failing(name, *rest):
+        if name == "matplotlib":
+            raise ValueError("Key backend: 'x' is not a valid value")
+        return imported(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", failing)
+    with pytest.raises(InputError, match=r"cannot be loaded \(ValueError: Key backend.*\); mend or unset MPLBACKEND"):
+        plotting.pyplot()
