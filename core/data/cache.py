@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -22,7 +23,7 @@ from core.data import pictures
 from core.data.splits import Statistics, statistics
 from core.errors import InputError
 
-_FORMAT = 5
+_FORMAT = 6
 _PARTS = ("train", "val")
 _DECODING = ".decoding-"
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, MemoryError, OverflowError)
@@ -31,7 +32,7 @@ _FRESH = 60.0  # seconds in which a folder may be another process's that does no
 
 class Decoded(NamedTuple):
     """Images of both splits, uint8 [N,3,S,S], on disk and read when they are used; the digests of these; the training
-    images' statistics; and which validation images are the same as which training images."""
+    images' statistics; and which image, of the training and then validation ones, is the same as which earlier one."""
 
     train: Tensor
     val: Tensor
@@ -89,8 +90,9 @@ def _read(folder: Path) -> Decoded:
 
 
 def _copies(train: Tensor, val: Tensor) -> list[tuple[int, int]]:
-    learned = {_fingerprint(image): j for j, image in enumerate(train)}
-    return [(i, learned[key]) for i, key in enumerate(map(_fingerprint, val)) if key in learned]
+    first: dict[bytes, int] = {}
+    pairs = ((i, first.setdefault(_fingerprint(image), i)) for i, image in enumerate(chain(train, val)))
+    return [(i, j) for i, j in pairs if i != j]
 
 
 def _fingerprint(image: Tensor) -> bytes:

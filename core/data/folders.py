@@ -50,19 +50,27 @@ def load(name: str, root: Path, image: int | None) -> Data:
         Split(images, torch.tensor([index[label] for _, label in samples]))
         for images, samples in zip(found[:2], (train, val), strict=True)
     )
-    note = _copied(files[0], files[1], found.copies)
+    note = _copied([(file, index[label]) for file, label in train + val], len(train), found.copies)
     return Data(name, train_split, val_split, tuple(names), *found.known, pixels=found.digests, note=note)
 
 
-def _copied(train: list[str], val: list[str], copies: list[tuple[int, int]]) -> str:
-    """What is told of validation images that are training images too."""
-    if not copies:
-        return ""
-    i, j = copies[0]
-    return (
-        f"{len(copies):,} of the {len(val):,} validation images are learned, too, such as '{val[i]}', which is "
-        f"'{train[j]}': accuracy is told too high; hold out others"
-    )
+def _copied(samples: list[tuple[str, int]], learned: int, copies: list[tuple[int, int]]) -> str:
+    """What is told of validation images that are training images too, and of one image in two classes. learned: how
+    many of the files and their labels are trained on."""
+    notes = []
+    if judged := [(i, j) for i, j in copies if j < learned <= i]:
+        i, j = judged[0]
+        notes.append(
+            f"{len(judged):,} of the {len(samples) - learned:,} validation images are learned, too, such as "
+            f"'{samples[i][0]}', which is '{samples[j][0]}': accuracy is told too high; hold out others"
+        )
+    if odd := [(i, j) for i, j in copies if samples[i][1] != samples[j][1]]:
+        i, j = odd[0]
+        notes.append(
+            f"{len(odd):,} images are in two classes, such as '{samples[i][0]}', which is '{samples[j][0]}': one of "
+            "the labels is wrong"
+        )
+    return "; ".join(notes)
 
 
 def _states(path: Path, train: list[str], val: list[str]) -> list[tuple[str | int, ...]]:

@@ -277,8 +277,11 @@ def test_single_copies_are_told(image_folder, tmp_path):
     shutil.copy(learned, judged / "1.png")
     Image.open(learned).save(judged / "z.bmp")
     told = f"2 of the 9 validation images are learned, too, such as '{judged}/1.png', which is '{learned}'"
+    twice = f"2 images are in two classes, such as '{judged}/1.png', which is '{learned}': one of the labels is wrong"
     for _ in ("decoded", "cached"):
-        assert told in data.load(f"folder:{image_folder}", tmp_path / "root").note
+        note = data.load(f"folder:{image_folder}", tmp_path / "root").note
+        assert told in note
+        assert twice in note
 
 
 def test_one_class_is_refused(image_folder, tmp_path):
