@@ -1,5 +1,6 @@
 """What needs a machine to itself: the timing pass and the profiles."""
 
+import errno
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,3 +74,13 @@ def profile(cells: Sequence[Prepared], made_by: Result, out: Path, progress: Ter
 def failure(error: BaseException) -> Result:
     """What is recorded of an error."""
     return {"error": f"{type(error).__name__}: {error}", "traceback": "".join(traceback.format_exception(error))}
+
+
+def full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is that of a full disk."""
+    while error is not None:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -236,7 +236,7 @@ def _attempt(
         if processes.lost(error):
             claim.leave()
             processes.leave_after(error)
-        if _full(error):
+        if passes.full(error):
             raise OSError(errno.ENOSPC, "no space left; free some, and the same command continues", str(out)) from error
         failure, cause = about | passes.failure(error), error
     read_study(out)  # of one that is gone it is no failure of the cell
@@ -248,16 +248,6 @@ def _attempt(
         processes.leave_after(cause)
     if not _usable(cell.device):
         raise Poisoned(failure["error"])
-
-
-def _full(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is that of a full disk."""
-    while error is not None:
-        number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _usable(device: torch.device) -> bool:
