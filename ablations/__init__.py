@@ -23,9 +23,9 @@ def _unfit() -> str | None:
     try:
         import torch  # noqa: F401
     except Exception as error:  # also of what its variables say, such as TORCH_LOGS
-        from core import code
+        from core.errors import said
 
-        return f"torch cannot be loaded ({code.said(error)}); mend that first"
+        return f"torch cannot be loaded ({said(error)}); mend that first"
     return None
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from core.code import fresh, said
+from core.code import fresh
 from core.data.batches import batches, gather, resident
 from core.data.splits import Split
-from core.errors import InputError, choose
+from core.errors import InputError, choose, said
 from core.model import Config, of_blocks, shapes
 from core.ops import Ops
 from core.optimizers import Optimizer

@@ -1,4 +1,4 @@
-"""Errors a user can mend: each names the value, what is legal, and what to type instead."""
+"""Errors a user can mend: each names the value, what is legal, and what to type instead; what others say."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -30,3 +30,12 @@ def choose(what: str, value: str, legal: Iterable[str]) -> str:
     close = [lower[name] for name in get_close_matches(value.lower(), lower, n=1, cutoff=0.4)]
     hint = f"; did you mean '{close[0]}'?" if close else ""
     raise InputError(f"unknown {what} '{value}'; legal: {', '.join(names)}{hint}")
+
+
+def said(error: BaseException) -> str:
+    """An error's kind and the first line of what it says."""
+    try:
+        text = str(error).strip()
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {(text or 'no message').splitlines()[0]}"

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from core import code
 from core.data import sets
-from core.errors import InputError
+from core.errors import InputError, said
 from core.transforms.registry import REGISTRY, Transform
 
 RESERVED = (
@@ -40,7 +40,7 @@ def load(files: Sequence[str] = ()) -> list[str]:
             try:
                 value = point.load()
             except Exception as error:
-                raise InputError(f"{origin}: {point.value} raises {code.said(error)}; mend or remove it") from error
+                raise InputError(f"{origin}: {point.value} raises {said(error)}; mend or remove it") from error
             register(point.name, value, origin)
     return [name for file in files for name in _file(file)]
 
@@ -89,7 +89,7 @@ def _transform(name: str, value: Any, origin: str) -> None:
         at = ".".join(map(str, first["loc"]))
         raise InputError(f"{origin}: optimization '{name}' has no right {at}: {first['msg']}") from error
     except Exception as error:
-        raise InputError(f"{origin}: what builds '{name}' is no function: {code.said(error)}") from error
+        raise InputError(f"{origin}: what builds '{name}' is no function: {said(error)}") from error
     if value.control not in (None, *REGISTRY):
         raise InputError(f"{origin}: the control of '{name}', {value.control}, is not registered; write it before")
     _claim(name, origin, _OWN)

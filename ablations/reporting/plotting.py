@@ -5,8 +5,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from core import code
-from core.errors import InputError
+from core.errors import InputError, said
 
 # Okabe and Ito: distinct to colour-blind readers and in grey print.
 GREY, BLUE = "#777777", "#0072B2"
@@ -23,7 +22,7 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ValueError as error:  # of what its variables or its matplotlibrc say
-        raise InputError(f"matplotlib cannot be loaded ({code.said(error)}); mend or unset MPLBACKEND") from error
+        raise InputError(f"matplotlib cannot be loaded ({said(error)}); mend or unset MPLBACKEND") from error
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

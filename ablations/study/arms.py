@@ -11,8 +11,8 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from core import code, process
-from core.errors import InputError, choose
+from core import process
+from core.errors import InputError, choose, said
 from core.layers import EXACT
 from core.ops import Ops, Rewrite
 from core.transforms.registry import REGISTRY, controls
@@ -122,7 +122,7 @@ def _built(base: str, given: Mapping[str, Any]) -> tuple[Rewrite, dict[str, Any]
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"optimization '{base}' cannot be built: {code.said(error)}") from error
+        raise InputError(f"optimization '{base}' cannot be built: {said(error)}") from error
     return made, dict(bound.arguments)
 
 

@@ -14,10 +14,10 @@ from ablations.study.arms import Arm, Conflict
 from ablations.study.evaluation import Evaluation, evaluate, fetch
 from ablations.study.initialization import initial
 from ablations.study.recipes import Recipe
-from core import code, engine, measure, model, parallel, process, rng, sizes
+from core import engine, measure, model, parallel, process, rng, sizes
 from core.account.step import Account, account, planned
 from core.data.splits import Data
-from core.errors import InputError
+from core.errors import InputError, said
 from core.foreign.model import Foreign
 from core.layers import EXACT
 from core.ops import Ops, Params
@@ -223,7 +223,7 @@ def prepared(arm: Arm, recipe: Recipe, data: Data) -> Prepared:
     except Exception as error:
         if not arm.ops.parts:
             raise
-        raise InputError(f"arm '{arm.name}' cannot be made ({code.said(error)}); mend it, or leave it out") from error
+        raise InputError(f"arm '{arm.name}' cannot be made ({said(error)}); mend it, or leave it out") from error
     try:
         _ = cell.ops
     except InputError as error:

@@ -4,11 +4,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from core import files, model
-from core.code import ran
+from core.code import imported, ran
 from core.data.splits import Data
 from core.errors import InputError
 from core.foreign.model import Foreign, trained
@@ -30,8 +31,10 @@ def of(data: Data, weights: str | None, config: model.Config, own: Sequence[str]
 
 def code(own: Sequence[str] = ()) -> str:
     """SHA-256 of this project's source files as they were loaded, whatever is committed of them, by name, installed
-    without git too; and of these files of the user's. InputError for one that was changed since this process ran it."""
-    paths = [Path(os.path.realpath(file)) for file in own]
+    without git too; and of these files of the user's and those that they import. InputError for one that was changed
+    since this process ran it."""
+    given = [Path(os.path.realpath(file)) for file in own]
+    paths = list(dict.fromkeys(chain(given, *(imported.get(path, ()) for path in given))))
     if odd := [path for path in paths if not path.is_file() or _digest(path) != ran.get(path)]:
         raise InputError(f"'{odd[0]}' was changed since this process ran it; start the command, or Python, anew")
     listed = [*_OWN, *sorted((path.name, ran[path]) for path in paths)]

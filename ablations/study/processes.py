@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from core.code import said
-from core.errors import InputError, choose, within
+from core.errors import InputError, choose, said, within
 from core.parallel import ALONE, KINDS, Share
 
 T = TypeVar("T")

@@ -9,10 +9,9 @@ from ablations.study.arms import AGAIN, BASELINE, PRECISIONS, Arm, parse
 from ablations.study.machine import named
 from core import engine
 from core.account.step import account
-from core.code import said
 from core.data.augment import preparation
 from core.data.splits import Data
-from core.errors import InputError, choose, within
+from core.errors import InputError, choose, said, within
 from core.foreign import sources
 from core.layers import EXACT
 from core.model import Config, asked

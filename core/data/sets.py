@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core import code, process, sizes
+from core import process, sizes
 from core.data import folders
 from core.data.cifar100 import COARSE_CLASSES, COARSE_OF_FINE
 from core.data.splits import FIFTHS, Data, Split, outlined, statistics
-from core.errors import InputError, choose, within
+from core.errors import InputError, choose, said, within
 
 NAMES = (
     *("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "cifar100-coarse"),
@@ -211,7 +211,7 @@ def _plugged(name: str, image: int | None) -> Data:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise InputError(f"data '{name}' raises {code.said(error)}; {_WANTED}") from error
+        raise InputError(f"data '{name}' raises {said(error)}; {_WANTED}") from error
     for images, labels in splits:
         shaped = images.dim() == 4 and images.shape[-2] == images.shape[-1] and images.shape[1] == splits[0][0].shape[1]
         if not shaped or images.dtype != torch.uint8 or not images.numel():

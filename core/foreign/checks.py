@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
-from core.code import said
-from core.errors import InputError
+from core.errors import InputError, said
 from core.foreign.model import constants
 from core.foreign.places import Watch
 

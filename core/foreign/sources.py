@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from core import code, process
-from core.code import said
-from core.errors import InputError
+from core.errors import InputError, said
 from core.foreign import checks
 from core.foreign.model import Foreign, constants, trained
 from core.foreign.places import Watch, blocks, ours, places, reached, shape_of

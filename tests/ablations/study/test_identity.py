@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import replace
 
 import pytest
@@ -100,6 +101,35 @@ def test_a_users_files_count_as_they_ran_and_not_those_of_other_studies(tmp_path
         identity.code(files)
     assert code.run(str(files[0]), "plugin").x == 3
     assert identity.code(files) != both
+
+
+def test_what_a_users_file_imports_counts_and_not_what_is_installed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "helpers_of_mine").mkdir()
+    for name, text in {
+        "mine.py": "import torch, json\nfrom helpers_of_mine import part, VALUE",
+        "helpers_of_mine/__init__.py": "VALUE = 1",
+        "helpers_of_mine/part.py": "from .deep import x",
+        "helpers_of_mine/deep.py": "x = 1",
+        "helpers_of_mine/unused.py": "x = 1",
+    }.items():
+        (tmp_path / name).write_text(text)
+    file, found = tmp_path / "mine.py", []
+    for text in ("x = 1", "x = 22"):
+        (tmp_path / "helpers_of_mine" / "deep.py").write_text(text)
+        for name in [name for name in sys.modules if name.startswith("helpers_of_mine")]:
+            monkeypatch.delitem(sys.modules, name)
+        for path in code.imported.get(file, ()):
+            del code.ran[path]
+        code.run(str(file), "plugin")
+        found.append(identity.code([file]))
+    assert found[0] != found[1]
+    assert [path.name for path in code.imported[file]] == ["__init__.py", "part.py", "deep.py"]
+    (tmp_path / "helpers_of_mine" / "unused.py").write_text("x = 2")
+    assert identity.code([file]) == found[1]
+    (tmp_path / "helpers_of_mine" / "part.py").write_text("")
+    with pytest.raises(InputError, match=r"part.py' was changed since this process ran it"):
+        identity.code([file])
 
 
 def test_every_image_label_and_class_counts(image_folder, tmp_path):
