@@ -110,7 +110,7 @@ def _logits(name: str, output: Any, classes: int, count: int = 2) -> Tensor:
 
 def _state(module: nn.Module) -> dict[str, Tensor | float]:
     """What a module computes with: parameters, buffers, and the numbers and tensors that are its attributes."""
-    own = {f"{n}.{k}".lstrip("."): v for n, m in module.named_modules() for k, v in vars(m).items()}
+    own = {f"{n}.{k}".lstrip("."): v for n, m in module.named_modules() for k, v in vars(m).items() if k != "training"}
     plain: dict[str, Tensor | float] = {n: v for n, v in own.items() if isinstance(v, int | float)}
     tensors = {n: v for n, v in own.items() if isinstance(v, Tensor)}
     tensors |= {**dict(module.named_parameters()), **dict(module.named_buffers())}
