@@ -130,7 +130,7 @@ def holder(what: Path) -> Path | None:
 def clear(what: Path) -> None:
     """Remove the claim of a process that died, where nothing is left to do."""
     if (path := _newest(what)) and _dead(path):
-        files.remove(path)
+        _remove(path)
 
 
 def working_here(out: Path) -> Path | None:
@@ -171,8 +171,13 @@ def _take(what: Path, reached: int) -> Claim | None:
         path.unlink()
         return None
     if old is not None:
-        files.remove(old)
+        _remove(old)
     return Claim(what, path, died, token)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # of a folder with something in it, which is in nobody's way
+        files.remove(path)
 
 
 def _beat(path: Path, over: Event) -> None:

@@ -141,6 +141,17 @@ def test_it_is_said_once_what_is_waited_for(tmp_path, monkeypatch, capsys, make,
     assert told.endswith("If no such process runs, remove the file")
 
 
+def test_a_folder_of_a_claims_name_is_let_be_and_in_nobodys_way(tmp_path):
+    (mine := tmp_path / "seed0.claim-3" / "mine").mkdir(parents=True)
+    os.utime(mine.parent, (0, 0))
+    for _ in range(2):
+        with claims.claimed(tmp_path / "seed0") as claim:
+            assert claim is not None
+            claim.check()
+    claims.clear(tmp_path / "seed0")
+    assert [*tmp_path.iterdir()] == [mine.parent]
+
+
 def test_a_damaged_claim_is_free_when_it_is_old(tmp_path):
     path = other(tmp_path / "seed0")
     forged = [{"host": claims.host(), "pid": pid, "token": "", "reached": 0, "died": 0} for pid in (None, "1", 10**30)]
