@@ -156,9 +156,10 @@ def decide_by(command: Command, out: Path) -> None:
     """Keep the margins, and how often a run looks before it stops, for the report."""
     from ablations.analysis import verdicts
 
-    before, looks = verdicts.read_decisions(out)
-    looks = max(looks, command.seeds - 1) if command.until else looks
-    store.write_json(out / "margins.json", {"margins": before | margins(command)["margin"], "looks": looks})
+    with store.changing(out):
+        before, looks = verdicts.read_decisions(out)
+        looks = max(looks, command.seeds - 1) if command.until else looks
+        store.write_json(out / "margins.json", {"margins": before | margins(command)["margin"], "looks": looks})
 
 
 def train_until(

@@ -45,6 +45,9 @@ def write(folders: Sequence[Path], out: Path | None = None, target: float | None
     whole = [Path(os.path.abspath(folder)) for folder in folders]  # of . too the name
     own = folders[0] if len(folders) == 1 else whole[0].parent / "+".join(f.name for f in whole)
     comparisons, at = compare(folders), out or own / "report"
+    for path in (full := Path(os.path.realpath(at)), *full.parents):
+        if path.name == "cells" and (path.parent / "study.json").exists():
+            raise InputError(f"'{at}' is among the cells of the study '{path.parent}'; pass another --out")
     with alone(at):
         return write_comparisons(comparisons, at, None if target is None else target / 100, own=out is None)
 

@@ -45,7 +45,8 @@ def deterministic() -> None:
 
 def environment(device: str) -> dict[str, str]:
     """Versions, hardware and source revision."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    git = ["git", "-C", str(Path(__file__).parents[2]), "--git-dir", ".git"]  # not of what it is installed within
+    git += ["describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(git, capture_output=True, check=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
         revision = done.stdout.decode(errors="replace").strip()

@@ -16,7 +16,7 @@ from core import process, rng
 
 def timing_claim(out: Path) -> Path:
     """What a process claims to have this machine to itself."""
-    return out / f"timing-{claims.host().partition(' ')[0]}"
+    return out / f"timing-{claims.host().partition(' ')[0].replace('/', '_')}"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ablations.study import claims, identity, initialization, passes, processes, schema, snapshots, timing
+from ablations.study import claims, identity, initialization, passes, processes, schema, snapshots, store, timing
 from ablations.study.arms import read_settings, select, twin
 from ablations.study.cells import Prepared, prepared
 from ablations.study.claims import Claim, Lost
@@ -24,7 +24,7 @@ from ablations.study.recipes import Recipe
 from ablations.study.recorder import Recorder
 from ablations.study.signals import NUMBERS, Stop, Stopped
 from ablations.study.snapshots import Snapshots
-from ablations.study.store import Result, cell_folder, open_study, read_study, refuse_other, write_json, write_tokens
+from ablations.study.store import Result, cell_folder, read_study, write_json
 from ablations.study.training import tokens, train
 from core import measure, model, plugins, process
 from core.data import sets
@@ -119,7 +119,7 @@ def refuse_other_settings(study: Study, preset: str, out: Path, deterministic: b
     settings = configuration(study, preset, deterministic)
     if study.recipe.weights and study.recipe.eps is None:  # as they have it
         settings["eps"] = before.get("eps")
-    refuse_other(out, before, settings)
+    store.refuse_other(out, before, settings)
 
 
 def record(study: Study, preset: str, out: Path, deterministic: bool, accept_changes: bool) -> Study:
@@ -127,10 +127,10 @@ def record(study: Study, preset: str, out: Path, deterministic: bool, accept_cha
     says later (--accept-changes elsewhere). InputError if the folder is another study's."""
     settings, recipe = configuration(study, preset, deterministic), study.recipe
     made_by = identity.of(study.data, recipe.weights, study.cells[0].config, recipe.files)
-    with claims.waited(out / "study"):  # two first starts at once
+    with store.changing(out):  # two first starts at once
         made = {"configuration": settings, "environment": environment(recipe.device), "identity": made_by}
         parameters = {cell.arm.name: model.parameters(cell.config, cell.ops) for cell in study.cells}
-        open_study(out, made | {"parts": study.data.parts, "parameters": parameters}, accept_changes)
+        store.open_study(out, made | {"parts": study.data.parts, "parameters": parameters}, accept_changes)
         digest = schema.settings(read_study(out))
     return study._replace(made_by={"preset": preset, "identity": made_by, "settings": digest})
 
@@ -221,7 +221,7 @@ def _attempt(
             told |= {"identity": made_by["identity"]}
             checkpoints.save(folder / "best.safetensors", model.state_dict(cell.config, best), told)
             if cut := tokens(cell.holding_out(seed)):
-                write_tokens(folder, *cut)
+                store.write_tokens(folder, *cut)
             recorder.finish(result, _settings(cell, seed, made_by["preset"]))
         if why := damage(folder):  # it would be trained again without end
             raise Unread(f"its result cannot be read back: {why}")

@@ -7,6 +7,7 @@ removed.
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ablations.study import claims, schema
 from ablations.study import identity as identities
-from ablations.study import schema
 from ablations.study.arms import read_settings
 from ablations.study.machine import COMPARABLE
 from core import files
@@ -28,6 +29,11 @@ Row = dict[str, float]
 def cell_folder(out: Path, arm: str, seed: int) -> Path:
     """Where a cell is kept."""
     return out / "cells" / arm / f"seed{seed}"
+
+
+def changing(out: Path) -> AbstractContextManager[None]:
+    """Within, no other process writes a study's own files: study.json, timing.json, margins.json."""
+    return claims.waited(out / "study")
 
 
 def refuse_shared(cells: Iterable[Path]) -> None:
@@ -93,11 +99,11 @@ def open_study(out: Path, made: Mapping[str, Any], accept: bool = False) -> None
     made: study.json as it would be now; of one that goes on, the identity and what comes with it are kept."""
     for part in ("cells", "report"):
         files.clear(out / part)
-    for name in ("timing.json", "margins.json"):  # before hours, after which they could not be written
-        files.refuse_folder(out / name)
+    for name in ("study.json", "timing.json", "margins.json"):
+        files.refuse_folder(out / name)  # before hours, after which it could not be written
+        for left in out.glob(f".{name}.*.partial"):  # by a process that was killed: who writes them has one claim
+            files.remove(left)
     path = out / "study.json"
-    for left in out.glob(f".{path.name}.*.partial"):  # by a process that was killed: only one at a time writes it
-        files.remove(left)
     if not path.is_file():
         _refuse_lost(out)
         if out.exists() and any(not _own(entry) for entry in out.iterdir()):

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten
 
-from ablations.study import claims, processes, reading, schema
+from ablations.study import processes, reading, schema
 from ablations.study.arms import AGAIN, BASELINE, parse
 from ablations.study.cells import Prepared, prepared
 from ablations.study.progress import Terminal
-from ablations.study.store import Result, read_study, write_json
+from ablations.study.store import Result, changing, read_study, write_json
 from core import measure, rng
 from core.errors import InputError
 from core.step import State
@@ -43,7 +43,9 @@ def complete(out: Path, cells: Sequence[Prepared]) -> bool:
 
 def forget_failures(out: Path) -> None:
     """Have arms that failed in the pass measured again."""
-    with suppress(InputError):
+    if not (out / "timing.json").is_file():
+        return
+    with suppress(InputError), changing(out):
         if (found := reading.timing(out)) and found.get("failed"):
             write_json(out / "timing.json", found | {"failed": {}})
 
@@ -64,23 +66,21 @@ def measure_arms(cells: Sequence[Prepared], made_by: Result, out: Path, progress
     ratios = measure.ratios(found, BASELINE)
     ratio, low, high = ratios[AGAIN]
     quiet = bool(low > 1 - QUIET and high < 1 + QUIET)
-    write_json(
-        out / "timing.json",
-        {
-            "baseline": BASELINE,
-            "ratios": {name: dict(zip(("ratio", "low", "high"), of, strict=True)) for name, of in ratios.items()},
-            "rounds": len(found),
-            "groups": groups,
-            "failed": failed,
-            "quiet": quiet,
-            "blocks": found,
-            "wall_seconds": time.perf_counter() - begin,
-            "load": {"before": load, "after": os.getloadavg()[0], "processors": os.cpu_count()},
-            "gpu": measure.gpu_state(baseline.device),
-            "ceiling": ceiling(out, baseline),
-            **made_by,
-        },
-    )
+    measured = {
+        "baseline": BASELINE,
+        "ratios": {name: dict(zip(("ratio", "low", "high"), of, strict=True)) for name, of in ratios.items()},
+        "rounds": len(found),
+        "groups": groups,
+        "failed": failed,
+        "quiet": quiet,
+        "blocks": found,
+        "wall_seconds": time.perf_counter() - begin,
+        "load": {"before": load, "after": os.getloadavg()[0], "processors": os.cpu_count()},
+        "gpu": measure.gpu_state(baseline.device),
+        "ceiling": ceiling(out, baseline),
+    }
+    with changing(out):
+        write_json(out / "timing.json", measured | made_by)
     noise = f"the baseline against itself {100 * (ratio - 1):+.1f} % [{100 * (low - 1):+.1f}, {100 * (high - 1):+.1f}]"
     odd = "" if quiet else "; the machine was not quiet: step times are less certain than they could be"
     took = time.perf_counter() - begin
@@ -112,7 +112,7 @@ def ceiling(out: Path, cell: Prepared) -> float:
     """FLOP/s that MFU is a share of: measured once a study for every precision, and kept in study.json."""
     name = str(cell.dtype).removeprefix("torch.")
     if name not in read_study(out).get("ceiling", {}):
-        with claims.waited(out / "study"):
+        with changing(out):
             study = read_study(out)
             known = study.get("ceiling", {})
             if name not in known:

@@ -88,7 +88,8 @@ def test_a_study_that_is_gone_ends_and_goes_on_when_it_is_restored(command, monk
     assert command("--arms", "baseline,decatt") == 0
     of = command.out / "cells" / "decatt"
     (of / "seed0.snapshots").mkdir()
-    left = command.out / ".study.json.0.partial", of / "seed0.claim-1", Path(f"{timing_claim(command.out)}.claim-7")
+    left = [command.out / f".{name}.json.0.partial" for name in ("study", "timing", "margins")]
+    left += [of / "seed0.claim-1", Path(f"{timing_claim(command.out)}.claim-7")]
     for path in left:
         path.touch()
         os.utime(path, (0, 0))

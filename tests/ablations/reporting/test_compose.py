@@ -85,6 +85,15 @@ def test_what_is_in_the_way_is_refused_before_anything_is_moved(tmp_path, monkey
     assert [*(tmp_path / "out").iterdir()] == [path]
 
 
+@pytest.mark.parametrize("below", ["cells", "cells/paper"])
+def test_cells_are_no_place_for_a_report(tmp_path, below):
+    folder = study(tmp_path / "s", ["baseline"], [0])
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(InputError, match=rf"s/{below}' is among the cells of the study '.*/s'; pass another --out"):
+        report.write([folder], folder / below)
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_a_folder_whose_name_begins_like_a_home(tmp_path, undrawn, monkeypatch):
     monkeypatch.chdir(tmp_path)
     report.write([study(Path("~/study"), ["baseline"], [0])])

@@ -169,6 +169,15 @@ def test_what_a_model_of_others_begins_with_counts(tmp_path):
     assert found[0] == found[1] != found[2]
 
 
+def test_the_version_of_the_package_that_a_model_is_of_counts(tmp_path, monkeypatch):
+    timm = pytest.importorskip("timm", reason="the extra test is not installed")
+    config, found = sources.load("timm:vit_tiny_patch16_224", 32, 3, 10), []
+    for version in (timm.__version__, timm.__version__, "0.0"):
+        monkeypatch.setattr(timm, "__version__", version)
+        found.append(identity.of(sets.outline("digits", image=8), None, config, ())["code"])
+    assert found[0] == found[1] != found[2]
+
+
 def test_from_python_weights_are_those_of_their_file_now(tmp_path, monkeypatch):
     file, found = tmp_path / "w.safetensors", []
     monkeypatch.setattr(library, "execute", lambda *_: found.append(identity.pretrained.load(str(file)).digest()))

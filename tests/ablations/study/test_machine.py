@@ -1,6 +1,9 @@
 """What the record says of the machine."""
 
 import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -16,3 +19,19 @@ def test_whatever_git_does_the_record_is_made(tmp_path, monkeypatch, git, revisi
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(machine, "PATIENCE", 0.5)
     assert machine.environment("cpu")["revision"] == revision
+
+
+def test_the_revision_is_of_this_code_not_of_what_it_lies_within(tmp_path, monkeypatch):
+    def git(*words):
+        author = "-c", "user.name=a", "-c", "user.email=a"
+        subprocess.run(["git", "-C", tmp_path, *author, *words], check=True, capture_output=True)
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "a thesis")
+    inside = tmp_path / "libraries" / "ablations" / "study" / "machine.py"
+    inside.parent.mkdir(parents=True)
+    shutil.copy(machine.__file__, inside)
+    monkeypatch.setattr(machine, "__file__", str(inside))
+    assert machine.environment("cpu")["revision"] == "unknown"
+    (tmp_path / ".git").rename(Path(inside).parents[2] / ".git")
+    assert len(machine.environment("cpu")["revision"].removesuffix("-dirty")) == 12
