@@ -3,6 +3,9 @@
 import os
 import re
 import resource
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -21,12 +24,26 @@ def read_bytes(text: str) -> int:
 
 
 def memory(device: str) -> int:
-    """Bytes of the GPU, or of this machine: those that its limit (ulimit -v) leaves this process."""
+    """Bytes of the GPU, or of this machine: those that limits (ulimit -v, a container's, a Slurm job's) leave this
+    process."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties(0).total_memory)
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return physical if limit == resource.RLIM_INFINITY else min(physical, limit)
+    own = [] if limit == resource.RLIM_INFINITY else [limit]
+    return min(physical, *own, *of_groups())
+
+
+def of_groups(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Bytes that this process's control groups, and those above them, may have, of version 2 and 1 (Linux's
+    Documentation/admin-guide/cgroup-v2.rst)."""
+    for line in groups.read_text().splitlines() if groups.is_file() else ():
+        _, kind, path = line.split(":", 2)
+        top, name = (root, "memory.max") if not kind else (root / "memory", "memory.limit_in_bytes")
+        at = top / path.strip("/")
+        for folder in (at, *at.parents) if kind in ("", "memory") else ():
+            with suppress(OSError, ValueError):  # no such file; "max"
+                yield int((folder / name).read_text())
 
 
 def need(size: int, what: str, instead: str, device: str = "cpu") -> None:

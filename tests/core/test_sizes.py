@@ -1,7 +1,7 @@
 import pytest
 
 from core.errors import InputError
-from core.sizes import read_bytes
+from core.sizes import of_groups, read_bytes
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,22 @@ def test_read_bytes(text, size):
 def test_read_bytes_refuses(text):
     with pytest.raises(InputError, match=f"budget '{text}' is no size"):
         read_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "found"),
+    [
+        ("0::/job/step\n", {"job/step/memory.max": "max\n", "job/memory.max": "3000\n", "memory.max": "9000\n"}, 3000),
+        ("0::/../other\n", {"memory.max": "5000\n"}, 5000),
+        ("9:name=a:/\n4:memory:/box\n0::/\n", {"memory/box/memory.limit_in_bytes": "700\n"}, 700),
+        ("2:cpu:/box\n", {"cpu/box/memory.limit_in_bytes": "700\n"}, None),
+    ],
+)
+def test_limits_of_control_groups(tmp_path, groups, limits, found):
+    """As containers (whose own group is the root that they see) and Slurm's jobs have them."""
+    (tmp_path / "cgroup").write_text(groups)
+    for name, text in limits.items():
+        (tmp_path / "sys" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sys" / name).write_text(text)
+    assert min(of_groups(tmp_path / "cgroup", tmp_path / "sys"), default=None) == found
+    assert not [*of_groups(tmp_path / "none", tmp_path / "sys")]
