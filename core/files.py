@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from uuid import uuid4
@@ -73,6 +75,13 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def room(path: Path) -> int:
+    """Bytes that are free on the file system of a file; no end of them where that does not tell its size (ramfs, some
+    of a network)."""
+    disk = shutil.disk_usage(path)
+    return disk.free if disk.total else sys.maxsize
 
 
 def digest(tensor: Tensor) -> str:

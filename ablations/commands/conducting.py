@@ -1,6 +1,5 @@
 """A study of these options, from its first cell to its report."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from ablations.commands.options import Command, folder, margins
 from ablations.study import jobs, machine, outcomes, passes, processes, reading, running, store, timing
 from ablations.study.progress import Terminal
 from ablations.study.signals import Stop, Stopped
+from core import files
 from core.errors import InputError
 from core.foreign.model import Foreign
 
@@ -113,7 +113,7 @@ def retry(command: Command, out: Path, folders: Sequence[Path]) -> None:
 def _left(planned: Cells, folders: Sequence[Path], out: Path) -> Cells:
     """The cells without result or failure; InputError if the disk has no room for them."""
     left = [cell for cell, at in zip(planned, folders, strict=True) if not running.settled(at)]
-    need, free = running.need(left), shutil.disk_usage(out).free
+    need, free = running.need(left), files.room(out)
     if free < need:
         need_, free_ = (f"{size / 2**20:,.0f} MiB" for size in (need, free))
         raise InputError(f"the cells that are left need {need_} of disk, and '{out}' has {free_} free; free some")

@@ -8,7 +8,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -56,7 +55,7 @@ class Snapshots:
         if self.folder.is_symlink() or not self.folder.is_dir():
             files.remove(self.folder)
             self.folder.mkdir(parents=True)
-        if shutil.disk_usage(self.folder).free < len(data):
+        if files.room(self.folder) < len(data):
             size = f"{len(data) / 2**20:,.1f} MiB"
             raise OSError(errno.ENOSPC, f"no room for a snapshot of {size}; the same command continues", self.folder)
         for left in self._torn():

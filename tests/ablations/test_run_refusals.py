@@ -14,9 +14,10 @@ from commands import call
 from rich.console import Console
 
 from ablations import report
-from ablations.commands import conducting, options
+from ablations.commands import options
 from ablations.study import arms, reading, speaking, store
 from ablations.study.presets import PRESETS
+from core import files
 from core.errors import InputError
 
 
@@ -106,7 +107,7 @@ def test_a_report_in_the_place_of_a_file_is_refused(tmp_path, capsys, what):
 
 
 def test_a_disk_without_room_is_refused(refused, monkeypatch):
-    monkeypatch.setattr(conducting.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(total=2000, free=1000))
     assert "the cells that are left need 0 MiB of disk" in refused("--arms", "baseline")
 
 

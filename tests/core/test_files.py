@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,6 +58,11 @@ def test_a_file_system_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", unable)
     files.write(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_a_file_system_that_does_not_tell_its_size_is_not_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(total=0, free=0))
+    assert files.room(tmp_path) > 2**60
 
 
 def test_nothing_is_removed_that_holds_something(tmp_path):
