@@ -1,10 +1,13 @@
 """Training speed against the peers: python ablations/bench.py (needs the extra test)"""
 
 import signal
+import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this code, installed or not
 
 from rich.console import Console
 

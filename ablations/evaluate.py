@@ -1,6 +1,7 @@
 """The best model of a cell, evaluated again: python ablations/evaluate.py runs/quick-digits/cells/flash/seed0"""
 
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ import tyro
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this code, installed or not
 
 from ablations.study import evaluation
 from ablations.study.machine import named, ready

@@ -1,6 +1,7 @@
 """What a study concludes, rebuilt from its cells: python ablations/report.py runs/NAME [runs/NAME …]"""
 
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import tyro
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this code, installed or not
 
 from ablations.study.speaking import asked, one_message, words
 from core import plugins

@@ -31,7 +31,7 @@ def memory(device: str) -> int:
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     own = [] if limit == resource.RLIM_INFINITY else [limit]
-    return min(physical, *own, *of_groups())
+    return min([physical, *own, *of_groups()])
 
 
 def of_groups(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from ablations import run
 from ablations.reporting import compose
 from ablations.reporting import figures as drawing
 from ablations.study import arms, cells, evaluation, profiling, reading, running, schema, store
@@ -276,3 +279,17 @@ def test_profiles_are_a_pass_of_their_own(command, monkeypatch, capsys):
     assert "flash/profile/profile.json' was made under other" in (command.out / "report" / "report.md").read_text()
     assert not (command.out / "report" / "profiles" / "flash" / "operations.md").exists()
     assert len(reading.results(command.out)) == 2
+
+
+def test_the_command_runs_the_code_beside_it_installed_or_not(tmp_path):
+    for name, text in {
+        "run.py": Path(run.__file__).read_text(),
+        "__init__.py": "",
+        "commands/__init__.py": "",
+        "commands/main.py": "def main():\n    print('the code beside it')",
+    }.items():
+        path = tmp_path / "ablations" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    command = [sys.executable, path.parents[1] / "run.py"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "the code beside it\n"

@@ -1,7 +1,10 @@
+import os
+
 import pytest
 
+from core import sizes
 from core.errors import InputError
-from core.sizes import of_groups, read_bytes
+from core.sizes import memory, of_groups, read_bytes
 
 
 @pytest.mark.parametrize(
@@ -35,3 +38,10 @@ def test_limits_of_control_groups(tmp_path, groups, limits, found):
         (tmp_path / "sys" / name).write_text(text)
     assert min(of_groups(tmp_path / "cgroup", tmp_path / "sys"), default=None) == found
     assert not [*of_groups(tmp_path / "none", tmp_path / "sys")]
+
+
+def test_the_least_limit_counts(monkeypatch):
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limits, found in (([], whole), ([2**62, 5000], 5000)):
+        monkeypatch.setattr(sizes, "of_groups", lambda limits=limits: limits)
+        assert memory("cpu") == found
