@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ablations import run
 from ablations.reporting import compose
 from ablations.reporting import figures as drawing
 from ablations.study import arms, cells, evaluation, profiling, reading, running, schema, store
@@ -283,7 +282,7 @@ def test_profiles_are_a_pass_of_their_own(command, monkeypatch, capsys):
 
 def test_the_command_runs_the_code_beside_it_installed_or_not(tmp_path):
     for name, text in {
-        "run.py": Path(run.__file__).read_text(),
+        "run.py": Path(arms.__file__).parents[1].joinpath("run.py").read_text(),
         "__init__.py": "",
         "commands/__init__.py": "",
         "commands/main.py": "def main():\n    print('the code beside it')",
