@@ -129,6 +129,7 @@ def _built(base: str, given: Mapping[str, Any]) -> tuple[Rewrite, dict[str, Any]
 def _at(base: str, value: Any) -> str:
     value = value + 0.0 if isinstance(value, float) else value  # -0 is 0
     short = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    short = short.replace("e+", "e")  # + joins parts
     if "/" in short:
         raise InputError(f"{base}@{short}: an arm's name is its folder's; pass a value without /")
     return f"{base}@{short}"

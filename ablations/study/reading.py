@@ -94,7 +94,8 @@ def read(folders: Sequence[Path]) -> Study:
     """The studies in these folders as one, without what is damaged. Raises InputError if a folder holds no study or no
     cell has finished, and for several folders if their settings, machines, data or weights differ or if two have the
     same cell."""
-    studies = [_read(folder) for folder in folders]
+    met: dict[tuple[str, str], int] = {}
+    studies = [_read(folder, met) for folder in folders]
     first = studies[0]
     arms = [optimizations(outcome["arm"]) for s in studies for outcome in (*s.results, *s.failed)]
     if unknown := plugins.missing(list(chain(*arms)), first.configuration.get("plugin", ())):
@@ -143,19 +144,21 @@ def _told(of: dict[str, Any], key: str) -> str:
     return repr(of[key]) if key in of else "unknown"
 
 
-def _read(folder: Path) -> Study:
+def _read(folder: Path, met: dict[tuple[str, str], int]) -> Study:
     study = read_study(folder)
     damaged: list[str] = []
-    cells = list(_of(study, list(_cells(folder, damaged)), damaged))
+    cells = list(_of(study, list(_cells(folder, damaged)), damaged, met))
     failed = _failed(folder, damaged)
     damaged += _beside(folder)
     return Study((folder,), study["configuration"], study["environment"], cells, failed, tuple(damaged))
 
 
-def _of(study: dict[str, Any], cells: Sequence[Cell], damaged: list[str]) -> Iterator[Cell]:
+def _of(
+    study: dict[str, Any], cells: Sequence[Cell], damaged: list[str], met: dict[tuple[str, str], int]
+) -> Iterator[Cell]:
     """The cells that can be compared: of the study's settings, of the images that most were judged by, and each by its
-    own seed, for what two seeds have alike to the last bit is one of them, copied."""
-    first: dict[tuple[str, str], int] = {}
+    own seed, for what two seeds have alike to the last bit is one of them, copied. met: the seed of each arm and what
+    it learned, of all studies that are joined."""
     images = {
         held_out: Counter(c.correct.shape[1] for c in cells if c.result.get("held_out") == held_out).most_common(1)
         for held_out in {cell.result.get("held_out") for cell in cells}
@@ -166,7 +169,7 @@ def _of(study: dict[str, Any], cells: Sequence[Cell], damaged: list[str]) -> Ite
         odd += [f"{count} validation images, not {usual}"] * (count != usual)
         arm, seed = cell.key
         learned = repr([row["val/loss"] for row in cell.rows]).encode() + cell.correct.tobytes()
-        same = first.setdefault((arm, schema.digest(learned)), seed)
+        same = met.setdefault((arm, schema.digest(learned)), seed)
         odd += [f"it is seed {same}, copied"] * (same != seed)
         if not odd:
             yield cell

@@ -164,12 +164,16 @@ def test_a_result_that_was_forged_and_sealed_is_not_its_studys(tried, whole, cha
     tried["forged results"] += 1
 
 
-def test_a_seed_that_was_copied_does_not_count_twice(tried, whole, tmp_path):
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_seed_that_was_copied_does_not_count_twice(tried, whole, tmp_path, joined):
     """And is sealed as another."""
     shutil.copytree(whole, out := tmp_path / "study", ignore=shutil.ignore_patterns("report"))
-    shutil.copytree(store.cell_folder(out, "mrt", 1), at := store.cell_folder(out, "mrt", 7))
+    shutil.copytree(store.cell_folder(out, "mrt", 1), at := store.cell_folder(other := tmp_path / "other", "mrt", 7))
+    shutil.copy(out / "study.json", other)
     store.write_result(at, json.loads((at / "result.json").read_bytes()) | {"seed": 7})
-    read = reading.read([out])
+    if not joined:
+        shutil.move(at, store.cell_folder(out, "mrt", 7))
+    read = reading.read([out, other] if joined else [out])
     assert [cell.key[1] for cell in read.arms["mrt"]] == [0, 1]
     assert ["it is seed 1, copied" in line for line in read.damaged] == [True]
     tried["forged results"] += 1

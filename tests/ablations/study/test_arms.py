@@ -206,6 +206,7 @@ def test_a_required_parameter_must_be_given(monkeypatch):
 
 
 def test_near_values_have_names_of_their_own():
-    near, _ = arms.select("crs@0.3000001,crs@0.3,crs@0.9999999")
-    assert [arm.name for arm in near] == ["crs@0.3000001", "crs@0.3", "crs@0.9999999"]
+    near, _ = arms.select("crs@0.3000001,crs@0.3,crs@0.9999999,decatt@1e20,decatt@123456789e9")
+    names = ["crs@0.3000001", "crs@0.3", "crs@0.9999999", "decatt@1e20", "decatt@1.23456789e17"]
+    assert [arm.name for arm in near] == names
     assert all(arms.parse(arm.name).parameters == arm.parameters for arm in near)
