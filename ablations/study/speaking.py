@@ -32,6 +32,9 @@ class Console(rich.console.Console):
 def one_message(who: Callable[[], str] = str) -> Iterator[None]:
     """Ends the command with status 2, and a message without a traceback, for what its user can mend. Characters that
     the terminal cannot show are replaced. who: what stands before a message."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:  # it was closed: a file of the study would be what is told
+        pass
+    os.close(handle)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open to the end)

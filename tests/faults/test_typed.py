@@ -101,6 +101,17 @@ def test_what_cannot_be_printed_is_told_or_seen_by_the_status(tried, monkeypatch
     tried["streams"] += 3
 
 
+def test_no_file_of_a_study_takes_the_number_of_a_closed_stream(tried, tmp_path):
+    """Or what is said there, as of a signal, is written into it."""
+    if not (child := os.fork()):
+        for number in range(3):
+            os.close(number)
+        with speaking.one_message(), (tmp_path / "metrics.jsonl").open("w") as file:
+            os._exit(file.fileno())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) > 2
+    tried["streams"] += 1
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [(run, ["--out", ""]), (run, ["--data="]), (run, ["--list", "--set", ""]), (report, [""]), (bench, ["--arms="])],
