@@ -146,9 +146,9 @@ def test_the_refusal_is_clear_from_a_compiled_graph_too(name):
 
 
 def test_importing_it_does_not_load_the_compiler():
-    code = "import sys, core.transforms.flash_package; sys.exit('torch._dynamo' in sys.modules)"
-    before = "import sys, torch; sys.exit('torch._dynamo' in sys.modules)"
-    assert [subprocess.run([sys.executable, "-c", c]).returncode for c in (before, code)] == [0, 0]
+    told = "print('torch._dynamo' in sys.modules)"
+    code = f"import sys, torch; {told}; import core.transforms.flash_package; {told}"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False"] * 2
 
 
 @pytest.mark.gpu
