@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ablations.analysis.comparisons import Comparisons, compare
 from ablations.analysis.verdicts import COLUMNS
-from ablations.reporting import figures, html, profiles, published, sections, tensorboard
+from ablations.reporting import figures, html, plotting, profiles, published, sections, tensorboard
 from ablations.reporting.figures import CAPTIONS, Drawn
 from ablations.reporting.words import sentences
 from ablations.study import claims, schema
@@ -56,7 +56,7 @@ def write_comparisons(comparisons: Comparisons, out: Path, target: float | None 
     """The same of cells that are read already, in this folder. own: it is for reports alone; InputError if a file that
     no report wrote is in the way of another."""
     _ = comparisons.cells  # refused before anything is written
-    with _replacing(out, own) as made:
+    with _replacing(out, own) as made, plotting.plain():
         drawn = figures.draw(comparisons, made / "figures")
         parts = _sections(comparisons, drawn, comparisons.target if target is None else target)
         text = _markdown(comparisons, parts, drawn, made)

@@ -1,6 +1,8 @@
 """How all figures are drawn and kept: as PNG, and as SVG whose marks tell their values under the pointer."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,14 @@ def pyplot() -> Any:
 
     pyplot.rcParams.update({"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False})
     return pyplot
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Within, figures are drawn by matplotlib's defaults, whatever a matplotlibrc or a notebook has set."""
+    with pyplot().rc_context():
+        pyplot().rcdefaults()
+        yield
 
 
 def tell(mark: Any, text: str) -> None:

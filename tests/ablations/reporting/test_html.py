@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ablations.reporting import compose, html
+from ablations.reporting import compose, html, plotting
 from ablations.study import schema, store
 
 EVIL = "folder:/a<script>document.title='owned'</script>![x](study.json)[y](javascript:alert(1))<img src=x onerror=y>"
@@ -30,8 +30,11 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def folder(synthetic, tmp_path_factory):
-    made = synthetic(tmp_path_factory.mktemp("page") / "study")
-    compose.write([made])
+    """Written where a matplotlibrc or a notebook has set what no report is drawn by, which stays as it is."""
+    made, rc = synthetic(tmp_path_factory.mktemp("page") / "study"), plotting.pyplot().rcParams
+    with plotting.pyplot().rc_context({"text.usetex": True, "savefig.format": "pdf", "axes.formatter.limits": (0, 0)}):
+        compose.write([made])
+        assert rc["text.usetex"]
     return made / "report"
 
 
