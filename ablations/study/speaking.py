@@ -48,7 +48,7 @@ def one_message(who: Callable[[], str] = str) -> Iterator[None]:
             sys.stdout.flush()
             raise
         sys.stdout.flush()
-    except (InputError, OSError, MemoryError, UnicodeEncodeError, RuntimeError) as error:
+    except (InputError, OSError, MemoryError, UnicodeEncodeError, RuntimeError, ModuleNotFoundError) as error:
         if isinstance(error, RuntimeError) and not re.search(_NO_THREAD, str(error)):
             raise
         told = error if isinstance(error, InputError) else InputError(_said(error))  # in one line, whatever the name
@@ -142,6 +142,8 @@ def _said(error: Exception) -> str:
         except OSError as full:
             _silence(sys.stdout)
             return f"the standard output cannot be written: {full.strerror}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}; install the package that has it"
     if isinstance(error, RuntimeError):
         return f"no thread can be started ({error}); allow this user more processes (ulimit -u)"
     return str(error) or "there is no memory left"

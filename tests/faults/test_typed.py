@@ -164,10 +164,17 @@ def test_no_thread_is_one_message(capsys, said):
         raise RuntimeError("a defect")
 
 
-def test_no_memory_is_one_message(capsys):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "there is no memory left"),
+        (ModuleNotFoundError("No module named 'x'"), "No module named 'x'; install the package that has it"),
+    ],
+)
+def test_what_is_not_there_is_one_message(capsys, error, told):
     with pytest.raises(SystemExit, match="2"), speaking.one_message():
-        raise MemoryError
-    assert capsys.readouterr().err == "error: there is no memory left\n"
+        raise error
+    assert capsys.readouterr().err == f"error: {told}\n"
 
 
 @pytest.mark.parametrize(("command", "rest"), [(run, ["--preset", "quick", "--device", "cpu"]), (report, ["study"])])
