@@ -37,7 +37,7 @@ def main() -> None:
                 if command.worker:
                     jobs.follow_parent()
                 try:
-                    with processes.joined(machine.named(command.recipe.device)):
+                    with processes.joined(machine.named(command.recipe.device), command.recipe.parallel):
                         elsewhere = command.launcher != "here"
                         failed = sum(
                             launch(one, console) if elsewhere else execute(one, console, stop) for one in commands

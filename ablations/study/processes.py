@@ -56,12 +56,14 @@ def check(device: str) -> None:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
-    """Within, this process is one of those that torchrun started, each on a GPU of its own if `device` is "cuda"."""
+def joined(device: str, kind: str | None) -> Iterator[None]:
+    """Within, this process is one of those that torchrun started, each on a GPU of its own if `device` is "cuda".
+    InputError without --parallel `kind`, before it waits for others that nobody may have started."""
     if started() == 1:
         yield
         return
     check(device)
+    count(kind, None, present=True)
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:

@@ -132,7 +132,7 @@ def test_what_torchrun_sets_is_set(monkeypatch, name):
     for other, value in (TORCHRUN | {name: ""}).items():
         monkeypatch.setenv(other, str(value))
     told = f"WORLD_SIZE is 8, as torchrun sets it, and {name} is ''; unset WORLD_SIZE, or write torchrun"
-    with pytest.raises(InputError, match=told), processes.joined("cpu"):
+    with pytest.raises(InputError, match=told), processes.joined("cpu", "ddp"):
         pass
 
 
@@ -142,7 +142,14 @@ def test_what_torchrun_sets_is_set(monkeypatch, name):
 def test_a_place_among_processes_that_is_none(monkeypatch, name, value, most):
     for other, set_to in (TORCHRUN | {name: value}).items():
         monkeypatch.setenv(other, str(set_to))
-    with pytest.raises(InputError, match=f"{name} {value} is outside [01] to {most}"), processes.joined("cpu"):
+    with pytest.raises(InputError, match=f"{name} {value} is outside [01] to {most}"), processes.joined("cpu", "ddp"):
+        pass
+
+
+def test_without_parallel_nobody_is_waited_for(monkeypatch):
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(InputError, match="8 processes without --parallel"), processes.joined("cpu", None):
         pass
 
 
