@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 
@@ -209,11 +210,9 @@ def test_a_report_names_cells_of_other_code(tmp_path):
 
 @pytest.mark.parametrize("key", ["data", "weights"])
 def test_studies_of_other_data_or_weights_are_not_joined(tmp_path, key):
-    folders = [study(tmp_path / name, ["baseline"], seeds=1, epochs=2) for name in ("a", "b")]
-    path = store.cell_folder(folders[1], "baseline", 0)
-    result = json.loads((path / "result.json").read_text()) | {"seed": 1}
-    path.rename(path.with_name("seed1"))
-    store.write_result(path.with_name("seed1"), result)
+    folders = [study(tmp_path / name, ["baseline"], seeds=2, epochs=2) for name in ("a", "b")]
+    for seed, folder in zip((1, 0), folders, strict=True):
+        shutil.rmtree(store.cell_folder(folder, "baseline", seed))
     assert len(reading.read(folders).cells) == 2
     made_by(folders[0], "baseline", 0, SAME)
     made_by(folders[1], "baseline", 1, SAME | {key: "0" * 64})

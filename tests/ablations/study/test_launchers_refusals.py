@@ -45,12 +45,13 @@ def test_machines_that_are_too_small():
 
 def test_slurm_is_not_here_or_refuses_a_setting(tmp_path, monkeypatch):
     pytest.importorskip("submitit", reason="the extra slurm is not installed")
-    monkeypatch.setattr(launchers.shutil, "which", lambda name: None)
-    with (
-        pytest.raises(InputError, match="no Slurm here"),
-        launchers.launched("slurm", order(tmp_path / "study"), "", ["partition=gpu"]),
-    ):
-        pass
+    for missing in ("sbatch", "srun"):
+        monkeypatch.setattr(launchers.shutil, "which", lambda name, missing=missing: None if name == missing else name)
+        with (
+            pytest.raises(InputError, match=rf"no Slurm here \({missing} is not found"),
+            launchers.launched("slurm", order(tmp_path / "study"), "", ["partition=gpu"]),
+        ):
+            pass
     with (
         pytest.raises(InputError, match="--slurm colour=red: .*colour"),
         launchers.launched("slurm", order(tmp_path / "study"), "", ["cluster=local", "colour=red"]),
