@@ -142,7 +142,7 @@ def _slurm(order: Order, settings: dict[str, str | int]) -> Iterator[Send]:
 
     cluster = str(settings.pop("cluster", "slurm"))
     if missing := [name for name in ("sbatch", "srun") if cluster == "slurm" and not shutil.which(name)]:
-        raise InputError(f"there is no Slurm here ({missing[0]} is not found); call from a machine that can submit jobs")
+        raise InputError(f"there is no Slurm here ({missing[0]} is not found); call where jobs can be submitted")
     logs = order.out.with_name(f"{order.out.name}.slurm")
     executor = submitit.AutoExecutor(logs, cluster, slurm_max_num_timeout=10**6)
     try:
