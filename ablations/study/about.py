@@ -37,8 +37,8 @@ class About(Checked):
     accuracy: Share
     data: str
     classes: Annotated[list[str], Field(min_length=1)]
-    mean: Annotated[list[Pixel], Field(min_length=1, max_length=4)]
-    std: Annotated[list[Annotated[Pixel, Field(gt=0)]], Field(min_length=1, max_length=4)]
+    mean: Annotated[list[Pixel], Field(min_length=1, max_length=MOST)]
+    std: Annotated[list[Annotated[Pixel, Field(gt=0)]], Field(min_length=1, max_length=MOST)]
     config: Ours | Others
     recipe: Resolved
     identity: Same | None = None

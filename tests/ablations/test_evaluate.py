@@ -1,5 +1,6 @@
 """The best model of a cell, reloaded from its checkpoint by the command."""
 
+import json
 import re
 import shutil
 
@@ -12,6 +13,7 @@ from torch.func import functional_call
 
 from ablations import evaluate
 from ablations.study import reading, running
+from ablations.study.about import About
 from ablations.study.recipes import Recipe
 from core.data import sets as data
 from core.weights import checkpoints as weights
@@ -37,6 +39,13 @@ def test_the_checkpoint_is_timms_model(trained):
     correct = functional_call(model.eval(), params, centred.float()).argmax(-1) == digits.val.labels
     (result,) = (r for r in reading.results(trained) if r["arm"] == "baseline")
     assert correct.double().mean().item() == result["best_val_accuracy"]
+
+
+def test_images_may_have_many_channels(trained):
+    """As those of a plugin's data set."""
+    _, about = weights.load(trained / "cells" / "baseline" / "seed0" / "best.safetensors")
+    told = json.dumps(about | {"mean": [0.5] * 13, "std": [0.25] * 13})
+    assert len(About.model_validate_json(told).std) == 13
 
 
 def test_correctness_of_every_image_is_kept(trained):
