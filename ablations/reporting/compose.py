@@ -44,10 +44,11 @@ def write(folders: Sequence[Path], out: Path | None = None, target: float | None
         raise InputError(f"target {target} is outside 0 to 100 %: write an accuracy in percent, such as 90")
     whole = [Path(os.path.abspath(folder)) for folder in folders]  # of . too the name
     own = folders[0] if len(folders) == 1 else whole[0].parent / "+".join(f.name for f in whole)
-    comparisons, at = compare(folders), out or own / "report"
+    at = out or own / "report"
     for path in (full := Path(os.path.realpath(at)), *full.parents):
         if path.name == "cells" and (path.parent / "study.json").exists():
             raise InputError(f"'{at}' is among the cells of the study '{path.parent}'; pass another --out")
+    comparisons = compare(folders)
     with alone(at):
         return write_comparisons(comparisons, at, None if target is None else target / 100, own=out is None)
 

@@ -20,7 +20,7 @@ _TOLD = "told:"
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot, without a display; its SVGs keep text as text."""
+    """matplotlib.pyplot, without a display."""
     try:
         import matplotlib
     except ValueError as error:  # of what its variables or its matplotlibrc say
@@ -29,15 +29,16 @@ def pyplot() -> Any:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    pyplot.rcParams.update({"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False})
     return pyplot
 
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """Within, figures are drawn by matplotlib's defaults, whatever a matplotlibrc or a notebook has set."""
+    """Within, figures are drawn in one style, SVGs with text as text; what a matplotlibrc or a notebook has set holds
+    again afterwards."""
     with pyplot().rc_context():
         pyplot().rcdefaults()
+        pyplot().rcParams.update({"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False})
         yield
 
 

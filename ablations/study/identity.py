@@ -26,7 +26,8 @@ Identity = dict[str, str | None]
 def of(data: Data, weights: str | None, config: model.Config, own: Sequence[str]) -> Identity:
     """SHA-256 of the code, of the data, and of the pretrained weights (None without any), or what a model of others
     begins with at seed 0. own: the user's files that were run."""
-    begin, packages = None if weights is None else pretrained.load(weights).digest(), []
+    begin = None if weights is None else pretrained.load(weights).digest()
+    packages: list[tuple[str, str]] = []
     if isinstance(config, Foreign):
         begin = files.digests(model.state_dict(config, trained(config.module)))
         packages = _packages(config.module)

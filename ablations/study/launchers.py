@@ -141,7 +141,8 @@ def _slurm(order: Order, settings: dict[str, str | int]) -> Iterator[Send]:
     import submitit
 
     cluster = str(settings.pop("cluster", "slurm"))
-    if missing := [name for name in ("sbatch", "srun") if cluster == "slurm" and not shutil.which(name)]:
+    missing = [name for name in ("sbatch", "srun") if not shutil.which(name)]
+    if cluster == "slurm" and missing:
         raise InputError(f"there is no Slurm here ({missing[0]} is not found); call where jobs can be submitted")
     logs = order.out.with_name(f"{order.out.name}.slurm")
     executor = submitit.AutoExecutor(logs, cluster, slurm_max_num_timeout=10**6)

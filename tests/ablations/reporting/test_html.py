@@ -35,6 +35,7 @@ def folder(synthetic, tmp_path_factory):
     with plotting.pyplot().rc_context({"text.usetex": True, "savefig.format": "pdf", "axes.formatter.limits": (0, 0)}):
         compose.write([made])
         assert rc["text.usetex"]
+        assert rc["axes.spines.top"]
     return made / "report"
 
 
@@ -112,13 +113,12 @@ def test_pictures_come_from_the_figures_alone(tmp_path, place):
 
 def test_what_a_mark_tells_is_text(tmp_path):
     """Values told under the pointer are attributes first, then text."""
-    from ablations.reporting import plotting
-
-    figure, axis = plotting.pyplot().subplots()
-    (mark,) = axis.plot(1, 1, "o")
-    plotting.tell(mark, "\"'></g><script>alert(1)</script>&")
-    axis.set_title("<script>")
-    plotting.save(figure, tmp_path / "a.png")
+    with plotting.plain():
+        figure, axis = plotting.pyplot().subplots()
+        (mark,) = axis.plot(1, 1, "o")
+        plotting.tell(mark, "\"'></g><script>alert(1)</script>&")
+        axis.set_title("<script>")
+        plotting.save(figure, tmp_path / "a.png")
     drawn = ElementTree.parse(tmp_path / "a.svg")
     assert "script" not in {element.tag.rpartition("}")[2] for element in drawn.iter()}
     (title,) = drawn.iter("{http://www.w3.org/2000/svg}title")
