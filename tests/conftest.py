@@ -11,7 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of several threads 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from long import FIRST, LONG
+from long import LONG
 from PIL import Image
 
 from core import plugins, rng, vit
@@ -33,7 +33,6 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: not FIRST.search(item.nodeid))
     if not config.getoption("--long") and config.getoption("--faults") == "short":
         for item in items if len(items) > 300 else ():  # asked for by name, it runs
             if LONG.search(item.nodeid):

@@ -1,10 +1,6 @@
-"""What `pytest --long` runs beside the rest: what takes longest, each of a kind of which another case runs always; and
-what begins first, so that no process works on it when the others have nothing left, or has a file's costly start again.
-"""
+"""What `pytest --long` runs beside the rest: what takes longest, each of a kind of which another case runs always."""
 
 import re
-
-FIRST = re.compile(r"test_(launchers|parallel)\.py|test_engine_compiled\.py.*20_steps")
 
 LONG = re.compile(
     "|".join(
